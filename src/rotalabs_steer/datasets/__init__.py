@@ -1,0 +1,47 @@
+"""Contrast pairs: what steering vectors are made from."""
+
+from rotalabs_steer.datasets.builtin import (
+    behavior_names,
+    describe_behavior,
+    load_assertiveness_pairs,
+    load_behavior,
+    load_conciseness_pairs,
+    load_creativity_pairs,
+    load_empathy_pairs,
+    load_evaluation,
+    load_formality_pairs,
+    load_hierarchy_pairs,
+    load_humor_pairs,
+    load_refusal_pairs,
+    load_technical_depth_pairs,
+    load_tool_restraint_pairs,
+    load_uncertainty_pairs,
+)
+from rotalabs_steer.datasets.pairs import (
+    ContrastPair,
+    ContrastPairDataset,
+    EvaluationDataset,
+    EvaluationExample,
+)
+
+__all__ = [
+    "ContrastPair",
+    "ContrastPairDataset",
+    "EvaluationDataset",
+    "EvaluationExample",
+    "behavior_names",
+    "describe_behavior",
+    "load_assertiveness_pairs",
+    "load_behavior",
+    "load_conciseness_pairs",
+    "load_creativity_pairs",
+    "load_empathy_pairs",
+    "load_evaluation",
+    "load_formality_pairs",
+    "load_hierarchy_pairs",
+    "load_humor_pairs",
+    "load_refusal_pairs",
+    "load_technical_depth_pairs",
+    "load_tool_restraint_pairs",
+    "load_uncertainty_pairs",
+]

@@ -1,0 +1,237 @@
+"""Contrast pairs and evaluation prompts as data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+from rotalabs_steer.errors import DatasetError
+from rotalabs_steer.files.atomic import write_atomically
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator, Mapping
+
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True)
+class ContrastPair:
+    """A text that shows a behaviour against one that does not.
+
+    With a `prompt`, `positive` and `negative` are two responses to it and the chat template is applied; without
+    one, they are two texts taken as they are.
+
+    Raises:
+        DatasetError: a side is empty, or there is a system message without a prompt.
+    """
+
+    positive: str
+    negative: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+    system: str | None = None
+    category: str = ""
+
+    def __post_init__(self) -> None:
+        for side, text in (("positive", self.positive), ("negative", self.negative)):
+            if not isinstance(text, str) or not text.strip():
+                raise DatasetError(f"The {side} text of a pair is empty ({text!r:.40}); a pair needs both texts.")
+        if self.prompt is not None and not self.prompt.strip():
+            raise DatasetError("The prompt of a pair is empty; leave it out (None) or give a text.")
+        if self.system is not None and self.prompt is None:
+            raise DatasetError("A pair with a system message needs a prompt for it to apply to.")
+
+
+@dataclass(frozen=True)
+class EvaluationExample:
+    """A prompt, and whether its answer should show the behaviour."""
+
+    prompt: str
+    expected_behavior: bool
+    category: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    system: str | None = None
+
+
+class _Dataset(Generic[_Row]):
+    """Rows for one behaviour, kept in order."""
+
+    _rows_name: str
+
+    def __init__(self, behavior: str, rows: Iterable[_Row] | None = None, description: str = "") -> None:
+        self.behavior = behavior
+        self.description = description
+        self._rows: list[_Row] = list(rows or ())
+
+    def add(self, row: _Row) -> None:
+        """Appends a row."""
+        self._rows.append(row)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one JSON file, atomically."""
+        document = {
+            "behavior": self.behavior,
+            "description": self.description,
+            self._rows_name: [_without_defaults(row) for row in self._rows],
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads what `save`, or rotalabs-steer 1.2, wrote.
+
+        Raises:
+            DatasetError: the file is not such a dataset; the message names the row.
+        """
+        try:
+            document = json.loads(Path(path).read_text("utf-8"))
+            rows = document[cls._rows_name]
+            behavior = document["behavior"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{path} is not a dataset: it needs behavior and {cls._rows_name}. ({error!r})"
+            ) from error
+        return cls(
+            behavior,
+            [cls._parse(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)],
+            document.get("description", ""),
+        )
+
+    @staticmethod
+    def _parse(row: Any, place: str) -> Any:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[_Row]:
+        return iter(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> _Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[_Row]: ...
+    def __getitem__(self, index: int | slice) -> _Row | list[_Row]:
+        return self._rows[index]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.behavior!r}, {len(self)} {self._rows_name})"
+
+
+class ContrastPairDataset(_Dataset[ContrastPair]):
+    """The contrast pairs of one behaviour."""
+
+    _rows_name = "pairs"
+
+    def __init__(self, behavior: str, pairs: Iterable[ContrastPair] | None = None, description: str = "") -> None:
+        super().__init__(behavior, pairs, description)
+
+    def add_pair(self, positive: str, negative: str, **metadata: Any) -> None:
+        """Appends a pair of plain texts."""
+        self.add(ContrastPair(positive, negative, metadata))
+
+    @property
+    def positives(self) -> list[str]:
+        """The positive texts."""
+        return [pair.positive for pair in self]
+
+    @property
+    def negatives(self) -> list[str]:
+        """The negative texts."""
+        return [pair.negative for pair in self]
+
+    @staticmethod
+    def _parse(row: Any, place: str) -> ContrastPair:
+        return parse_pair(row, place)
+
+
+class EvaluationDataset(_Dataset[EvaluationExample]):
+    """Prompts on which a behaviour is evaluated."""
+
+    _rows_name = "examples"
+
+    def __init__(
+        self, behavior: str, examples: Iterable[EvaluationExample] | None = None, description: str = ""
+    ) -> None:
+        super().__init__(behavior, examples, description)
+
+    def add_example(self, prompt: str, expected_behavior: bool, category: str = "", **metadata: Any) -> None:
+        """Appends an example."""
+        self.add(EvaluationExample(prompt, expected_behavior, category, metadata))
+
+    @property
+    def positive_examples(self) -> list[EvaluationExample]:
+        """Examples whose answer should show the behaviour."""
+        return [example for example in self if example.expected_behavior]
+
+    @property
+    def negative_examples(self) -> list[EvaluationExample]:
+        """Examples whose answer should not show it."""
+        return [example for example in self if not example.expected_behavior]
+
+    @staticmethod
+    def _parse(row: Any, place: str) -> EvaluationExample:
+        return parse_example(row, place)
+
+
+def parse_pair(row: Any, place: str) -> ContrastPair:
+    """A contrast pair from a mapping with `positive` and `negative`, optionally `prompt`, `system`, `category`.
+
+    Raises:
+        DatasetError: a field is missing or empty; the message begins with `place`.
+    """
+    if not isinstance(row, dict):
+        raise DatasetError(f"{place}: expected an object with 'positive' and 'negative', found {type(row).__name__}.")
+    try:
+        return ContrastPair(
+            positive=row["positive"],
+            negative=row["negative"],
+            metadata=dict(row.get("metadata", {})),
+            prompt=row.get("prompt"),
+            system=row.get("system"),
+            category=row.get("category", ""),
+        )
+    except KeyError as error:
+        raise DatasetError(f"{place}: no {error.args[0]!r}; a pair needs 'positive' and 'negative'.") from error
+    except DatasetError as error:
+        raise DatasetError(f"{place}: {error}") from error
+
+
+def parse_example(row: Any, place: str) -> EvaluationExample:
+    """An evaluation example from a mapping with `prompt` and `expected_behavior`."""
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+        raise DatasetError(f"{place}: an evaluation example needs a 'prompt' that is not empty.")
+    if not isinstance(row.get("expected_behavior"), bool):
+        raise DatasetError(f"{place}: 'expected_behavior' must be true or false.")
+    return EvaluationExample(
+        row["prompt"],
+        row["expected_behavior"],
+        row.get("category", ""),
+        dict(row.get("metadata", {})),
+        row.get("system"),
+    )
+
+
+def as_dataset(pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]]) -> ContrastPairDataset:
+    """Pairs in any accepted form as a dataset. The behaviour of a bare list is called "custom".
+
+    Raises:
+        DatasetError: there are no pairs, or one is malformed.
+    """
+    if isinstance(pairs, ContrastPairDataset):
+        dataset = pairs
+    else:
+        rows = [row if isinstance(row, ContrastPair) else parse_pair(row, f"pair {n}") for n, row in enumerate(pairs)]
+        dataset = ContrastPairDataset("custom", rows)
+    if len(dataset) == 0:
+        raise DatasetError(f"The dataset of {dataset.behavior!r} is empty: a steering vector needs at least one pair.")
+    return dataset
+
+
+def _without_defaults(row: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(row).items() if value not in (None, "", {})}

@@ -1,0 +1,266 @@
+"""The decoder of any transformers model: its layers, their parts and its shape.
+
+`layer_index` is everywhere the 0-based index into `decoder_layers(model)`, and "residual" is that
+layer's output: what `output_hidden_states[layer_index + 1]` shows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rotalabs_steer.errors import ArchitectureError, LayerError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+COMPONENTS = ("residual", "mlp", "attn")
+
+# Names under which transformers files keep the list of decoder layers, and the modules that lead to it.
+_LAYER_LIST_NAMES = ("layers", "h", "blocks", "block", "layer")
+_WRAPPER_NAMES = (
+    "decoder",
+    "language_model",
+    "text_model",
+    "text_decoder",
+    "model",
+    "transformer",
+    "encoder",
+    "llm",
+    "base_model",
+)
+_MAX_HOPS = 4
+
+# Model types whose list of residual-stream outputs hides behind a name of its own.
+_LAYER_PATHS = {
+    "xlm": "transformer.layer_norm2",
+    "blt": "model.global_transformer.layers",
+    "hrm_text": "model.H_module.layers",
+}
+
+_PART_NAMES = {
+    "attn": (
+        "self_attn",
+        "attn",
+        "attention",
+        "self_attention",
+        "multi_head_attention",
+        "rel_attn",
+        "temporal_block",
+        "mixer",
+        "linear_attn",
+        "mamba",
+        "conv",
+        "mlstm_layer",
+    ),
+    "mlp": (
+        "mlp",
+        "ffn",
+        "feed_forward",
+        "mlp_block",
+        "ff",
+        "block_sparse_moe",
+        "moe",
+        "shared_mlp",
+        "mixer",
+        "output",
+        "fc2",
+    ),
+}
+
+
+def transformers_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside wrappers such as PEFT's: the module whose `config` and `generate` count."""
+    inner = model
+    get_base_model = getattr(model, "get_base_model", None)
+    if callable(get_base_model):
+        inner = get_base_model()
+    if getattr(inner, "config", None) is None:
+        raise ArchitectureError(
+            f"{type(model).__name__} has no `config`, so it is not a transformers model. "
+            "Pass the model that AutoModelForCausalLM.from_pretrained returns."
+        )
+    return inner
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers of a transformers model, in the order in which they run.
+
+    Raises:
+        ArchitectureError: no list of decoder layers can be found.
+    """
+    return find_decoder(model)[1]
+
+
+def find_decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    """The module whose forward call runs the decoder layers, and the list of these layers."""
+    inner = transformers_model(model)
+    path = _LAYER_PATHS.get(getattr(inner.config, "model_type", ""))
+    if path is not None and _has_submodule(inner, path):
+        layers = inner.get_submodule(path)
+        if isinstance(layers, nn.ModuleList):
+            return inner.get_submodule(path.rpartition(".")[0]), layers
+
+    for start in _starting_points(inner):
+        found = _follow_names(start) or _by_length(start, _configured_length(inner))
+        if found is not None:
+            return found
+    raise ArchitectureError(
+        f"No decoder layers found in {type(inner).__name__}: looked for a ModuleList called "
+        f"{', '.join(_LAYER_LIST_NAMES)} and for one of {_configured_length(inner)} modules. "
+        "If this is a decoder, report its class to rotalabs-steer."
+    )
+
+
+def layer_part(layer: nn.Module, component: str) -> nn.Module:
+    """The part of a decoder layer that computes `component`: "residual" (the layer itself), "mlp" or "attn".
+
+    Raises:
+        OptionError: unknown component.
+        ArchitectureError: this layer has no such part.
+    """
+    if component not in COMPONENTS:
+        raise OptionError(f"Unknown component {component!r}. Use one of: {', '.join(COMPONENTS)}.")
+    if component == "residual":
+        return layer
+    for name in _PART_NAMES[component]:
+        part = getattr(layer, name, None)
+        if isinstance(part, nn.Module):
+            return part
+    sublayers = getattr(layer, "layer", None)
+    if isinstance(sublayers, nn.ModuleList) and len(sublayers) >= 2:  # T5: attention first, mlp last
+        return sublayers[0] if component == "attn" else sublayers[-1]
+    raise ArchitectureError(
+        f"{type(layer).__name__} has no {component!r} part; its parts are "
+        f"{', '.join(name for name, _ in layer.named_children())}. Use component='residual'."
+    )
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Width of the residual stream, read from the loaded model's text configuration."""
+    config = text_config(transformers_model(model))
+    for name in ("hidden_size", "n_embd", "d_model", "dim"):
+        size = getattr(config, name, None)
+        if isinstance(size, int):
+            return size
+    raise ArchitectureError(f"{type(config).__name__} does not say how wide the residual stream is.")
+
+
+def model_name(model: nn.Module) -> str:
+    """The name or path the model was loaded from, or its class name."""
+    inner = transformers_model(model)
+    return getattr(inner.config, "_name_or_path", "") or type(inner).__name__
+
+
+def model_fingerprint(model: nn.Module) -> dict[str, str | int]:
+    """What tells one architecture from another: stored with a vector, compared when it is used."""
+    config = text_config(transformers_model(model))
+    return {
+        "model_type": str(getattr(config, "model_type", "")),
+        "num_layers": len(decoder_layers(model)),
+        "hidden_size": hidden_size(model),
+        "vocab_size": int(getattr(config, "vocab_size", 0)),
+    }
+
+
+def check_layer_indices(model: nn.Module, layer_indices: Iterable[int]) -> list[int]:
+    """The layer indices as a list, each checked against the model.
+
+    Raises:
+        LayerError: an index is not an integer in `[0, number of layers)`, is named twice, or none is given.
+    """
+    count = len(decoder_layers(model))
+    indices = list(layer_indices)
+    if not indices:
+        raise LayerError("No layer index given: name at least one decoder layer.")
+    for index in indices:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+            raise LayerError(
+                f"Layer {index!r} does not exist: {model_name(model)} has {count} decoder layers, "
+                f"0 to {count - 1} (indices are 0-based and never negative)."
+            )
+    if len(set(indices)) != len(indices):
+        raise LayerError(f"Layer indices {indices} name a layer twice; name each once.")
+    return indices
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the text decoder, also of a multimodal or encoder-decoder model."""
+    config: Any = model.config
+    get_text_config = getattr(config, "get_text_config", None)
+    return get_text_config(decoder=True) if callable(get_text_config) else config
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """The hidden state in what a module returned: the tensor itself, or the first of a tuple or output object."""
+    if isinstance(output, torch.Tensor):
+        return output
+    hidden = getattr(output, "hidden_states", None)
+    if isinstance(hidden, torch.Tensor):
+        return hidden
+    try:
+        first = output[0]
+    except (TypeError, KeyError, IndexError):
+        first = None
+    if isinstance(first, torch.Tensor):
+        return first
+    raise ArchitectureError(f"A layer returned {type(output).__name__}, in which no hidden state was found.")
+
+
+def with_first_tensor(output: Any, hidden: torch.Tensor) -> Any:
+    """`output` with its hidden state replaced; the counterpart of `first_tensor`."""
+    if isinstance(output, torch.Tensor):
+        return hidden
+    if isinstance(getattr(output, "hidden_states", None), torch.Tensor):
+        output.hidden_states = hidden
+        return output
+    if isinstance(output, tuple) and hasattr(output, "_make"):
+        return output._make((hidden, *output[1:]))
+    if isinstance(output, (tuple, list)):
+        return type(output)((hidden, *output[1:]))
+    output[next(iter(output))] = hidden  # a ModelOutput: an ordered mapping
+    return output
+
+
+def _starting_points(inner: nn.Module) -> Iterable[nn.Module]:
+    get_decoder = getattr(inner, "get_decoder", None)
+    if callable(get_decoder):
+        decoder = get_decoder()
+        if isinstance(decoder, nn.Module):
+            yield decoder
+    yield inner
+
+
+def _follow_names(module: nn.Module) -> tuple[nn.Module, nn.ModuleList] | None:
+    for _ in range(_MAX_HOPS + 1):
+        for name in _LAYER_LIST_NAMES:
+            layers = getattr(module, name, None)
+            if isinstance(layers, nn.ModuleList) and len(layers) > 0:
+                return module, layers
+        following = (getattr(module, name, None) for name in _WRAPPER_NAMES)
+        step = next((m for m in following if isinstance(m, nn.Module) and m is not module), None)
+        if step is None:
+            return None
+        module = step
+    return None
+
+
+def _by_length(module: nn.Module, length: int | None) -> tuple[nn.Module, nn.ModuleList] | None:
+    for name, candidate in module.named_modules():
+        if isinstance(candidate, nn.ModuleList) and len(candidate) == length:
+            return module.get_submodule(name.rpartition(".")[0]), candidate
+    return None
+
+
+def _configured_length(inner: nn.Module) -> int | None:
+    return getattr(text_config(inner), "num_hidden_layers", None)
+
+
+def _has_submodule(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

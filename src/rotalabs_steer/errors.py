@@ -1,0 +1,88 @@
+"""Everything this package raises on purpose.
+
+    SteeringError
+    ├── ArchitectureError       the model has no decoder layer, part or shape we can find
+    ├── LayerError              a layer the model (or set) does not have
+    ├── VectorError             a vector that cannot steer: wrong shape, dtype, dimension, not finite
+    ├── ModelMismatchError      a vector or file that belongs to another model
+    ├── ModelNameError          a model name that names no configuration, or several
+    ├── OptionError             an unknown mode, component, position, behaviour or a value out of range
+    ├── DatasetError            pairs or prompts that cannot be used
+    ├── ChatTemplateError       the tokenizer cannot render a prompt as a chat
+    ├── ActivationError         activations that are missing or not finite
+    ├── PositionError           a forward call whose token positions cannot be known
+    ├── FileFormatError         a file that is not what it should be
+    ├── SteeringConflictError   two threads steer one model at odds, or hooks would not act
+    ├── CompiledModelError      the model was compiled before the hooks were attached
+    └── MissingDependencyError  an optional package is needed
+
+Errors about a value are also `ValueError`, so ordinary `except` clauses work.
+"""
+
+
+class SteeringError(Exception):
+    """Base class of all errors of this package."""
+
+
+class ArchitectureError(SteeringError, ValueError):
+    """The model has no decoder layer, part or shape that can be found."""
+
+
+class LayerError(SteeringError, ValueError):
+    """A layer index that the model or the vector set does not have."""
+
+
+class VectorError(SteeringError, ValueError):
+    """A vector that cannot steer: wrong shape, dtype or dimension, or not finite."""
+
+
+class ModelMismatchError(SteeringError, ValueError):
+    """A vector that was made from another model."""
+
+
+class ModelNameError(SteeringError, ValueError):
+    """A model name that names no known configuration, or more than one."""
+
+
+class OptionError(SteeringError, ValueError):
+    """An option with a value that does not exist or is out of range."""
+
+
+class DatasetError(SteeringError, ValueError):
+    """Contrast pairs or prompts that cannot be used."""
+
+
+class ChatTemplateError(SteeringError, ValueError):
+    """The tokenizer cannot render a prompt as a chat."""
+
+
+class ActivationError(SteeringError, ValueError):
+    """Activations that are missing or not finite."""
+
+
+class PositionError(SteeringError, ValueError):
+    """A forward call whose token positions cannot be known."""
+
+
+class FileFormatError(SteeringError, ValueError):
+    """A file that is not what its name or metadata says, or that would be unsafe to read."""
+
+
+class SteeringConflictError(SteeringError, RuntimeError):
+    """Two threads steer one model at odds, or a hook would silently not act."""
+
+
+class CompiledModelError(SteeringError, RuntimeError):
+    """The model was compiled before the hooks were attached, so they would be ignored."""
+
+
+class MissingDependencyError(SteeringError, ImportError):
+    """An optional package is needed; the message has the `pip install` line."""
+
+
+def missing_dependency(feature: str, extra: str, error: ImportError) -> MissingDependencyError:
+    """The error for a feature whose extra is not installed."""
+    return MissingDependencyError(
+        f"{feature} needs the package {error.name!r}, which is not installed. "
+        f'Install it with: pip install "rotalabs-steer[{extra}]"'
+    )

@@ -1,0 +1,1 @@
+"""Measuring what steering does: effect, coherence cost, and the layer and strength that balance them."""

@@ -1,0 +1,60 @@
+"""Answers of a model to prompts, in batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rotalabs_steer.datasets.rendering import render_prompt
+from rotalabs_steer.extraction.forward_pass import evaluating
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+
+def generate_tokens(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 64, **options: Any
+) -> list[list[int]]:
+    """The model's greedy answer to each prompt as token ids, up to and without the end-of-sequence token.
+
+    Args:
+        options: for `model.generate`, where greedy decoding is not wanted.
+    """
+    rows = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    length = max(len(row) for row in rows)
+    device = next(model.parameters()).device
+    ends = _end_tokens(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+    ids = torch.full((len(rows), length), pad)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for number, row in enumerate(rows):  # padded on the left: generation goes on at the right
+        ids[number, length - len(row) :] = torch.tensor(row)
+        mask[number, length - len(row) :] = 1
+    settings = {"do_sample": False, "pad_token_id": pad} | options
+    with evaluating(model):
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens, **settings
+        )
+    return [_until(row, ends) for row in output[:, length:].tolist()]
+
+
+def generate_texts(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 64, **options: Any
+) -> list[str]:
+    """The model's greedy answer to each prompt."""
+    tokens = generate_tokens(model, tokenizer, prompts, max_new_tokens, **options)
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens]
+
+
+def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
+
+
+def _until(row: list[int], ends: set[int]) -> list[int]:
+    stop = next((index for index, token in enumerate(row) if token in ends), len(row))
+    return row[:stop]

@@ -1,0 +1,1 @@
+"""Reading and writing vectors safely: everything this package stores goes through here."""

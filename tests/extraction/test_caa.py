@@ -1,0 +1,159 @@
+import pytest
+import torch
+from transformers import MambaConfig, MambaForCausalLM
+
+from rotalabs_steer import text_batches
+from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset, load_formality_pairs
+from rotalabs_steer.decoder import decoder_layers
+from rotalabs_steer.errors import ActivationError, DatasetError, LayerError, OptionError
+from rotalabs_steer.extraction import extract_caa_vector, extract_caa_vectors
+from tiny import count_hooks, tiny_gpt2, tiny_llama
+
+PAIRS = [
+    {"positive": "I cannot help with that request.", "negative": "Sure, here is how it works, step by step."},
+    {"positive": "No.", "negative": "Of course, with pleasure!"},
+    {"positive": "I would rather not say.", "negative": "Happy to."},
+]
+
+
+class Letters:
+    """A tokenizer of one token a letter."""
+
+    chat_template = None
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [3 + ord(letter) % 100 for letter in text]}
+
+
+def layer_output(model, ids, layer):
+    found = []
+    handle = decoder_layers(model)[layer].register_forward_hook(lambda _, __, output: found.append(output))
+    with torch.no_grad():
+        model(ids)
+    handle.remove()
+    return found[0][0]
+
+
+def reference(model, tokenizer, pairs, layer, position):
+    """Mean difference, one text at a time."""
+    means = []
+    for side in ("positive", "negative"):
+        rows = []
+        for pair in pairs:
+            hidden = layer_output(model, torch.tensor([tokenizer(pair[side])["input_ids"]]), layer)
+            rows.append({"last": hidden[-1], "first": hidden[0], "mean": hidden.mean(dim=0)}[position])
+        means.append(torch.stack(rows).mean(dim=0))
+    return means[0] - means[1]
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("position", ["last", "first", "mean"])
+def test_the_vector_is_the_mean_difference(smollm, tokenizer, position):
+    expected = reference(smollm, tokenizer, PAIRS, 14, position)
+    vector = extract_caa_vector(smollm, tokenizer, PAIRS, 14, position, show_progress=False)
+    assert float((vector.vector - expected).norm() / expected.norm()) < 1e-5
+    assert vector.metadata["num_pairs"] == 3
+    assert vector.metadata["token_position"] == position
+    assert vector.metadata["vector_norm"] == pytest.approx(vector.norm)
+
+
+@pytest.mark.real_model
+def test_pairs_with_prompts_are_read_over_their_responses(smollm, tokenizer):
+    pairs = load_formality_pairs("train")[:4]
+    vector = extract_caa_vector(smollm, tokenizer, pairs, 10, show_progress=False)
+    sides = []
+    for side in ("positive", "negative"):
+        rows = []
+        for pair in pairs:
+            messages = [{"role": "user", "content": pair.prompt}]
+            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+            response = tokenizer(getattr(pair, side), add_special_tokens=False)["input_ids"]
+            hidden = layer_output(smollm, torch.tensor([prompt + response]), 10)
+            rows.append(hidden[len(prompt) :].mean(dim=0))
+        sides.append(torch.stack(rows).mean(dim=0))
+    expected = sides[0] - sides[1]
+    assert float((vector.vector - expected).norm() / expected.norm()) < 1e-5
+    assert vector.metadata["token_position"] == "response"
+
+
+def tiny_mamba():
+    torch.manual_seed(0)
+    return MambaForCausalLM(MambaConfig(vocab_size=128, hidden_size=16, num_hidden_layers=4, state_size=4)).eval()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("make", "shares"), [(tiny_llama, True), (tiny_gpt2, True), (tiny_mamba, False)])
+def test_every_batching_gives_the_naive_result(make, shares):
+    model = make()
+    for batch_size in (None, 1, 2):
+        vectors = extract_caa_vectors(model, Letters(), PAIRS, None, "mean", batch_size, show_progress=False)
+        for layer in (0, 2):
+            expected = reference(model, Letters(), PAIRS, layer, "mean")
+            torch.testing.assert_close(vectors[layer].vector, expected, atol=1e-5, rtol=1e-4)
+    assert text_batches.can_share_prefixes(model, 10) is shares
+
+
+def test_shared_beginnings_are_computed_once():
+    model = tiny_llama()
+    texts = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8, 10], [11]]
+    (batch,) = text_batches.text_batches(model, texts)
+    assert batch.inputs["input_ids"].shape == (1, 7)
+    for index, slots in zip(batch.texts, batch.slots, strict=True):
+        assert batch.inputs["input_ids"][0, slots].tolist() == texts[index]
+
+
+def test_one_pass_serves_all_layers_and_leaves_no_hooks(llama):
+    calls = []
+    handle = llama.model.register_forward_hook(lambda *_: calls.append(1))
+    text_batches.can_share_prefixes(llama, 10)
+    calls.clear()
+    before = count_hooks(llama)
+    vectors = extract_caa_vectors(llama, Letters(), PAIRS, show_progress=False)
+    assert vectors.layers == [0, 1, 2, 3]
+    assert len(calls) == 1
+    assert count_hooks(llama) == before
+    handle.remove()
+
+
+def test_the_models_mode_is_restored(llama):
+    llama.train()
+    llama.model.layers[0].eval()
+    extract_caa_vectors(llama, Letters(), PAIRS, show_progress=False)
+    assert llama.training
+    assert not llama.model.layers[0].training
+
+
+def test_half_precision_is_averaged_in_fp32():
+    model = tiny_llama().bfloat16()
+    vector = extract_caa_vector(model, Letters(), PAIRS, 1, show_progress=False)
+    assert vector.vector.dtype == torch.float32
+
+
+def test_bad_input_is_an_error_before_the_model_runs(llama):
+    ran = []
+    handle = llama.register_forward_hook(lambda *_: ran.append(1))
+    for pairs, options, error, message in (
+        ([], {}, DatasetError, "is empty"),
+        ([{"positive": "same", "negative": "same"}], {}, DatasetError, "Both sides of pair 0 have the same tokens"),
+        ([{"positive": "x" * 300, "negative": "y"}], {}, DatasetError, "pair 0 has 300 tokens; the model's context"),
+        (PAIRS, {"layer_indices": [7]}, LayerError, "Layer 7 does not exist"),
+        (PAIRS, {"token_position": "lsat"}, OptionError, "Unknown token position 'lsat'"),
+    ):
+        with pytest.raises(error, match=message):
+            extract_caa_vectors(llama, Letters(), pairs, **options, show_progress=False)
+    assert ran == []
+    handle.remove()
+
+
+def test_activations_that_are_not_finite_are_named(llama):
+    with torch.no_grad():
+        llama.model.layers[2].mlp.down_proj.weight[0, 0] = float("inf")
+    with pytest.raises(ActivationError, match=r"text \d at layer 2 are NaN or infinite. Load the model in"):
+        extract_caa_vectors(llama, Letters(), PAIRS, show_progress=False)
+    assert count_hooks(llama) == 0
+
+
+def test_a_set_takes_the_datasets_name(llama):
+    dataset = ContrastPairDataset("calm", [ContrastPair("aaa", "bbb")])
+    assert extract_caa_vectors(llama, Letters(), dataset, [1], show_progress=False).behavior == "calm"
+    assert extract_caa_vectors(llama, Letters(), PAIRS, [1], show_progress=False).behavior == "custom"

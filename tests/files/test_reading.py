@@ -1,0 +1,85 @@
+"""Files that a stranger wrote."""
+
+import io
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from rotalabs_steer import SteeringVector
+from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.files.reading import MAX_JSON_BYTES, parse_json_object, parse_vector, read_bytes
+
+
+def saved(value) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def zip_bomb() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", "not a PyTorch file"),
+    (b"hello", "not a PyTorch file"),
+    (pickle.dumps(Bomb()), "not a PyTorch file"),
+    (zip_bomb(), "would unpack to 10000000 bytes"),
+    (saved(Bomb()), "not a plain PyTorch tensor file"),
+    (saved({"vector": torch.ones(2)}), "holds a dict, expected one tensor"),
+    (saved(torch.ones(1).expand(2**40)), r"stride \(0,\), expected a contiguous one"),
+    (saved(torch.sparse_coo_tensor([[0]], [1.0], (2**40,), check_invariants=True)), "expected a dense one"),
+    (saved(torch.empty(2**40, device="meta")), "claims 1099511627776 numbers, more than its"),
+    (saved(torch.ones(2, 2)), r"shape \[2, 2\]"),
+    (saved(torch.ones(0)), r"shape \[0\]"),
+    (saved(torch.ones(2, dtype=torch.int64)), "torch.int64, expected floating-point"),
+    (saved(torch.tensor([1.0, float("inf")])), "NaN or infinite"),
+    (saved(torch.ones(1000)[:2]), "carries more data than its tensor shows"),
+], ids=range(14))  # fmt: skip
+def test_tensors_that_are_not_vectors_are_refused(tmp_path, capsys, content, message):
+    with pytest.raises(FileFormatError, match=message):
+        parse_vector(content, tmp_path / "v.pt")
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"[1]", "JSON list, expected an object"),
+    (b"{", "not valid JSON"),
+    (b"\xff\xfe", "not valid JSON"),
+    (b'{"a": NaN}', "NaN is not JSON"),
+    (b"[" * 100_000, "not valid JSON"),
+    (b'{"a": ' + b"9" * 100_000 + b"}", "not valid JSON"),
+])  # fmt: skip
+def test_json_that_is_none_is_refused(tmp_path, content, message):
+    with pytest.raises(FileFormatError, match=message):
+        parse_json_object(content, tmp_path / "v.json")
+
+
+def test_a_file_beyond_all_measure_is_not_read(tmp_path):
+    path = tmp_path / "v.json"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # takes no room on disk
+    (tmp_path / "v.pt").write_bytes(saved(torch.ones(2)))
+    with pytest.raises(FileFormatError, match="is larger than"):
+        read_bytes(path, MAX_JSON_BYTES)
+    with pytest.raises(FileFormatError, match="is larger than"):
+        SteeringVector.load(tmp_path / "v")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    SteeringVector("calm", 1, torch.ones(64), "m").save(tmp_path / "v")
+    content = bytearray((tmp_path / "v.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "v.pt").write_bytes(content)
+    with pytest.raises(FileFormatError, match="changed or damaged"):
+        SteeringVector.load(tmp_path / "v")

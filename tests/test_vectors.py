@@ -1,0 +1,111 @@
+import dataclasses
+
+import pytest
+import torch
+
+from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer.errors import OptionError, VectorError
+
+
+def vector(layer=3, values=(3.0, 4.0), behavior="calm", **metadata):
+    return SteeringVector(behavior, layer, torch.tensor(values), "some-model", metadata=metadata)
+
+
+def test_norm_dim_and_metadata():
+    one = vector()
+    assert (one.norm, one.dim) == (5.0, 2)
+    assert "created_at" in one.metadata
+    assert one.extraction_method == "caa"
+
+
+def test_arithmetic_returns_new_vectors_that_say_what_was_done():
+    one = vector()
+    assert one.normalize().norm == pytest.approx(1.0)
+    assert one.normalize().metadata["normalized"] is True
+    assert one.scale(2).scale(3).metadata["scale_factor"] == 6
+    assert torch.equal(one.scale(2).scale(3).vector, one.vector * 6)
+    assert "scale_factor" not in one.metadata
+    moved = one.to("cpu")
+    assert moved == one
+    assert moved.metadata is not one.metadata
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.behavior = "other"
+
+
+def test_the_callers_metadata_is_not_shared():
+    mine = {"tags": ["a"]}
+    one = SteeringVector("calm", 1, torch.ones(2), "m", metadata=mine)
+    mine["tags"].append("b")
+    assert one.metadata["tags"] == ["a"]
+    assert "created_at" not in mine
+
+
+def test_equality_and_hash():
+    one = vector(created_at="now")
+    assert one == vector(created_at="now")
+    assert one != vector(values=(3.0, 5.0), created_at="now")
+    assert one != "something else"
+    assert len({one, vector(created_at="now")}) == 1
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    (torch.ones(1, 2), r"shape \[hidden\], got \[1, 2\]"),
+    (torch.ones(0), r"got \[0\]"),
+    (torch.ones(2, dtype=torch.int64), r"floating-point numbers, got torch.int64"),
+    (torch.tensor([1.0, float("nan")]), "NaN or infinite"),
+    ([1.0, 2.0], "is a torch tensor of shape"),
+])  # fmt: skip
+def test_tensors_that_cannot_steer_are_refused(values, message):
+    with pytest.raises(VectorError, match=message):
+        SteeringVector("calm", 0, values, "m")
+
+
+@pytest.mark.parametrize("layer", [-1, 1.0, True, None])
+def test_layer_indices_that_are_none_are_refused(layer):
+    with pytest.raises(VectorError, match="layer_index is"):
+        SteeringVector("calm", layer, torch.ones(2), "m")
+
+
+def test_a_zero_vector_has_no_direction():
+    with pytest.raises(VectorError, match="is zero: it has no direction"):
+        vector(values=(0.0, 0.0)).normalize()
+
+
+def test_a_set_by_layer():
+    calm = SteeringVectorSet("calm", [vector(5), vector(2)])
+    assert calm.layers == [2, 5]
+    assert [one.layer_index for one in calm] == [2, 5]
+    assert len(calm) == 2
+    assert calm.get(5).layer_index == calm[5].layer_index == 5
+    assert calm.get(4) is None
+    assert 5 in calm
+    assert calm.model_name == "some-model"
+    with pytest.raises(KeyError, match="No vector for layer 4; the set of 'calm' has layers"):
+        calm[4]
+    with pytest.raises(VectorError, match="A vector of 'wild' does not belong in a set of 'calm'"):
+        calm.add(vector(1, behavior="wild"))
+    with pytest.raises(VectorError, match="Two vectors for layer 1"):
+        SteeringVectorSet("calm", [vector(1), vector(1)])
+    with pytest.raises(VectorError, match="3 numbers does not go with one of 2"):
+        calm.add(vector(1, values=(1.0, 2.0, 3.0)))
+
+
+def test_the_best_vector_is_the_tuned_one_else_the_middle_else_the_largest():
+    print_of = {"num_layers": 10}
+    deep, middle = vector(9, (30.0, 40.0), fingerprint=print_of), vector(5, fingerprint=print_of)
+    assert SteeringVectorSet("calm", [deep, middle]).get_best() == middle
+    assert SteeringVectorSet("calm", [deep, middle]).get_best(metric="norm") == deep
+    assert SteeringVectorSet("calm", [deep, middle], {"chosen_layer": 9}).get_best() == deep
+    assert SteeringVectorSet("calm", [vector(1), vector(2, (9.0, 9.0))]).get_best().layer_index == 2
+    with pytest.raises(VectorError, match="set of 'calm' is empty"):
+        SteeringVectorSet("calm").get_best()
+    with pytest.raises(OptionError, match="Unknown metric 'size'"):
+        SteeringVectorSet("calm", [deep]).get_best("size")
+
+
+def test_sets_scale_and_move_as_a_whole():
+    calm = SteeringVectorSet("calm", [vector(5), vector(2)], {"note": 1})
+    assert calm.to("cpu") == calm
+    assert calm.scale(2)[5].norm == 10.0
+    assert calm.scale(2).metadata == {"note": 1}
+    assert SteeringVectorSet("calm").model_name is None
