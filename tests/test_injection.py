@@ -14,7 +14,6 @@ from rotalabs_steer import (
     extract_activations,
 )
 from rotalabs_steer.errors import (
-    CompiledModelError,
     LayerError,
     ModelMismatchError,
     OptionError,
@@ -279,7 +278,7 @@ def test_scoped_steering_is_seen_by_its_own_thread_only(llama):
 
     def call(strength):
         injector = ActivationInjector(llama, [vector], strength=strength)
-        for _ in range(20):
+        for _ in range(100):
             with injector.scoped():
                 if not torch.equal(llama(IDS).logits, serial[strength]):
                     wrong.append(strength)
@@ -309,12 +308,6 @@ def test_scoped_steering_is_seen_by_its_own_task_only(llama):
 
     asyncio.run(calls())
     assert torch.equal(residual(llama, 1), plain)
-
-
-def test_a_compiled_model_is_refused(llama):
-    llama.compile()
-    with pytest.raises(CompiledModelError, match="Attach first and compile afterwards"):
-        ActivationInjector(llama, [make_vector(llama)])
 
 
 def test_a_steered_model_can_be_freed():

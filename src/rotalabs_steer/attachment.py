@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import sys
 import threading
 import weakref
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.decoder import decoder_layers, find_decoder, first_tensor, transformers_model, with_first_tensor
@@ -22,17 +25,25 @@ if TYPE_CHECKING:
 
 _STEERED_MODELS: weakref.WeakKeyDictionary[nn.Module, SteeredModel] = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
+_COMPILE_LATER = "Attach first and compile afterwards, and stay attached: strength 0 is the unsteered model."
+_RESOLVED_PLANS = 64
+"""Combinations of plans whose steps are kept, for threads that steer one model differently at the same time."""
 _SCOPED: contextvars.ContextVar[tuple[Attachment, ...]] = contextvars.ContextVar("rotalabs_steer_scoped", default=())
 
 
 @dataclass(eq=False)
 class Attachment:
-    """A plan in force on a model. Assigning `plan` changes what is done from the next layer call on."""
+    """A plan in force on a model."""
 
     model: SteeredModel
     plan: Plan
     layers: tuple[int, ...]
-    owner: _Owner = field(default_factory=lambda: _Owner.current())  # noqa: PLW0108  # defined below
+    owner: _Owner
+
+    def replace_plan(self, plan: Plan) -> None:
+        """Changes what is done from the next layer call on."""
+        self.plan = plan
+        self.model._forget_steps()
 
     def remove(self) -> None:
         """Ends a model-wide attachment."""
@@ -69,7 +80,8 @@ class SteeredModel:
         self._model_wide: tuple[Attachment, ...] = ()
         self._hooks: dict[int, RemovableHandle] = {}
         self._hook_users: dict[int, int] = {}
-        self._resolved: tuple[tuple[Plan, ...], Steps] = ((), {})
+        self._model_wide_steps: Steps | None = None
+        self._resolved: OrderedDict[tuple[int, ...], tuple[tuple[Plan, ...], Steps]] = OrderedDict()
 
     @classmethod
     def of(cls, model: nn.Module) -> SteeredModel:
@@ -88,7 +100,7 @@ class SteeredModel:
             CompiledModelError: the model was compiled before.
         """
         with _LOCK:
-            attachment = Attachment(self, plan, _layers(plan))
+            attachment = Attachment(self, plan, _layers(plan), _Owner.current())
             for other in self._model_wide:
                 if other.owner.conflicts_with(attachment.owner):
                     raise SteeringConflictError(
@@ -97,12 +109,13 @@ class SteeredModel:
                     )
             self._hook(attachment.layers)
             self._model_wide = (*self._model_wide, attachment)
+            self._forget_steps()
             return attachment
 
     def attach_scoped(self, plan: Plan) -> Attachment:
         """Puts a plan in force for calls from the current thread or asyncio task only."""
         with _LOCK:
-            attachment = Attachment(self, plan, _layers(plan))
+            attachment = Attachment(self, plan, _layers(plan), _Owner.current())
             self._hook(attachment.layers)
         _SCOPED.set((*_SCOPED.get(), attachment))
         return attachment
@@ -115,26 +128,40 @@ class SteeredModel:
 
     def steps(self) -> Steps:
         """The steps in force for the calling thread, by layer."""
-        attachments = self._model_wide
         if scoped := _SCOPED.get():
-            attachments += tuple(attachment for attachment in scoped if attachment.model is self)
+            return self._resolve(self._model_wide + tuple(one for one in scoped if one.model is self))
+        steps = self._model_wide_steps
+        if steps is None:
+            steps = self._model_wide_steps = self._resolve(self._model_wide)
+        return steps
+
+    def _resolve(self, attachments: tuple[Attachment, ...]) -> Steps:
         plans = tuple([attachment.plan for attachment in attachments])
-        resolved = self._resolved
-        if len(plans) != len(resolved[0]) or any(a is not b for a, b in zip(plans, resolved[0], strict=True)):
-            resolved = (plans, steps_by_layer(item for plan in plans for item in plan))
-            self._resolved = resolved
+        key = tuple(map(id, plans))
+        resolved = self._resolved.get(key)  # it holds the plans, so no other plan can have their ids
+        if resolved is None:
+            with _LOCK:
+                resolved = (plans, steps_by_layer(item for plan in plans for item in plan))
+                self._resolved[key] = resolved
+                if len(self._resolved) > _RESOLVED_PLANS:
+                    self._resolved.popitem(last=False)
         return resolved[1]
+
+    def _forget_steps(self) -> None:
+        self._model_wide_steps = None
 
     def _remove(self, attachment: Attachment) -> None:
         with _LOCK:
             if attachment in self._model_wide:
                 self._model_wide = tuple(other for other in self._model_wide if other is not attachment)
+                self._forget_steps()
                 self._unhook(attachment.layers)
 
     def _hook(self, layers: tuple[int, ...]) -> None:
         model = self._model()
         assert model is not None
-        check_not_compiled(model)
+        if any(layer not in self._hooks for layer in layers):
+            _check_not_compiled(model)
         modules = decoder_layers(model)
         for layer in layers:
             if layer not in self._hooks:
@@ -150,31 +177,49 @@ class SteeredModel:
         self._tracker.release()
 
     def _hook_function(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
+        current_call, scoped = self._tracker.current, _SCOPED.get
+
         def steer(module: nn.Module, inputs: Any, output: Any) -> Any:
-            steps = self.steps().get(layer)
+            by_layer = None if scoped() else self._model_wide_steps  # what `steps` gives, without the call
+            steps = (self.steps() if by_layer is None else by_layer).get(layer)
             if steps is None:
                 return None
-            call = self._tracker.current()
+            call = current_call()
             before = hidden = first_tensor(output)
             for step in steps:
-                selection = call.select(step.scope)
-                if selection is not False:
-                    hidden = step.apply(hidden, selection)
+                hidden = step.apply(hidden, call)
             return None if hidden is before else with_first_tensor(output, hidden)
 
         return steer
 
 
-def check_not_compiled(model: nn.Module) -> None:
+def _check_not_compiled(model: nn.Module) -> None:
     """Refuses a model whose compiled code would not run hooks that are added now."""
     decoder, layers = find_decoder(model)
     for module in (model, decoder, *layers):
-        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+        in_place = getattr(module, "_compiled_call_impl", None) or module.__dict__.get("_compiled_call")
+        if in_place is not None:
             raise CompiledModelError(
                 f"{type(module).__name__} was compiled before steering was attached, so it would run unsteered. "
-                "Attach first and compile afterwards, or attach to a model that was not compiled."
+                + _COMPILE_LATER
             )
+    if _code_was_compiled() and any(_compiled_wrappers(module) for module in (model, decoder)):
+        raise CompiledModelError(
+            f"A torch.compile({type(model).__name__}) exists and has run, so it would ignore hooks attached now. "
+            + _COMPILE_LATER
+        )
+
+
+def _code_was_compiled() -> bool:
+    """Whether dynamo has compiled anything in this process: a cheap look before the dear one."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and dynamo.utils.counters["frames"].get("total", 0) > 0
+
+
+def _compiled_wrappers(module: nn.Module) -> list[dict[str, Any]]:
+    """The `_modules` of wrappers that torch.compile made around a module. The module itself knows nothing of them."""
+    return [r for r in gc.get_referrers(module) if isinstance(r, dict) and r.get("_orig_mod") is module]
 
 
 def _layers(plan: Plan) -> tuple[int, ...]:
-    return tuple(sorted({item.layer_index for item in plan}))
+    return tuple(sorted({layer for item in plan for layer in item.layers}))

@@ -6,6 +6,8 @@ layer's output: what `output_hidden_states[layer_index + 1]` shows.
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +42,15 @@ _LAYER_PATHS = {
     "hrm_text": "model.H_module.layers",
 }
 
+# Under what names modules take tokens or their embeddings.
+_TOKEN_ARGUMENTS = frozenset({"input_ids", "inputs_embeds", "input_embeds"})
+
+# Model types that lay the residual stream out in a way of their own; see `ResidualLayout`.
+_SEQUENCE_FIRST = frozenset({"xlnet", "fsmt"})
+_STREAMS_FIRST = frozenset({"gemma3n_text"})
+_STREAMS_BEHIND_EACH_OTHER = frozenset({"prophetnet"})
+_VIRTUAL_TOKENS_FIRST = frozenset({"cpmant"})
+
 _PART_NAMES = {
     "attn": (
         "self_attn",
@@ -73,8 +84,8 @@ _PART_NAMES = {
 
 def transformers_model(model: nn.Module) -> nn.Module:
     """The transformers model inside wrappers such as PEFT's: the module whose `config` and `generate` count."""
-    inner = model
-    get_base_model = getattr(model, "get_base_model", None)
+    inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    get_base_model = getattr(inner, "get_base_model", None)
     if callable(get_base_model):
         inner = get_base_model()
     if getattr(inner, "config", None) is None:
@@ -95,18 +106,18 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def find_decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    """The module whose forward call runs the decoder layers, and the list of these layers."""
+    """The module that turns tokens or their embeddings into the decoder layers' input, and the list of these layers."""
     inner = transformers_model(model)
     path = _LAYER_PATHS.get(getattr(inner.config, "model_type", ""))
     if path is not None and _has_submodule(inner, path):
         layers = inner.get_submodule(path)
         if isinstance(layers, nn.ModuleList):
-            return inner.get_submodule(path.rpartition(".")[0]), layers
+            return _takes_tokens(inner, layers), layers
 
     for start in _starting_points(inner):
-        found = _follow_names(start) or _by_length(start, _configured_length(inner))
-        if found is not None:
-            return found
+        layers = _follow_names(start) or _by_length(start, _configured_length(inner))
+        if layers is not None:
+            return _takes_tokens(inner, layers), layers
     raise ArchitectureError(
         f"No decoder layers found in {type(inner).__name__}: looked for a ModuleList called "
         f"{', '.join(_LAYER_LIST_NAMES)} and for one of {_configured_length(inner)} modules. "
@@ -193,6 +204,48 @@ def text_config(model: nn.Module) -> Any:
     return get_text_config(decoder=True) if callable(get_text_config) else config
 
 
+@dataclass(frozen=True)
+class ResidualLayout:
+    """Where batch, tokens and streams are in what a model's layers return: almost always `[batch, seq, hidden]`.
+
+    XLNet and FSMT put the sequence first. Some models keep several residual streams, which one vector steers all and
+    whose mean is what is captured: along a dimension of their own (Gemma-3n, hyper-connections), side by side in a
+    wide hidden (Qwen4-Exp) or behind each other in the sequence (ProphetNet). And some layers see more columns than
+    the call has tokens: virtual prompt tokens before them (CPM-Ant) or padding after them (Reformer, BigBird).
+    """
+
+    model_type: str
+    width: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ResidualLayout:
+        """The layout of this model's layers."""
+        return cls(str(getattr(text_config(transformers_model(model)), "model_type", "")), hidden_size(model))
+
+    def streams(self, hidden: torch.Tensor, columns: int) -> torch.Tensor:
+        """A view of a layer's output as `[streams, batch, seq, hidden]`, seq being the columns of the call."""
+        if self.model_type in _SEQUENCE_FIRST:
+            hidden = hidden.transpose(0, 1)
+        if hidden.dim() == 4:
+            streams = hidden if self.model_type in _STREAMS_FIRST else hidden.movedim(2, 0)
+        elif self.model_type in _STREAMS_BEHIND_EACH_OTHER:
+            streams = hidden.unflatten(1, (-1, columns)).movedim(1, 0)
+        elif hidden.shape[-1] > self.width and hidden.shape[-1] % self.width == 0:
+            streams = hidden.unflatten(-1, (-1, self.width)).movedim(-2, 0)
+        else:
+            streams = hidden.unsqueeze(0)
+        start = streams.shape[2] - columns if self.model_type in _VIRTUAL_TOKENS_FIRST else 0
+        return streams.narrow(2, start, columns)
+
+    def replace(self, hidden: torch.Tensor, streams: torch.Tensor) -> torch.Tensor:
+        """A layer's output with its streams replaced; the counterpart of `streams`."""
+        if hidden.shape == streams.shape[1:] and self.model_type not in _SEQUENCE_FIRST:
+            return streams[0]
+        replaced = hidden.clone()
+        self.streams(replaced, streams.shape[2]).copy_(streams)
+        return replaced
+
+
 def first_tensor(output: Any) -> torch.Tensor:
     """The hidden state in what a module returned: the tensor itself, or the first of a tuple or output object."""
     if isinstance(output, torch.Tensor):
@@ -213,11 +266,12 @@ def with_first_tensor(output: Any, hidden: torch.Tensor) -> Any:
     """`output` with its hidden state replaced; the counterpart of `first_tensor`."""
     if isinstance(output, torch.Tensor):
         return hidden
+    if isinstance(output, tuple) and hasattr(output, "_make"):
+        name = "hidden_states" if "hidden_states" in output._fields else output._fields[0]
+        return output._replace(**{name: hidden})
     if isinstance(getattr(output, "hidden_states", None), torch.Tensor):
         output.hidden_states = hidden
         return output
-    if isinstance(output, tuple) and hasattr(output, "_make"):
-        return output._make((hidden, *output[1:]))
     if isinstance(output, (tuple, list)):
         return type(output)((hidden, *output[1:]))
     output[next(iter(output))] = hidden  # a ModelOutput: an ordered mapping
@@ -233,12 +287,12 @@ def _starting_points(inner: nn.Module) -> Iterable[nn.Module]:
     yield inner
 
 
-def _follow_names(module: nn.Module) -> tuple[nn.Module, nn.ModuleList] | None:
+def _follow_names(module: nn.Module) -> nn.ModuleList | None:
     for _ in range(_MAX_HOPS + 1):
         for name in _LAYER_LIST_NAMES:
             layers = getattr(module, name, None)
             if isinstance(layers, nn.ModuleList) and len(layers) > 0:
-                return module, layers
+                return layers
         following = (getattr(module, name, None) for name in _WRAPPER_NAMES)
         step = next((m for m in following if isinstance(m, nn.Module) and m is not module), None)
         if step is None:
@@ -247,11 +301,20 @@ def _follow_names(module: nn.Module) -> tuple[nn.Module, nn.ModuleList] | None:
     return None
 
 
-def _by_length(module: nn.Module, length: int | None) -> tuple[nn.Module, nn.ModuleList] | None:
-    for name, candidate in module.named_modules():
-        if isinstance(candidate, nn.ModuleList) and len(candidate) == length:
-            return module.get_submodule(name.rpartition(".")[0]), candidate
-    return None
+def _by_length(module: nn.Module, length: int | None) -> nn.ModuleList | None:
+    lists = (part for part in module.modules() if isinstance(part, nn.ModuleList))
+    return next((layers for layers in lists if len(layers) == length), None)
+
+
+def _takes_tokens(inner: nn.Module, layers: nn.ModuleList) -> nn.Module:
+    """The nearest module around the layers whose forward call takes tokens or embeddings."""
+    path = next(name for name, module in inner.named_modules() if module is layers)
+    while path:
+        path = path.rpartition(".")[0]
+        module = inner.get_submodule(path)
+        if not _TOKEN_ARGUMENTS.isdisjoint(inspect.signature(module.forward).parameters):
+            return module
+    return inner
 
 
 def _configured_length(inner: nn.Module) -> int | None:

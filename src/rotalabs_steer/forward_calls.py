@@ -11,7 +11,7 @@ import functools
 import inspect
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +37,15 @@ class _Generation:
 
     prompt_columns: int | None = None
     mask: torch.Tensor | None = None
-    columns: int | None = None
+    memory: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+
+class _Local(threading.local):
+    """What this thread is in."""
+
+    generation: _Generation | None = None
+    mask: torch.Tensor | None = None
+    call: ForwardCall | None = None
 
 
 class CallTracker:
@@ -46,7 +54,7 @@ class CallTracker:
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(transformers_model(model))
         self._decoder = weakref.ref(find_decoder(model)[0])
-        self._local = threading.local()
+        self._local = _Local()
         self._users = 0
         self._handles: list[RemovableHandle] = []
         self._patched: list[str] = []
@@ -80,7 +88,7 @@ class CallTracker:
         Raises:
             PositionError: the layer runs outside a forward call of its decoder.
         """
-        call: ForwardCall | None = getattr(self._local, "call", None)
+        call: ForwardCall | None = self._local.call
         if call is None:
             raise PositionError(
                 "A decoder layer ran outside the decoder's forward call (called directly, or recomputed by gradient "
@@ -125,7 +133,7 @@ class CallTracker:
         self._patched.append(name)
 
     def _around_generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if getattr(self._local, "generation", None) is not None:  # the model drafts for itself
+        if self._local.generation is not None:  # the model drafts for itself
             return original(*args, **kwargs)
         self._local.generation = _Generation(prompt_columns=_prompt_columns(original, args, kwargs))
         try:
@@ -134,7 +142,7 @@ class CallTracker:
             self._local.generation = None
 
     def _around_prepare_inputs(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        generation = getattr(self._local, "generation", None)
+        generation = self._local.generation
         if generation is not None and not self._is_encoder_decoder():
             generation.mask = _two_dimensional(kwargs.get("attention_mask"))
         return original(*args, **kwargs)
@@ -153,10 +161,10 @@ class CallTracker:
                 f"{type(module).__name__} was called without input_ids or inputs_embeds of shape [batch, length, ...]."
             )
         batch_size, columns = tokens.shape[:2]
-        generation: _Generation | None = getattr(self._local, "generation", None)
+        generation = self._local.generation
         mask = _two_dimensional(kwargs.get("attention_mask"))
         if mask is None:
-            mask = getattr(self._local, "mask", None)
+            mask = self._local.mask
         if mask is None and generation is not None:
             mask = generation.mask
         if mask is not None and mask.shape[1] < columns:
@@ -167,6 +175,7 @@ class CallTracker:
             offset=_cached_columns(kwargs),
             mask=mask,
             prompt_columns=None if generation is None else generation.prompt_columns,
+            memory=None if generation is None else generation.memory,
         )
         if generation is not None and generation.prompt_columns is None:
             generation.prompt_columns = call.offset + call.columns

@@ -11,35 +11,56 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Self
 
-from rotalabs_steer.attachment import Attachment, SteeredModel, check_not_compiled
+from rotalabs_steer.attachment import Attachment, SteeredModel
 from rotalabs_steer.decoder import check_layer_indices, hidden_size, model_fingerprint, model_name
 from rotalabs_steer.errors import LayerError, ModelMismatchError, OptionError, VectorError
-from rotalabs_steer.interventions import Add
+from rotalabs_steer.interventions import Intervention, make_intervention
 from rotalabs_steer.models import find_model_config
-from rotalabs_steer.plans import Plan, PlanItem, check_strength
+from rotalabs_steer.plans import Plan, PlanItem, Strength, check_strength
 from rotalabs_steer.positions import check_scope
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    import torch
     from torch import nn
+
+    from rotalabs_steer.conditions import Condition
+    from rotalabs_steer.schedules import Schedule
 
 
 class _Injector(ABC):
-    """What both injectors share: a plan, and when it is in force."""
+    """What both injectors share: how vectors act, and when."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        vectors: Mapping[str, SteeringVector],
+        injection_mode: str,
+        intervention: str | Callable[[torch.Tensor], Intervention],
+        schedule: Schedule | None,
+        condition: Condition | None,
+        check_model: bool,
+    ) -> None:
+        check_vectors(model, vectors.values(), check_model=check_model)
+        if condition is not None:
+            _check_condition(model, condition, vectors.values())
         self.model = model
+        self.injection_mode = check_scope(injection_mode)
+        self._acting = vectors
+        self._interventions = {name: make_intervention(intervention, v.vector) for name, v in vectors.items()}
+        self._schedule = schedule
+        self._condition = condition
         self._steered = SteeredModel.of(model)
         self._attachment: Attachment | None = None
         self._scoped: list[Attachment] = []
         self._entered = 0
 
     @abstractmethod
-    def _plan(self) -> Plan:
-        """The plan at the present strengths."""
+    def _strength_of(self, name: str) -> Strength:
+        """The present strength of one of the vectors."""
 
     @property
     def attached(self) -> bool:
@@ -86,12 +107,26 @@ class _Injector(ABC):
             self._scoped.remove(attachment)
             self._steered.leave_scoped(attachment)
 
+    def _plan(self) -> Plan:
+        """The plan at the present strengths."""
+        return tuple(
+            PlanItem(
+                vector.layer_index,
+                self._interventions[name],
+                self.injection_mode,
+                self._strength_of(name),
+                self._schedule,
+                self._condition,
+            )
+            for name, vector in self._acting.items()
+        )
+
     def _refresh(self) -> None:
         """Puts changed strengths in force at once."""
         plan = self._plan()
         for attachment in (*self._scoped, self._attachment):
             if attachment is not None:
-                attachment.plan = plan
+                attachment.replace_plan(plan)
 
 
 class ActivationInjector(_Injector):
@@ -100,9 +135,14 @@ class ActivationInjector(_Injector):
     Args:
         model: a transformers model, or a PEFT model around one.
         vectors: any number; those of one layer add up.
-        strength: multiplier of every vector. 0 is bit for bit the unsteered model.
+        strength: multiplier of every vector. 0 is bit for bit the unsteered model. A list gives each row of a batch its
+            own; beams and several sequences a prompt share their prompt's.
         injection_mode: which real tokens of each row are steered: "all"; "first"; "last" (the last prompt token and
             every generated one); "prompt"; "generated" (as "last").
+        intervention: "add", "add_keeping_norm", "ablate", "clamp" or "rotate"; or a callable that makes an intervention
+            of a vector, such as `lambda v: Clamp(v, value=3.0)`.
+        schedule: factor of the strength by index of the generated token.
+        condition: steer only rows whose prompt meets it.
         check_model: refuse vectors that were made from another model.
 
     Raises:
@@ -114,34 +154,33 @@ class ActivationInjector(_Injector):
         self,
         model: nn.Module,
         vectors: SteeringVector | Iterable[SteeringVector],
-        strength: float = 1.0,
+        strength: float | Sequence[float] = 1.0,
         injection_mode: str = "all",
         *,
+        intervention: str | Callable[[torch.Tensor], Intervention] = "add",
+        schedule: Schedule | None = None,
+        condition: Condition | None = None,
         check_model: bool = True,
     ) -> None:
         self.vectors = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
         if not self.vectors:
             raise VectorError("No vector given: an injector without vectors would silently not steer.")
-        check_vectors(model, self.vectors, check_model=check_model)
-        self.injection_mode = check_scope(injection_mode)
         self._strength = check_strength(strength)
-        super().__init__(model)
+        numbered = {str(number): vector for number, vector in enumerate(self.vectors)}
+        super().__init__(model, numbered, injection_mode, intervention, schedule, condition, check_model)
 
     @property
-    def strength(self) -> float:
+    def strength(self) -> Strength:
         """Multiplier of every vector; assigning it acts at once, also while attached."""
         return self._strength
 
     @strength.setter
-    def strength(self, value: float) -> None:
+    def strength(self, value: float | Sequence[float]) -> None:
         self._strength = check_strength(value)
         self._refresh()
 
-    def _plan(self) -> Plan:
-        return tuple(
-            PlanItem(vector.layer_index, Add(vector.vector), self.injection_mode, self._strength)
-            for vector in self.vectors
-        )
+    def _strength_of(self, name: str) -> Strength:
+        return self._strength
 
 
 class MultiVectorInjector(_Injector):
@@ -151,10 +190,9 @@ class MultiVectorInjector(_Injector):
         model: a transformers model, or a PEFT model around one.
         vector_sets: a vector set for each behaviour. One layer of each acts: `default_layer` where given, else the
             layer that tuning chose, else `get_best()`.
-        strengths: multiplier by behaviour; 1.0 for those left out.
-        injection_mode: as in `ActivationInjector`.
+        strengths: multiplier by behaviour; 1.0 for those left out. A list gives each row of a batch its own.
         default_layer: the layer at which every behaviour acts.
-        check_model: refuse vectors that were made from another model.
+        injection_mode, intervention, schedule, condition, check_model: as in `ActivationInjector`.
 
     Raises:
         LayerError: a set has no vector at `default_layer`.
@@ -165,25 +203,26 @@ class MultiVectorInjector(_Injector):
         self,
         model: nn.Module,
         vector_sets: Mapping[str, SteeringVectorSet],
-        strengths: Mapping[str, float] | None = None,
+        strengths: Mapping[str, float | Sequence[float]] | None = None,
         injection_mode: str = "all",
         default_layer: int | None = None,
         *,
+        intervention: str | Callable[[torch.Tensor], Intervention] = "add",
+        schedule: Schedule | None = None,
+        condition: Condition | None = None,
         check_model: bool = True,
     ) -> None:
         if not vector_sets:
             raise VectorError("No vector sets given: an injector without vectors would silently not steer.")
         self.vector_sets = dict(vector_sets)
         self.vectors = {name: _acting(name, chosen, default_layer) for name, chosen in self.vector_sets.items()}
-        check_vectors(model, self.vectors.values(), check_model=check_model)
-        self._strengths = dict.fromkeys(self.vector_sets, 1.0)
+        self._strengths: dict[str, Strength] = dict.fromkeys(self.vector_sets, 1.0)
         for behavior, strength in (strengths or {}).items():
             if behavior not in self._strengths:
                 raise OptionError(f"Strength for {behavior!r}, but there are vectors for {self.behaviors} only.")
             self._strengths[behavior] = check_strength(strength)
-        self.injection_mode = check_scope(injection_mode)
         self.default_layer = default_layer
-        super().__init__(model)
+        super().__init__(model, self.vectors, injection_mode, intervention, schedule, condition, check_model)
 
     @property
     def behaviors(self) -> list[str]:
@@ -191,32 +230,28 @@ class MultiVectorInjector(_Injector):
         return list(self.vector_sets)
 
     @property
-    def strengths(self) -> dict[str, float]:
+    def strengths(self) -> dict[str, Strength]:
         """A copy of the strengths by behaviour."""
         return dict(self._strengths)
 
-    def set_strength(self, behavior: str, strength: float) -> None:
+    def set_strength(self, behavior: str, strength: float | Sequence[float]) -> None:
         """Changes one behaviour's strength; acts at once, also while attached. KeyError for an unknown behaviour."""
         self.get_strength(behavior)
         self._strengths[behavior] = check_strength(strength)
         self._refresh()
 
-    def get_strength(self, behavior: str) -> float:
+    def get_strength(self, behavior: str) -> Strength:
         """The present strength of a behaviour. KeyError for an unknown one."""
         if behavior not in self._strengths:
             raise KeyError(f"No vectors for behaviour {behavior!r}; there are {self.behaviors}.")
         return self._strengths[behavior]
 
-    def _plan(self) -> Plan:
-        return tuple(
-            PlanItem(vector.layer_index, Add(vector.vector), self.injection_mode, self._strengths[behavior])
-            for behavior, vector in self.vectors.items()
-        )
+    def _strength_of(self, name: str) -> Strength:
+        return self._strengths[name]
 
 
 def check_vectors(model: nn.Module, vectors: Iterable[SteeringVector], *, check_model: bool = True) -> None:
     """Refuses vectors that do not fit the model, before anything is attached."""
-    check_not_compiled(model)
     width = hidden_size(model)
     for vector in vectors:
         check_layer_indices(model, [vector.layer_index])
@@ -227,6 +262,18 @@ def check_vectors(model: nn.Module, vectors: Iterable[SteeringVector], *, check_
             )
         if check_model:
             _check_same_model(model, vector)
+
+
+def _check_condition(model: nn.Module, condition: Condition, vectors: Iterable[SteeringVector]) -> None:
+    check_layer_indices(model, [condition.layer_index])
+    if condition.vector.shape[0] != hidden_size(model):
+        raise VectorError(f"The condition's vector has {condition.vector.shape[0]} numbers, not {hidden_size(model)}.")
+    first = min(vector.layer_index for vector in vectors)
+    if condition.layer_index > first:
+        raise LayerError(
+            f"The condition is decided at layer {condition.layer_index}, after layer {first} has been steered. "
+            f"Fit it at layer {first} or before."
+        )
 
 
 def _check_same_model(model: nn.Module, vector: SteeringVector) -> None:

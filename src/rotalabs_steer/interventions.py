@@ -1,21 +1,38 @@
-"""What is done to an activation."""
+"""What is done to an activation.
+
+Every intervention is a function of the hidden state with a strength that may differ from token to token. Strength 0
+leaves a token exactly as it is; 1 does what the name says in full.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
+from rotalabs_steer.errors import OptionError, VectorError
+
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Callable, Mapping
+
     from jaxtyping import Float
+
+_TINY = 1e-12
 
 
 class Intervention(Protocol):
-    """A function of the residual stream with a strength. Strength 0 leaves it as it is."""
+    """A function of the residual stream with a strength."""
 
     @property
-    def dim(self) -> int:
-        """Hidden size it is made for."""
+    def vector(self) -> Float[torch.Tensor, " hidden"]:
+        """The vector or direction it is about, in fp32."""
+        ...
+
+    def __call__(
+        self, hidden: Float[torch.Tensor, "batch seq hidden"], strength: Float[torch.Tensor, "#batch #seq 1"]
+    ) -> Float[torch.Tensor, "batch seq hidden"]:
+        """The hidden state after the intervention, in fp32."""
         ...
 
 
@@ -25,7 +42,120 @@ class Add:
 
     vector: Float[torch.Tensor, " hidden"]
 
-    @property
-    def dim(self) -> int:
-        """Hidden size it is made for."""
-        return self.vector.shape[0]
+    def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        """Adds."""
+        return hidden + strength * self.vector
+
+
+@dataclass(frozen=True, eq=False)
+class AddKeepingNorm:
+    """Addition after which every token has the norm it had before: it turns the token and does not lengthen it."""
+
+    vector: Float[torch.Tensor, " hidden"]
+
+    def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        """Adds, then rescales."""
+        moved = hidden + strength * self.vector
+        return moved * (_norm(hidden) / _norm(moved).clamp_min(_TINY))
+
+
+@dataclass(frozen=True, eq=False)
+class Ablate:
+    """Takes the direction of the vector out: `hidden − strength · (hidden · d) d`, d the unit vector.
+
+    At strength 1 nothing is left along d (Arditi et al. 2024, arXiv:2406.11717); at −1 what is there is doubled.
+    """
+
+    vector: Float[torch.Tensor, " hidden"]
+
+    def __post_init__(self) -> None:
+        _check_direction(self.vector)
+
+    def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        """Projects out."""
+        direction = _unit(self.vector)
+        return hidden - strength * (hidden @ direction).unsqueeze(-1) * direction
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp:
+    """Sets the projection on the direction: `hidden + strength · (value − hidden · d) d`, d the unit vector.
+
+    At strength 1 every token's projection is `value`, in the units of the residual stream.
+    """
+
+    vector: Float[torch.Tensor, " hidden"]
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_direction(self.vector)
+
+    def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        """Moves along the direction."""
+        direction = _unit(self.vector)
+        return hidden + strength * (self.value - (hidden @ direction).unsqueeze(-1)) * direction
+
+
+@dataclass(frozen=True, eq=False)
+class Rotate:
+    """Turns the hidden state towards the direction by `strength · angle` radians, within the plane of both.
+
+    The norm stays. A token is never turned past the direction, nor past its opposite at negative strength (after
+    angular steering; Vu and Nguyen 2025, arXiv:2510.26243, who fix the plane for all tokens).
+    """
+
+    vector: Float[torch.Tensor, " hidden"]
+    angle: float = torch.pi / 8
+
+    def __post_init__(self) -> None:
+        _check_direction(self.vector)
+
+    def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        """Rotates."""
+        direction = _unit(self.vector)
+        along = (hidden @ direction).unsqueeze(-1)
+        across = hidden - along * direction
+        angle = torch.atan2(_norm(across), along)  # from the direction, 0 to pi
+        turned = (angle - strength * self.angle).clamp(0.0, torch.pi)
+        sideways = across / _norm(across).clamp_min(_TINY)
+        rotated = _norm(hidden) * (turned.cos() * direction + turned.sin() * sideways)
+        return torch.where(strength == 0, hidden, rotated)
+
+
+INTERVENTIONS: Mapping[str, Callable[[torch.Tensor], Intervention]] = {
+    "add": Add,
+    "add_keeping_norm": AddKeepingNorm,
+    "ablate": Ablate,
+    "clamp": Clamp,
+    "rotate": Rotate,
+}
+
+
+def make_intervention(
+    kind: str | Callable[[torch.Tensor], Intervention], vector: Float[torch.Tensor, " hidden"]
+) -> Intervention:
+    """The intervention of a name, or of a callable such as `lambda v: Clamp(v, value=3.0)`, for a vector.
+
+    Raises:
+        OptionError: unknown name.
+    """
+    if isinstance(kind, str):
+        if kind not in INTERVENTIONS:
+            raise OptionError(f"Unknown intervention {kind!r}. Use one of: {', '.join(INTERVENTIONS)}, or a callable.")
+        kind = INTERVENTIONS[kind]
+    return kind(vector.detach().float())
+
+
+def _unit(vector: torch.Tensor) -> torch.Tensor:
+    length: torch.Tensor = vector.norm()
+    return vector / length
+
+
+def _norm(hidden: torch.Tensor) -> torch.Tensor:
+    norm: torch.Tensor = hidden.norm(dim=-1, keepdim=True)
+    return norm
+
+
+def _check_direction(vector: torch.Tensor) -> None:
+    if not bool(vector.any()):
+        raise VectorError("The vector is zero, so it has no direction to ablate, clamp or rotate towards.")

@@ -1,83 +1,205 @@
 """The plan of a forward call: which interventions act where, and how strongly.
 
-A plan is an immutable tuple of items. Before it runs, the items are grouped into steps by layer; additions to the same
-tokens of one layer are summed into one step, so ten behaviours cost what one costs.
+A plan is an immutable tuple of items. Before it runs, the items are grouped into steps by layer; constant additions to
+the same tokens of one layer are summed into one step, so ten behaviours cost what one costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from rotalabs_steer.errors import OptionError
+from rotalabs_steer.errors import OptionError, PositionError
+from rotalabs_steer.interventions import Add
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from rotalabs_steer.interventions import Add
+    from rotalabs_steer.conditions import Condition
+    from rotalabs_steer.interventions import Intervention
+    from rotalabs_steer.positions import ForwardCall
+    from rotalabs_steer.schedules import Schedule
+
+Strength = float | tuple[float, ...]
+"""One number for every row of a batch, or one for each row."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlanItem:
     """One intervention on the output of one layer, for the tokens of one scope."""
 
     layer_index: int
-    intervention: Add
+    intervention: Intervention
     scope: str
-    strength: float
+    strength: Strength
+    schedule: Schedule | None = None
+    condition: Condition | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers at which something is done or looked at."""
+        return (self.layer_index,) if self.condition is None else (self.condition.layer_index, self.layer_index)
+
+    @property
+    def is_constant_addition(self) -> bool:
+        """Whether it adds the same vector to every token of its scope."""
+        plain = self.schedule is None and self.condition is None
+        return plain and isinstance(self.intervention, Add) and isinstance(self.strength, float)
 
 
 Plan = tuple[PlanItem, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class AddStep:
-    """Adds one vector, the sum of all additions to these tokens of this layer."""
-
-    scope: str
-    delta: Float[torch.Tensor, " hidden"]
-    _casts: dict[tuple[torch.dtype, torch.device], torch.Tensor] = field(default_factory=dict, repr=False)
+class Step(Protocol):
+    """Something done at a layer when it has run."""
 
     def apply(
-        self, hidden: Float[torch.Tensor, "batch seq hidden"], selection: torch.Tensor | bool
+        self, hidden: Float[torch.Tensor, "batch seq hidden"], call: ForwardCall
     ) -> Float[torch.Tensor, "batch seq hidden"]:
-        """The hidden state with `delta` added at the selected tokens (True: all of them)."""
-        delta = self._casts.get((hidden.dtype, hidden.device))
-        if delta is None:
-            delta = self._casts.setdefault((hidden.dtype, hidden.device), self.delta.to(hidden.device, hidden.dtype))
+        """The hidden state after the step; the very same tensor where nothing is to be done."""
+        ...
+
+
+Steps = Mapping[int, Sequence[Step]]
+
+
+class AddStep:
+    """Adds one vector: the sum of all constant additions to these tokens of this layer."""
+
+    __slots__ = ("_cast", "_device", "_dtype", "delta", "scope")
+
+    def __init__(self, scope: str, delta: Float[torch.Tensor, " hidden"]) -> None:
+        self.scope = scope
+        self.delta = delta
+        self._cast, self._dtype, self._device = delta, delta.dtype, delta.device
+
+    def apply(self, hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
+        """`hidden + delta` at the tokens of the scope."""
+        if self._dtype is not hidden.dtype or self._device != hidden.device:
+            self._dtype, self._device = hidden.dtype, hidden.device
+            self._cast = self.delta.to(hidden.device, hidden.dtype)
+        selection = call.select(self.scope)
         if selection is True:
-            return hidden + delta
-        assert isinstance(selection, torch.Tensor)
-        return torch.addcmul(hidden, selection.to(hidden.device, hidden.dtype).unsqueeze(-1), delta)
+            return hidden + self._cast
+        if selection is False:
+            return hidden
+        return torch.addcmul(hidden, selection.to(hidden.device, hidden.dtype).unsqueeze(-1), self._cast)
 
 
-Steps = Mapping[int, tuple[AddStep, ...]]
+@dataclass(frozen=True, eq=False)
+class InterventionStep:
+    """Any intervention, at strengths that may depend on row, token and condition."""
+
+    item: PlanItem
+    _moved: dict[torch.device, Intervention] = field(default_factory=dict, repr=False)
+
+    def apply(self, hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
+        """The intervention, computed in fp32, at the tokens whose strength is not zero."""
+        selection = call.select(self.item.scope)
+        if selection is False:
+            return hidden
+        strength = self._strengths(call, selection).to(hidden.device)
+        changed = self._on(hidden.device)(hidden.float(), strength).to(hidden.dtype)
+        return torch.where(strength == 0, hidden, changed)
+
+    def _strengths(self, call: ForwardCall, selection: torch.Tensor | bool) -> Float[torch.Tensor, "#batch #seq 1"]:
+        item = self.item
+        given = torch.tensor(item.strength if isinstance(item.strength, tuple) else (item.strength,))
+        strength = _for_rows(given, call.batch_size)[:, None]
+        if item.schedule is not None:
+            strength = strength * item.schedule(call.generation_index()).cpu()
+        if item.condition is not None:
+            strength = strength * call.memory[item.condition].cpu()[:, None]
+        if isinstance(selection, torch.Tensor):
+            strength = strength * selection.cpu()
+        return strength.unsqueeze(-1)
+
+    def _on(self, device: torch.device) -> Intervention:
+        intervention = self.item.intervention
+        if intervention.vector.device == device:
+            return intervention
+        if device not in self._moved:
+            moved = dataclasses.replace(intervention, vector=intervention.vector.to(device))  # type: ignore[type-var]
+            self._moved[device] = moved
+        return self._moved[device]
 
 
-def check_strength(strength: float) -> float:
-    """The strength as a float.
+@dataclass(frozen=True, eq=False)
+class DecideStep:
+    """Decides a condition for each row, when the prompt passes its layer, and remembers it for the generation."""
+
+    condition: Condition
+
+    def apply(self, hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
+        """Leaves the hidden state alone."""
+        if self.condition not in call.memory:
+            prompt = call.select("prompt")
+            if prompt is False or call.offset + call.columns < call.prompt_columns:
+                raise PositionError(
+                    "A condition is decided on the whole prompt, but this call holds only a part of it (chunked "
+                    "prefill, or decoding by hand). Use model.generate without prefill_chunk_size."
+                )
+            call.memory[self.condition] = self.condition.decide(hidden, prompt)
+        return hidden
+
+
+def check_strength(strength: float | Sequence[float]) -> Strength:
+    """The strength as a float, or as a tuple of one float a row.
 
     Raises:
-        OptionError: it is not a finite number.
+        OptionError: it is not made of finite numbers.
     """
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not -1e9 < strength < 1e9:
-        raise OptionError(f"Strength {strength!r} is not a finite number. 0 is unsteered, 1 the vector as stored.")
-    return float(strength)
+    numbers = strength if isinstance(strength, (list, tuple)) else (strength,)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise OptionError(f"Strength {number!r} is not a finite number. 0 is unsteered, 1 the vector as stored.")
+    if not numbers:
+        raise OptionError("The list of strengths is empty: give one for each row of the batch.")
+    return tuple(map(float, numbers)) if isinstance(strength, (list, tuple)) else float(numbers[0])
 
 
 def steps_by_layer(items: Iterable[PlanItem]) -> Steps:
-    """The steps that carry out the items. Items of strength 0 leave no step: the model is bit for bit unsteered."""
-    sums: dict[tuple[int, str], torch.Tensor] = {}
+    """The steps that carry out the items, in their order.
+
+    Items of strength 0 leave no step, so the model is bit for bit unsteered. Constant additions are summed as long as
+    nothing comes between them that does not commute with them.
+    """
+    steps: dict[int, list[Step]] = {}
+    sums: dict[int, dict[str, AddStep]] = {}
+    conditions: set[Condition] = set()
     for item in items:
-        if item.strength == 0.0:
+        if not any(item.strength if isinstance(item.strength, tuple) else (item.strength,)):
             continue
-        delta = item.intervention.vector.detach().float() * item.strength
-        key = (item.layer_index, item.scope)
-        sums[key] = sums[key] + delta.to(sums[key].device) if key in sums else delta
-    steps: dict[int, tuple[AddStep, ...]] = {}
-    for (layer, scope), delta in sums.items():
-        steps[layer] = (*steps.get(layer, ()), AddStep(scope, delta))
+        if item.condition is not None and item.condition not in conditions:
+            conditions.add(item.condition)
+            steps.setdefault(item.condition.layer_index, []).insert(0, DecideStep(item.condition))
+        at_layer = steps.setdefault(item.layer_index, [])
+        if not item.is_constant_addition:
+            at_layer.append(InterventionStep(item))
+            sums.pop(item.layer_index, None)
+            continue
+        assert isinstance(item.strength, float)
+        delta = item.intervention.vector * item.strength
+        running = sums.setdefault(item.layer_index, {})
+        before = running.get(item.scope)
+        if before is None:
+            running[item.scope] = AddStep(item.scope, delta)
+            at_layer.append(running[item.scope])
+        else:
+            running[item.scope] = AddStep(item.scope, before.delta + delta.to(before.delta.device))
+            at_layer[at_layer.index(before)] = running[item.scope]
     return steps
+
+
+def _for_rows(given: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """One strength a row. Beams and several sequences a prompt repeat each prompt's strength."""
+    if len(given) == 1 or len(given) == batch_size:
+        return given
+    if batch_size % len(given):
+        raise OptionError(f"{len(given)} strengths were given for a batch of {batch_size} rows; give one for each row.")
+    return given.repeat_interleave(batch_size // len(given))

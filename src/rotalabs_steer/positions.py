@@ -8,6 +8,7 @@ either side is skipped and a scope means the same tokens with and without a cach
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -42,6 +43,7 @@ class ForwardCall:
         offset: columns of the sequence before this call, held in the KV cache.
         prompt_columns: columns of the whole sequence that are prompt; later ones are generated.
         mask: `[batch, offset + columns]`, True at real tokens, or None where there is no padding.
+        memory: what was found out about the rows, kept through the calls of one `generate`.
     """
 
     batch_size: int
@@ -49,6 +51,7 @@ class ForwardCall:
     offset: int
     prompt_columns: int
     mask: torch.Tensor | None = None
+    memory: dict[Any, torch.Tensor] = field(default_factory=dict, repr=False)
     _selections: dict[str, torch.Tensor | bool] = field(default_factory=dict, repr=False)
 
     def select(self, scope: str) -> torch.Tensor | bool:
@@ -57,9 +60,15 @@ class ForwardCall:
         Returns:
             True for every column, False for none, else a bool tensor `[batch, columns]`.
         """
-        if scope not in self._selections:
-            self._selections[scope] = _simplify(self._compute(check_scope(scope)))
-        return self._selections[scope]
+        selection = self._selections.get(scope)
+        if selection is None:
+            selection = self._selections[scope] = _simplify(self._compute(check_scope(scope)))
+        return selection
+
+    def generation_index(self) -> torch.Tensor:
+        """How far each column is into generation, `[columns]`: 0 up to the last prompt token, k for the k-th token."""
+        numbers = torch.arange(self.offset, self.offset + self.columns)
+        return (numbers - (self.prompt_columns - 1)).clamp_min(0)
 
     def last_real(self) -> torch.Tensor | bool:
         """The last real token of each row in this call, as `select` returns it."""
@@ -122,6 +131,7 @@ def forward_call(
     offset: int | None = None,
     mask: torch.Tensor | None = None,
     prompt_columns: int | None = None,
+    memory: dict[Any, torch.Tensor] | None = None,
 ) -> ForwardCall:
     """Describes a forward call from what is known of it.
 
@@ -130,6 +140,7 @@ def forward_call(
         mask: attention mask `[batch, offset + columns]`, non-zero at real tokens.
         prompt_columns: length of the prompt where a `generate` call knows it. Else the call is taken for
             (a chunk of) a prompt, except that one column behind a cache is a generated token.
+        memory: what earlier calls of the same generation found out about the rows.
 
     Raises:
         PositionError: the mask does not fit the call.
@@ -147,7 +158,7 @@ def forward_call(
     if mask is not None:
         generating = offset >= prompt_columns and columns == 1
         mask = None if generating else _padding_only(mask.bool())
-    return ForwardCall(batch_size, columns, offset, prompt_columns, mask)
+    return ForwardCall(batch_size, columns, offset, prompt_columns, mask, {} if memory is None else memory)
 
 
 def _padding_only(mask: torch.Tensor) -> torch.Tensor | None:
