@@ -9,9 +9,11 @@ import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, TextStreamer
 
 from rotalabs_steer import ActivationInjector
+from rotalabs_steer.errors import PositionError
+from rotalabs_steer.positions import AfterMarker, TokenRange
 from tiny import count_hooks, make_vector, tiny_gpt2, tiny_llama
 
-MODES = ("all", "last", "first", "prompt")
+MODES = ("all", "last", "first", "prompt", TokenRange(2, 9), AfterMarker((7, 8)))
 PROMPT = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
 NEW = 8
 
@@ -28,6 +30,8 @@ def oracle_logits(model, vector, mode, ids, prompt_length, embeds=None):
         "first": range(1),
         "prompt": range(prompt_length),
         "last": range(prompt_length - 1, ids.shape[1]),
+        TokenRange(2, 9): range(2, min(9, ids.shape[1])),
+        AfterMarker((7, 8)): range(3, ids.shape[1]),  # the prompt has 7 and 8 at columns 2 and 3
     }[mode]
 
     def steer(module, args, output):
@@ -154,7 +158,16 @@ def test_a_conversation_goes_on_with_its_cache(llama, mode, full_ids):
         torch.testing.assert_close(logits[0], expected[ids.shape[1] - 1 + step], atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("mode", MODES)
+def test_a_marker_cannot_be_found_in_embeddings(llama):
+    embeddings = llama.get_input_embeddings()(PROMPT)
+    with (
+        ActivationInjector(llama, [make_vector(llama)], injection_mode=AfterMarker((7, 8))),
+        pytest.raises(PositionError, match="embeddings were passed"),
+    ):
+        llama.generate(inputs_embeds=embeddings, max_new_tokens=2, pad_token_id=0)
+
+
+@pytest.mark.parametrize("mode", MODES[:-1])
 def test_embeddings_instead_of_tokens(llama, mode):
     vector = make_vector(llama, scale=4.0)
     embed = llama.get_input_embeddings()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rotalabs_steer.errors import OptionError, PositionError
-from rotalabs_steer.positions import SCOPES, forward_call
+from rotalabs_steer.positions import SCOPES, AfterMarker, TokenRange, forward_call
 
 # A row of a batch: pads before, prompt tokens, pads between prompt and generated tokens, generated tokens.
 rows = st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(0, 3))
@@ -75,7 +75,7 @@ def test_the_last_real_token_of_a_call():
 
 
 def test_an_unknown_scope_is_an_error():
-    with pytest.raises(OptionError, match=r"Unknown scope 'lats'. Use one of: all, first, last, prompt, generated"):
+    with pytest.raises(OptionError, match=r"Unknown scope 'lats'. Use one of: all, .*generated, a TokenRange"):
         forward_call(1, 1).select("lats")
 
 
@@ -89,6 +89,31 @@ def test_a_right_padded_prompt_in_chunks_is_an_error(first, second):
 
     with pytest.raises(PositionError, match=r"padded on the right comes in chunks.*padding_side = 'left'"):
         both()
+
+
+def test_a_range_counts_real_tokens():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
+    call = forward_call(2, 5, mask=mask)
+    assert call.select(TokenRange(1, 3)).int().tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 0, 0]]
+    assert call.select(TokenRange(2)).int().tolist() == [[0, 0, 0, 0, 1], [0, 0, 1, 1, 0]]
+    assert forward_call(1, 1, offset=7).select(TokenRange(5)) is True
+    assert forward_call(1, 1, offset=7).select(TokenRange(0, 7)) is False
+    for start, stop in ((-1, None), (3, 3)):
+        with pytest.raises(OptionError, match="A token range runs from 0 or more"):
+            TokenRange(start, stop)
+
+
+def test_after_a_marker_the_markers_last_token_counts():
+    ids = torch.tensor([[1, 7, 8, 2, 7, 8], [1, 2, 7, 3, 7, 8], [1, 2, 3, 4, 5, 6]])
+    after = AfterMarker((7, 8))
+    expected = [[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0]]
+    assert forward_call(3, 6, ids=ids).select(after).int().tolist() == expected
+    assert forward_call(3, 2, offset=4, ids=ids).select(after).int().tolist() == [row[4:] for row in expected]
+    assert forward_call(1, 1, ids=torch.tensor([[7]])).select(after) is False
+    with pytest.raises(PositionError, match=r"a marker cannot be found. Use model.generate with input_ids"):
+        forward_call(1, 1, offset=3, ids=ids[:1, :1]).select(after)
+    with pytest.raises(OptionError, match="at least one token"):
+        AfterMarker(())
 
 
 def test_a_mask_that_does_not_fit_is_an_error():

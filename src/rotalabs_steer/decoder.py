@@ -110,9 +110,9 @@ def find_decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     inner = transformers_model(model)
     path = _LAYER_PATHS.get(getattr(inner.config, "model_type", ""))
     if path is not None and _has_submodule(inner, path):
-        layers = inner.get_submodule(path)
-        if isinstance(layers, nn.ModuleList):
-            return _takes_tokens(inner, layers), layers
+        named = inner.get_submodule(path)
+        if isinstance(named, nn.ModuleList):
+            return _takes_tokens(inner, named), named
 
     for start in _starting_points(inner):
         layers = _follow_names(start) or _by_length(start, _configured_length(inner))
@@ -223,23 +223,27 @@ class ResidualLayout:
         return cls(str(getattr(text_config(transformers_model(model)), "model_type", "")), hidden_size(model))
 
     def streams(self, hidden: torch.Tensor, columns: int) -> torch.Tensor:
-        """A view of a layer's output as `[streams, batch, seq, hidden]`, seq being the columns of the call."""
+        """A view of a layer's output as `[streams, batch, seq, hidden]`, seq being the columns of the call.
+
+        seq is less where a layer sees the last columns only, as Gemma-4's layers with shared keys do in `generate`.
+        """
         if self.model_type in _SEQUENCE_FIRST:
             hidden = hidden.transpose(0, 1)
         if hidden.dim() == 4:
             streams = hidden if self.model_type in _STREAMS_FIRST else hidden.movedim(2, 0)
         elif self.model_type in _STREAMS_BEHIND_EACH_OTHER:
-            streams = hidden.unflatten(1, (-1, columns)).movedim(1, 0)
+            streams = torch.unflatten(hidden, 1, (-1, columns)).movedim(1, 0)
         elif hidden.shape[-1] > self.width and hidden.shape[-1] % self.width == 0:
-            streams = hidden.unflatten(-1, (-1, self.width)).movedim(-2, 0)
+            streams = torch.unflatten(hidden, -1, (-1, self.width)).movedim(-2, 0)
         else:
             streams = hidden.unsqueeze(0)
+        columns = min(columns, streams.shape[2])
         start = streams.shape[2] - columns if self.model_type in _VIRTUAL_TOKENS_FIRST else 0
         return streams.narrow(2, start, columns)
 
     def replace(self, hidden: torch.Tensor, streams: torch.Tensor) -> torch.Tensor:
         """A layer's output with its streams replaced; the counterpart of `streams`."""
-        if hidden.shape == streams.shape[1:] and self.model_type not in _SEQUENCE_FIRST:
+        if len(streams) == 1 and hidden.shape == streams.shape[1:] and self.model_type not in _SEQUENCE_FIRST:
             return streams[0]
         replaced = hidden.clone()
         self.streams(replaced, streams.shape[2]).copy_(streams)
@@ -266,9 +270,9 @@ def with_first_tensor(output: Any, hidden: torch.Tensor) -> Any:
     """`output` with its hidden state replaced; the counterpart of `first_tensor`."""
     if isinstance(output, torch.Tensor):
         return hidden
-    if isinstance(output, tuple) and hasattr(output, "_make"):
-        name = "hidden_states" if "hidden_states" in output._fields else output._fields[0]
-        return output._replace(**{name: hidden})
+    fields = getattr(output, "_fields", None)
+    if fields is not None:  # a named tuple
+        return output._replace(**{"hidden_states" if "hidden_states" in fields else fields[0]: hidden})
     if isinstance(getattr(output, "hidden_states", None), torch.Tensor):
         output.hidden_states = hidden
         return output

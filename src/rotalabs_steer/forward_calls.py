@@ -37,7 +37,19 @@ class _Generation:
 
     prompt_columns: int | None = None
     mask: torch.Tensor | None = None
+    ids: torch.Tensor | None = None
     memory: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+    def see_ids(self, ids: torch.Tensor | None) -> None:
+        """Keeps the longest sequence seen: chunked prefill shows a chunk at a time, after the whole prompt."""
+        if ids is None or self.ids is None or ids.shape[1] >= self.ids.shape[1]:
+            self.ids = ids
+
+    def ids_up_to(self, columns: int, batch_size: int) -> torch.Tensor | None:
+        """The sequence as far as a call sees it; rows are repeated where `generate` has repeated prompts for beams."""
+        if self.ids is None or self.ids.shape[1] < columns:
+            return None
+        return self.ids[:, :columns].repeat_interleave(max(batch_size // self.ids.shape[0], 1), dim=0)
 
 
 class _Local(threading.local):
@@ -135,7 +147,7 @@ class CallTracker:
     def _around_generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._local.generation is not None:  # the model drafts for itself
             return original(*args, **kwargs)
-        self._local.generation = _Generation(prompt_columns=_prompt_columns(original, args, kwargs))
+        self._local.generation = _begin(original, args, kwargs)
         try:
             return original(*args, **kwargs)
         finally:
@@ -145,6 +157,7 @@ class CallTracker:
         generation = self._local.generation
         if generation is not None and not self._is_encoder_decoder():
             generation.mask = _two_dimensional(kwargs.get("attention_mask"))
+            generation.see_ids(_two_dimensional(args[0] if args else kwargs.get("input_ids")))
         return original(*args, **kwargs)
 
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -169,11 +182,14 @@ class CallTracker:
             mask = generation.mask
         if mask is not None and mask.shape[1] < columns:
             mask = None
+        offset = _cached_columns(kwargs) if mask is None else mask.shape[1] - columns
+        ids = _two_dimensional(tokens) if generation is None else generation.ids_up_to(offset + columns, batch_size)
         call = forward_call(
             batch_size,
             columns,
-            offset=_cached_columns(kwargs),
+            offset=offset,
             mask=mask,
+            ids=ids,
             prompt_columns=None if generation is None else generation.prompt_columns,
             memory=None if generation is None else generation.memory,
         )
@@ -204,22 +220,23 @@ def _cached_columns(kwargs: dict[str, Any]) -> int:
     return 0
 
 
-def _prompt_columns(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """Length of the prompt of a `generate` call, or None where its first forward call has to tell."""
+def _begin(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Generation:
+    """A generation as far as the arguments of `generate` tell; its first forward call tells the rest."""
     model = getattr(generate, "__self__", None)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return None
+        return _Generation()
     try:
         given = inspect.signature(generate).bind_partial(*args, **kwargs).arguments
-    except TypeError:
-        given = {}
-    extra = given.pop("kwargs", given.pop("model_kwargs", {}))
-    given = {**given, **extra}
-    if (mask := _two_dimensional(given.get("attention_mask"))) is not None:
-        return int(mask.shape[1])
-    for name in ("inputs_embeds", "inputs", "input_ids"):
-        tokens = given.get(name)
-        if isinstance(tokens, torch.Tensor) and tokens.dim() >= 2 and tokens.shape[1] > 0:
-            cache = given.get("past_key_values")
-            return int(tokens.shape[1]) + (_cached_columns(given) if cache is not None else 0)
-    return None
+    except TypeError:  # generate itself will say what is wrong
+        return _Generation()
+    given |= given.pop("kwargs", given.pop("model_kwargs", {}))
+    ids = next((given[name] for name in ("inputs", "input_ids") if given.get(name) is not None), None)
+    ids = ids if isinstance(ids, torch.Tensor) and ids.dim() == 2 and ids.shape[1] > 0 else None
+    mask, embeddings = _two_dimensional(given.get("attention_mask")), given.get("inputs_embeds")
+    tokens = ids if embeddings is None else embeddings
+    columns: int | None = None
+    if mask is not None:
+        columns = mask.shape[1]
+    elif tokens is not None:
+        columns = tokens.shape[1] + _cached_columns(given)
+    return _Generation(prompt_columns=columns, ids=None if embeddings is not None else ids)

@@ -17,7 +17,7 @@ from rotalabs_steer.errors import LayerError, ModelMismatchError, OptionError, V
 from rotalabs_steer.interventions import Intervention, make_intervention
 from rotalabs_steer.models import find_model_config
 from rotalabs_steer.plans import Plan, PlanItem, Strength, check_strength
-from rotalabs_steer.positions import check_scope
+from rotalabs_steer.positions import Scope, check_scope
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class _Injector(ABC):
         self,
         model: nn.Module,
         vectors: Mapping[str, SteeringVector],
-        injection_mode: str,
+        injection_mode: Scope,
         intervention: str | Callable[[torch.Tensor], Intervention],
         schedule: Schedule | None,
         condition: Condition | None,
@@ -138,7 +138,7 @@ class ActivationInjector(_Injector):
         strength: multiplier of every vector. 0 is bit for bit the unsteered model. A list gives each row of a batch its
             own; beams and several sequences a prompt share their prompt's.
         injection_mode: which real tokens of each row are steered: "all"; "first"; "last" (the last prompt token and
-            every generated one); "prompt"; "generated" (as "last").
+            every generated one); "prompt"; "generated" (as "last"); a `TokenRange`; or an `AfterMarker`.
         intervention: "add", "add_keeping_norm", "ablate", "clamp" or "rotate"; or a callable that makes an intervention
             of a vector, such as `lambda v: Clamp(v, value=3.0)`.
         schedule: factor of the strength by index of the generated token.
@@ -155,7 +155,7 @@ class ActivationInjector(_Injector):
         model: nn.Module,
         vectors: SteeringVector | Iterable[SteeringVector],
         strength: float | Sequence[float] = 1.0,
-        injection_mode: str = "all",
+        injection_mode: Scope = "all",
         *,
         intervention: str | Callable[[torch.Tensor], Intervention] = "add",
         schedule: Schedule | None = None,
@@ -204,7 +204,7 @@ class MultiVectorInjector(_Injector):
         model: nn.Module,
         vector_sets: Mapping[str, SteeringVectorSet],
         strengths: Mapping[str, float | Sequence[float]] | None = None,
-        injection_mode: str = "all",
+        injection_mode: Scope = "all",
         default_layer: int | None = None,
         *,
         intervention: str | Callable[[torch.Tensor], Intervention] = "add",

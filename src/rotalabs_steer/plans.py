@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rotalabs_steer.conditions import Condition
     from rotalabs_steer.interventions import Intervention
-    from rotalabs_steer.positions import ForwardCall
+    from rotalabs_steer.positions import ForwardCall, Scope
     from rotalabs_steer.schedules import Schedule
 
 Strength = float | tuple[float, ...]
@@ -35,7 +35,7 @@ class PlanItem:
 
     layer_index: int
     intervention: Intervention
-    scope: str
+    scope: Scope
     strength: Strength
     schedule: Schedule | None = None
     condition: Condition | None = None
@@ -73,7 +73,7 @@ class AddStep:
 
     __slots__ = ("_cast", "_device", "_dtype", "delta", "scope")
 
-    def __init__(self, scope: str, delta: Float[torch.Tensor, " hidden"]) -> None:
+    def __init__(self, scope: Scope, delta: Float[torch.Tensor, " hidden"]) -> None:
         self.scope = scope
         self.delta = delta
         self._cast, self._dtype, self._device = delta, delta.dtype, delta.device
@@ -170,7 +170,7 @@ def steps_by_layer(items: Iterable[PlanItem]) -> Steps:
     nothing comes between them that does not commute with them.
     """
     steps: dict[int, list[Step]] = {}
-    sums: dict[int, dict[str, AddStep]] = {}
+    sums: dict[int, dict[Scope, AddStep]] = {}
     conditions: set[Condition] = set()
     for item in items:
         if not any(item.strength if isinstance(item.strength, tuple) else (item.strength,)):

@@ -8,7 +8,7 @@ either side is skipped and a scope means the same tokens with and without a cach
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -26,10 +26,45 @@ SCOPES = ("all", "first", "last", "prompt", "generated")
 """
 
 
-def check_scope(scope: str) -> str:
+@dataclass(frozen=True)
+class TokenRange:
+    """The real tokens `start` to `stop - 1` of each row, counted from 0; no `stop` means to the end of generation."""
+
+    start: int
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or (self.stop is not None and self.stop <= self.start):
+            raise OptionError(f"A token range runs from 0 or more up to a later stop, got {self.start} to {self.stop}.")
+
+
+@dataclass(frozen=True)
+class AfterMarker:
+    """Everything after the first place where these token ids stand in a row, and the marker's last token.
+
+    The last token counts because the first token after the marker comes from it. A row without the marker is not
+    steered.
+    """
+
+    ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise OptionError("A marker needs at least one token.")
+
+    @classmethod
+    def of(cls, tokenizer: Any, text: str) -> AfterMarker:
+        """The marker of a text. Best is a special token: ordinary text may be split differently in its context."""
+        return cls(tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+Scope = str | TokenRange | AfterMarker
+
+
+def check_scope(scope: Scope) -> Scope:
     """The scope itself, or an `OptionError` that names the ones there are."""
-    if scope not in SCOPES:
-        raise OptionError(f"Unknown scope {scope!r}. Use one of: {', '.join(SCOPES)}.")
+    if not isinstance(scope, (TokenRange, AfterMarker)) and scope not in SCOPES:
+        raise OptionError(f"Unknown scope {scope!r}. Use one of: {', '.join(SCOPES)}, a TokenRange or an AfterMarker.")
     return scope
 
 
@@ -43,6 +78,7 @@ class ForwardCall:
         offset: columns of the sequence before this call, held in the KV cache.
         prompt_columns: columns of the whole sequence that are prompt; later ones are generated.
         mask: `[batch, offset + columns]`, True at real tokens, or None where there is no padding.
+        ids: `[batch, offset + columns]`, the token ids of the whole sequence, where they are known.
         memory: what was found out about the rows, kept through the calls of one `generate`.
     """
 
@@ -51,10 +87,11 @@ class ForwardCall:
     offset: int
     prompt_columns: int
     mask: torch.Tensor | None = None
+    ids: torch.Tensor | None = None
     memory: dict[Any, torch.Tensor] = field(default_factory=dict, repr=False)
-    _selections: dict[str, torch.Tensor | bool] = field(default_factory=dict, repr=False)
+    _selections: dict[Scope, torch.Tensor | bool] = field(default_factory=dict, repr=False)
 
-    def select(self, scope: str) -> torch.Tensor | bool:
+    def select(self, scope: Scope) -> torch.Tensor | bool:
         """The tokens of this call inside `scope`.
 
         Returns:
@@ -64,6 +101,11 @@ class ForwardCall:
         if selection is None:
             selection = self._selections[scope] = _simplify(self._compute(check_scope(scope)))
         return selection
+
+    @property
+    def is_generated_token(self) -> bool:
+        """Whether the call holds one generated token a row: these are never padding."""
+        return self.columns == 1 and self.offset >= self.prompt_columns
 
     def generation_index(self) -> torch.Tensor:
         """How far each column is into generation, `[columns]`: 0 up to the last prompt token, k for the k-th token."""
@@ -77,7 +119,16 @@ class ForwardCall:
             return real & (real.flip(1).cumsum(dim=1).flip(1) == 1)
         return _simplify(self._column_numbers() == self.offset + self.columns - 1)
 
-    def _compute(self, scope: str) -> torch.Tensor | bool:
+    def _compute(self, scope: Scope) -> torch.Tensor | bool:
+        if isinstance(scope, TokenRange):
+            return self._range(scope)
+        if isinstance(scope, AfterMarker):
+            return self._after(scope)
+        return self._named(scope)
+
+    def _named(self, scope: str) -> torch.Tensor | bool:
+        if self.is_generated_token:
+            return scope in ("all", "last", "generated")
         if scope == "all":
             return self._here(self.mask)
         if scope == "first":
@@ -85,6 +136,28 @@ class ForwardCall:
         if scope == "prompt":
             return self._and_real(self._column_numbers() < self.prompt_columns)
         return self._last()
+
+    def _range(self, scope: TokenRange) -> torch.Tensor | bool:
+        numbers = self._column_numbers() if self.mask is None else self._here(self.mask.cumsum(dim=1) - 1)
+        chosen = numbers >= scope.start
+        if scope.stop is not None:
+            chosen = chosen & (numbers < scope.stop)
+        return self._and_real(chosen)
+
+    def _after(self, scope: AfterMarker) -> torch.Tensor | bool:
+        if self.ids is None or self.ids.shape[1] != self.offset + self.columns:
+            raise PositionError(
+                "The tokens of the whole sequence are not known (embeddings were passed, or it is decoded by hand with "
+                "a cache), so a marker cannot be found. Use model.generate with input_ids."
+            )
+        length = len(scope.ids)
+        if self.ids.shape[1] < length:
+            return False
+        windows = self.ids.unfold(1, length, 1)
+        found = (windows == torch.tensor(scope.ids, device=self.ids.device)).all(dim=-1)
+        ends = torch.zeros_like(self.ids, dtype=torch.bool)
+        ends[:, length - 1 :] = found
+        return self._and_real(self._here(ends.cumsum(dim=1) > 0))
 
     def _first(self) -> torch.Tensor | bool:
         if self.mask is None:
@@ -120,6 +193,10 @@ class ForwardCall:
     def _and_real(self, chosen: torch.Tensor) -> torch.Tensor:
         return chosen if self.mask is None else chosen & self._here(self.mask)
 
+    @overload
+    def _here(self, sequence: torch.Tensor) -> torch.Tensor: ...
+    @overload
+    def _here(self, sequence: torch.Tensor | None) -> torch.Tensor | bool: ...
     def _here(self, sequence: torch.Tensor | None) -> torch.Tensor | bool:
         return True if sequence is None else sequence[:, self.offset :]
 
@@ -131,6 +208,7 @@ def forward_call(
     offset: int | None = None,
     mask: torch.Tensor | None = None,
     prompt_columns: int | None = None,
+    ids: torch.Tensor | None = None,
     memory: dict[Any, torch.Tensor] | None = None,
 ) -> ForwardCall:
     """Describes a forward call from what is known of it.
@@ -140,6 +218,7 @@ def forward_call(
         mask: attention mask `[batch, offset + columns]`, non-zero at real tokens.
         prompt_columns: length of the prompt where a `generate` call knows it. Else the call is taken for
             (a chunk of) a prompt, except that one column behind a cache is a generated token.
+        ids: token ids of the whole sequence `[batch, offset + columns]`.
         memory: what earlier calls of the same generation found out about the rows.
 
     Raises:
@@ -155,15 +234,15 @@ def forward_call(
     offset = offset or 0
     if prompt_columns is None:
         prompt_columns = offset if offset > 0 and columns == 1 else offset + columns
-    if mask is not None:
-        generating = offset >= prompt_columns and columns == 1
-        mask = None if generating else _padding_only(mask.bool())
-    return ForwardCall(batch_size, columns, offset, prompt_columns, mask, {} if memory is None else memory)
+    if mask is not None and not (columns == 1 and offset >= prompt_columns):
+        mask = _padding_only(mask)  # not at every generated token: on a GPU the look at the mask takes a while
+    mask = None if mask is None else mask.bool()
+    return ForwardCall(batch_size, columns, offset, prompt_columns, mask, ids, {} if memory is None else memory)
 
 
 def _padding_only(mask: torch.Tensor) -> torch.Tensor | None:
     """The mask, or None where it masks nothing: steering without a mask is cheaper."""
-    return None if bool(mask.all()) else mask
+    return None if bool((mask != 0).all()) else mask
 
 
 def _simplify(selection: torch.Tensor | bool) -> torch.Tensor | bool:
