@@ -31,6 +31,7 @@ _WRAPPER_NAMES = (
     "transformer",
     "encoder",
     "llm",
+    "vlm",
     "base_model",
 )
 _MAX_HOPS = 4
@@ -43,7 +44,7 @@ _LAYER_PATHS = {
 }
 
 # Under what names modules take tokens or their embeddings.
-_TOKEN_ARGUMENTS = frozenset({"input_ids", "inputs_embeds", "input_embeds"})
+TOKEN_ARGUMENTS = ("input_ids", "inputs_embeds", "input_embeds", "decoder_input_ids")
 
 # Model types that lay the residual stream out in a way of their own; see `ResidualLayout`.
 _SEQUENCE_FIRST = frozenset({"xlnet", "fsmt"})
@@ -150,13 +151,14 @@ def layer_part(layer: nn.Module, component: str) -> nn.Module:
 
 
 def hidden_size(model: nn.Module) -> int:
-    """Width of the residual stream, read from the loaded model's text configuration."""
-    config = text_config(transformers_model(model))
-    for name in ("hidden_size", "n_embd", "d_model", "dim"):
-        size = getattr(config, name, None)
-        if isinstance(size, int):
-            return size
-    raise ArchitectureError(f"{type(config).__name__} does not say how wide the residual stream is.")
+    """Width of the residual stream, read from the configuration of the text model, else from that of the decoder."""
+    inner = transformers_model(model)
+    for config in (text_config(inner), getattr(find_decoder(inner)[0], "config", None)):
+        for name in ("hidden_size", "n_embd", "d_model", "dim"):
+            size = getattr(config, name, None)
+            if isinstance(size, int):
+                return size
+    raise ArchitectureError(f"{type(inner.config).__name__} does not say how wide the residual stream is.")
 
 
 def model_name(model: nn.Module) -> str:
@@ -222,6 +224,11 @@ class ResidualLayout:
         """The layout of this model's layers."""
         return cls(str(getattr(text_config(transformers_model(model)), "model_type", "")), hidden_size(model))
 
+    def is_plain(self, hidden: torch.Tensor, columns: int) -> bool:
+        """Whether a layer's output is `[batch, seq, hidden]` for the tokens of the call and nothing else."""
+        plain = hidden.dim() == 3 and hidden.shape[1] == columns and hidden.shape[2] == self.width
+        return plain and self.model_type not in _SEQUENCE_FIRST
+
     def streams(self, hidden: torch.Tensor, columns: int) -> torch.Tensor:
         """A view of a layer's output as `[streams, batch, seq, hidden]`, seq being the columns of the call.
 
@@ -243,8 +250,6 @@ class ResidualLayout:
 
     def replace(self, hidden: torch.Tensor, streams: torch.Tensor) -> torch.Tensor:
         """A layer's output with its streams replaced; the counterpart of `streams`."""
-        if len(streams) == 1 and hidden.shape == streams.shape[1:] and self.model_type not in _SEQUENCE_FIRST:
-            return streams[0]
         replaced = hidden.clone()
         self.streams(replaced, streams.shape[2]).copy_(streams)
         return replaced
@@ -316,7 +321,7 @@ def _takes_tokens(inner: nn.Module, layers: nn.ModuleList) -> nn.Module:
     while path:
         path = path.rpartition(".")[0]
         module = inner.get_submodule(path)
-        if not _TOKEN_ARGUMENTS.isdisjoint(inspect.signature(module.forward).parameters):
+        if any(name in inspect.signature(module.forward).parameters for name in TOKEN_ARGUMENTS):
             return module
     return inner
 

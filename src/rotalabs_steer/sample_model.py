@@ -24,7 +24,12 @@ def sample_model_path() -> Path:
     Raises:
         MissingDependencyError: the package that carries the model, or `gguf`, is not installed.
     """
-    folder = _cache_directory() / SAMPLE_MODEL
+    import transformers
+
+    major = transformers.__version__.partition(".")[
+        0
+    ]  # a tokenizer saved by one major release is not read by the other
+    folder = _cache_directory() / f"transformers-{major}" / SAMPLE_MODEL
     if not (folder / "config.json").exists():
         _convert(_gguf_file(), folder)
     return folder

@@ -4,7 +4,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from rotalabs_steer import text_batches
 from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset, load_formality_pairs
-from rotalabs_steer.decoder import decoder_layers
+from rotalabs_steer.decoder import decoder_layers, first_tensor
 from rotalabs_steer.errors import ActivationError, DatasetError, LayerError, OptionError
 from rotalabs_steer.extraction import extract_caa_vector, extract_caa_vectors
 from tiny import count_hooks, tiny_gpt2, tiny_llama
@@ -27,7 +27,7 @@ class Letters:
 
 def layer_output(model, ids, layer):
     found = []
-    handle = decoder_layers(model)[layer].register_forward_hook(lambda _, __, output: found.append(output))
+    handle = decoder_layers(model)[layer].register_forward_hook(lambda _, __, output: found.append(first_tensor(output)))
     with torch.no_grad():
         model(ids)
     handle.remove()
