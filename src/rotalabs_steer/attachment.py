@@ -12,16 +12,27 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.decoder import decoder_layers, find_decoder, first_tensor, transformers_model, with_first_tensor
+import torch
+
+from rotalabs_steer.decoder import (
+    ResidualLayout,
+    decoder_layers,
+    find_decoder,
+    first_tensor,
+    transformers_model,
+    with_first_tensor,
+)
 from rotalabs_steer.errors import CompiledModelError, SteeringConflictError
 from rotalabs_steer.forward_calls import CallTracker
-from rotalabs_steer.plans import Plan, Steps, steps_by_layer
+from rotalabs_steer.plans import Plan, Step, Steps, steps_by_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
+
+    from rotalabs_steer.positions import ForwardCall
 
 _STEERED_MODELS: weakref.WeakKeyDictionary[nn.Module, SteeredModel] = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
@@ -77,6 +88,7 @@ class SteeredModel:
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(transformers_model(model))
         self._tracker = CallTracker.of(model)
+        self._layout = ResidualLayout.of(model)
         self._model_wide: tuple[Attachment, ...] = ()
         self._hooks: dict[int, RemovableHandle] = {}
         self._hook_users: dict[int, int] = {}
@@ -177,7 +189,7 @@ class SteeredModel:
         self._tracker.release()
 
     def _hook_function(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
-        current_call, scoped = self._tracker.current, _SCOPED.get
+        current_call, scoped, layout = self._tracker.current, _SCOPED.get, self._layout
 
         def steer(module: nn.Module, inputs: Any, output: Any) -> Any:
             by_layer = None if scoped() else self._model_wide_steps  # what `steps` gives, without the call
@@ -185,12 +197,22 @@ class SteeredModel:
             if steps is None:
                 return None
             call = current_call()
-            before = hidden = first_tensor(output)
-            for step in steps:
-                hidden = step.apply(hidden, call)
-            return None if hidden is before else with_first_tensor(output, hidden)
+            hidden = first_tensor(output)
+            if layout.is_plain(hidden, call.columns):
+                after = _apply(steps, hidden, call)
+                return None if after is hidden else with_first_tensor(output, after)
+            streams = layout.streams(hidden, call.columns)
+            call = call.last_columns(streams.shape[2])
+            after = torch.stack([_apply(steps, stream, call) for stream in streams])
+            return with_first_tensor(output, layout.replace(hidden, after))
 
         return steer
+
+
+def _apply(steps: Sequence[Step], hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
+    for step in steps:
+        hidden = step.apply(hidden, call)
+    return hidden
 
 
 def _check_not_compiled(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.decoder import find_decoder, transformers_model
+from rotalabs_steer.decoder import TOKEN_ARGUMENTS, find_decoder, transformers_model
 from rotalabs_steer.errors import PositionError
 from rotalabs_steer.positions import ForwardCall, forward_call
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _TRACKERS: weakref.WeakKeyDictionary[nn.Module, CallTracker] = weakref.WeakKeyDictionary()
 _TRACKERS_LOCK = threading.RLock()
-_CACHE_NAMES = ("past_key_values", "past_key_value", "cache_params", "state", "mems")
+_CACHE_NAMES = ("past_key_values", "past_key_value", "past_buckets_states", "cache_params", "state")
 
 
 @dataclass
@@ -58,6 +58,7 @@ class _Local(threading.local):
     generation: _Generation | None = None
     mask: torch.Tensor | None = None
     call: ForwardCall | None = None
+    end: int = 0
 
 
 class CallTracker:
@@ -168,12 +169,15 @@ class CallTracker:
         self._local.mask = None
 
     def _enter_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = next((v for v in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if v is not None), None)
+        named = (kwargs.get(name) for name in TOKEN_ARGUMENTS)
+        tokens = next((value for value in (*named, *args) if value is not None), None)
         if not isinstance(tokens, torch.Tensor) or tokens.dim() < 2:
             raise PositionError(
                 f"{type(module).__name__} was called without input_ids or inputs_embeds of shape [batch, length, ...]."
             )
         batch_size, columns = tokens.shape[:2]
+        codebooks = getattr(module, "num_codebooks", 1) if tokens.dim() == 2 else 1
+        batch_size //= codebooks  # music decoders take a row of ids for each codebook of a sequence
         generation = self._local.generation
         mask = _two_dimensional(kwargs.get("attention_mask"))
         if mask is None:
@@ -182,8 +186,13 @@ class CallTracker:
             mask = generation.mask
         if mask is not None and mask.shape[1] < columns:
             mask = None
-        offset = _cached_columns(kwargs) if mask is None else mask.shape[1] - columns
+        cached = _cached_columns(kwargs) if mask is None else mask.shape[1] - columns
+        if kwargs.get("decoder_input_ids") is not None:  # a canvas: its cache holds the prompt, not what precedes it
+            mask, cached = None, 0
+        offset = self._local.end if cached is None else cached
         ids = _two_dimensional(tokens) if generation is None else generation.ids_up_to(offset + columns, batch_size)
+        if codebooks > 1:
+            ids = None
         call = forward_call(
             batch_size,
             columns,
@@ -196,6 +205,7 @@ class CallTracker:
         if generation is not None and generation.prompt_columns is None:
             generation.prompt_columns = call.offset + call.columns
         self._local.call = call
+        self._local.end = call.offset + call.columns
 
     def _leave_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._local.call = None
@@ -209,15 +219,25 @@ def _two_dimensional(mask: Any) -> torch.Tensor | None:
     return mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
 
 
-def _cached_columns(kwargs: dict[str, Any]) -> int:
-    """Columns of the sequence that the cache of this call already holds."""
+def _cached_columns(kwargs: dict[str, Any]) -> int | None:
+    """Columns of the sequence that the cache of this call holds; None for a recurrent state that does not count.
+
+    Such a state is taken to continue the call before.
+    """
     cache_position = kwargs.get("cache_position")
     if isinstance(cache_position, torch.Tensor) and cache_position.numel() > 0:
         return int(cache_position.reshape(-1)[0])
     cache = next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
-    if callable(get_length := getattr(cache, "get_seq_length", None)):
-        return int(get_length())
-    return 0
+    if cache is None:
+        return 0
+    for name in ("get_seq_length", "get_start_idx"):
+        try:
+            length = getattr(cache, name, lambda: None)()
+        except ValueError:  # transformers' way of saying that all layers are recurrent
+            return None if cache.has_previous_state() else 0
+        if length is not None:
+            return int(length)
+    return getattr(cache, "seqlen_offset", None)
 
 
 def _begin(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Generation:
@@ -238,5 +258,5 @@ def _begin(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     if mask is not None:
         columns = mask.shape[1]
     elif tokens is not None:
-        columns = tokens.shape[1] + _cached_columns(given)
+        columns = tokens.shape[1] + (_cached_columns(given) or 0)
     return _Generation(prompt_columns=columns, ids=None if embeddings is not None else ids)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from rotalabs_steer.decoder import check_layer_indices, decoder_layers, first_tensor, layer_part
+from rotalabs_steer.decoder import ResidualLayout, check_layer_indices, decoder_layers, first_tensor, layer_part
 from rotalabs_steer.errors import ActivationError, OptionError
 from rotalabs_steer.forward_calls import CallTracker
 
@@ -98,6 +98,7 @@ class ActivationHook:
         layers = decoder_layers(model)
         self._parts = {index: layer_part(layers[index], component) for index in self.layer_indices}
         self._tracker = CallTracker.of(model)
+        self._layout = ResidualLayout.of(model)
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> Self:
@@ -142,8 +143,11 @@ class ActivationHook:
 
     def _hook_function(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def capture(module: nn.Module, inputs: Any, output: Any) -> None:
-            hidden = first_tensor(output)
             call = self._tracker.current()
+            hidden = first_tensor(output)
+            if not self._layout.is_plain(hidden, call.columns):
+                hidden = self._layout.streams(hidden, call.columns).mean(dim=0)
+                call = call.last_columns(hidden.shape[1])
             if self.token_position == "all":
                 (self.cache.extend if call.offset > 0 else self.cache.store)(name, hidden)
             elif self.token_position == "last":

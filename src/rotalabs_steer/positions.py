@@ -7,7 +7,7 @@ either side is skipped and a scope means the same tokens with and without a cach
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import torch
@@ -118,6 +118,12 @@ class ForwardCall:
         if isinstance(real, torch.Tensor):
             return real & (real.flip(1).cumsum(dim=1).flip(1) == 1)
         return _simplify(self._column_numbers() == self.offset + self.columns - 1)
+
+    def last_columns(self, columns: int) -> ForwardCall:
+        """The part of this call that a layer sees which is given its last columns only."""
+        if columns == self.columns:
+            return self
+        return replace(self, columns=columns, offset=self.offset + self.columns - columns, _selections={})
 
     def _compute(self, scope: Scope) -> torch.Tensor | bool:
         if isinstance(scope, TokenRange):

@@ -27,7 +27,8 @@ class Letters:
 
 def layer_output(model, ids, layer):
     found = []
-    handle = decoder_layers(model)[layer].register_forward_hook(lambda _, __, output: found.append(first_tensor(output)))
+    module = decoder_layers(model)[layer]
+    handle = module.register_forward_hook(lambda _, __, output: found.append(first_tensor(output)))
     with torch.no_grad():
         model(ids)
     handle.remove()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rotalabs_steer.datasets import ContrastPair
 
 _LAYERS = 4
-_VALIDATION_PAIRS = 12
+_VALIDATION_PAIRS = 10
 _TEST_PAIRS = 20
 _PROMPTS = 3
 _NEW_TOKENS = 40

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import kl_div
 
 from rotalabs_steer.extraction.forward_pass import evaluating
 from rotalabs_steer.text_batches import padded_batch
@@ -44,7 +45,7 @@ class CoherenceProbe:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, passages: Sequence[str] | None = None, max_tokens: int = 40
+        self, model: nn.Module, tokenizer: Any, passages: Sequence[str] | None = None, max_tokens: int = 32
     ) -> None:
         self._model = model
         texts = [tokenizer(text)["input_ids"][:max_tokens] for text in passages or neutral_passages()]
@@ -54,9 +55,8 @@ class CoherenceProbe:
 
     def cost(self) -> float:
         """KL(unsteered ‖ model as it is steered now), nats per token."""
-        steered = self._log_probs()
-        divergence = (self._reference.exp() * (self._reference - steered)).sum(dim=-1)
-        return float(divergence.mean())
+        divergence = kl_div(self._log_probs(), self._reference, log_target=True, reduction="batchmean")
+        return float(divergence)
 
     def strength_at(self, injector: ActivationInjector, start: float, budget: float = DEFAULT_BUDGET) -> float:
         """The strength at which the injector's cost, as the mean of both signs, is the budget. Leaves it as it was.

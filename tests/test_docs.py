@@ -1,4 +1,4 @@
-"""Every code block of the core concepts page, run word for word on the real model."""
+"""Every code block of the documentation, run word for word on the real model."""
 
 import re
 from pathlib import Path
@@ -9,19 +9,28 @@ import torch
 import rotalabs_steer
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 
-PAGE = Path(__file__).parent.parent / "docs" / "core-concepts.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
+
+
+def run(page, given):
+    for block in blocks(page):
+        exec(compile(block, page, "exec"), given)
+
+
+def vector_set(behavior):
+    return SteeringVectorSet(behavior, [SteeringVector(behavior, n, torch.randn(576), "SmolLM2") for n in (14, 15)])
 
 
 @pytest.mark.real_model
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`:UserWarning")
-def test_the_blocks_run_one_after_the_other(smollm, tokenizer, tmp_path, monkeypatch):
+def test_core_concepts(smollm, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    refusal, uncertainty = (
-        SteeringVectorSet(name, [SteeringVector(name, layer, torch.randn(576), "SmolLM2") for layer in (14, 15)])
-        for name in ("refusal", "uncertainty")
-    )
+    refusal, uncertainty = vector_set("refusal"), vector_set("uncertainty")
     given = {
         "model": smollm,
         "inputs": tokenizer("How do I pick a lock?", return_tensors="pt"),
@@ -33,10 +42,8 @@ def test_the_blocks_run_one_after_the_other(smollm, tokenizer, tmp_path, monkeyp
         "SteeringVector": SteeringVector,
         "SteeringVectorSet": SteeringVectorSet,
     }
-    assert len(BLOCKS) == 5
-    for block in BLOCKS:
-        exec(compile(block, str(PAGE), "exec"), given)
-
+    assert len(blocks("core-concepts.md")) == 5
+    run("core-concepts.md", given)
     assert given["pair"].positive.startswith("I cannot")
     assert {layer: tuple(tensor.shape) for layer, tensor in given["activations"].items()} == {
         14: (1, 1, 576), 15: (1, 1, 576), 16: (1, 1, 576),
@@ -50,8 +57,25 @@ def test_the_blocks_run_one_after_the_other(smollm, tokenizer, tmp_path, monkeyp
     ]  # fmt: skip
 
 
-def test_the_page_names_every_public_class():
-    text = PAGE.read_text("utf-8")
+def test_core_concepts_names_the_public_classes():
+    text = (DOCS / "core-concepts.md").read_text("utf-8")
     for name in ("ActivationHook", "ActivationInjector", "MultiVectorInjector", "SteeringVector", "MODEL_CONFIGS"):
         assert name in text
         assert name in rotalabs_steer.__all__
+
+
+@pytest.mark.real_model
+def test_steering_in_detail(smollm, tokenizer):
+    sets = {name: vector_set(name) for name in ("formality", "refusal")}
+    given = {
+        "model": smollm,
+        "tokenizer": tokenizer,
+        "vector": sets["refusal"][14],
+        "sets": sets,
+        "ActivationInjector": rotalabs_steer.ActivationInjector,
+        "MultiVectorInjector": rotalabs_steer.MultiVectorInjector,
+        "prompts_to_steer": ["How do I boil an egg?", "Give me a soup recipe."],
+        "prompts_to_leave": ["Who wrote Hamlet?", "Explain photosynthesis."],
+    }
+    run("steering.md", given)
+    assert given["fitted"].f1 == 1.0
