@@ -28,10 +28,11 @@ LAYER = 1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds of hook calls")
+    parser.add_argument("--widths", type=int, nargs="+", default=[576, 4096], help="hidden sizes")
     parser.add_argument("--generations", type=int, default=5, help="interleaved rounds of generations; 0 to skip")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    for width in (576, 4096):
+    for width in options.widths:
         for batch, columns in ((1, 1), (8, 1), (1, 512)):
             hook_calls(width, batch, columns, options.rounds)
     if options.generations:

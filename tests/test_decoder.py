@@ -1,16 +1,13 @@
 import pytest
-import torch
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from rotalabs_steer.decoder import (
     check_layer_indices,
     decoder_layers,
-    first_tensor,
     hidden_size,
     layer_part,
     model_fingerprint,
-    with_first_tensor,
 )
 from rotalabs_steer.errors import ArchitectureError, LayerError, OptionError
 from tiny import tiny_gpt2, tiny_llama
@@ -64,15 +61,3 @@ def test_the_fingerprint_tells_architectures_apart():
         "model_type": "llama", "num_layers": 4, "hidden_size": 16, "vocab_size": 128,
     }  # fmt: skip
     assert model_fingerprint(tiny_llama()) != model_fingerprint(tiny_gpt2())
-
-
-def test_the_hidden_state_is_found_and_replaced_in_every_kind_of_output():
-    old, new = torch.zeros(1), torch.ones(1)
-    for output in (old, (old, "cache"), [old, "cache"]):
-        assert first_tensor(output) is old
-        replaced = with_first_tensor(output, new)
-        assert type(replaced) is type(output)
-        assert first_tensor(replaced) is new
-        assert len(replaced) == len(output)
-    with pytest.raises(ArchitectureError, match="A layer returned str"):
-        first_tensor("nothing")

@@ -14,25 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.decoder import (
-    ResidualLayout,
-    decoder_layers,
-    find_decoder,
-    first_tensor,
-    transformers_model,
-    with_first_tensor,
-)
+from rotalabs_steer.decoder import decoder_layers, find_decoder, transformers_model
 from rotalabs_steer.errors import CompiledModelError, SteeringConflictError
 from rotalabs_steer.forward_calls import CallTracker
-from rotalabs_steer.plans import Plan, Step, Steps, steps_by_layer
+from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor, with_first_tensor
+from rotalabs_steer.plans import Plan, Steps, steps_by_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
 
-    from rotalabs_steer.positions import ForwardCall
 
 _STEERED_MODELS: weakref.WeakKeyDictionary[nn.Module, SteeredModel] = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
@@ -190,6 +183,7 @@ class SteeredModel:
 
     def _hook_function(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
         current_call, scoped, layout = self._tracker.current, _SCOPED.get, self._layout
+        width = layout.plain_width
 
         def steer(module: nn.Module, inputs: Any, output: Any) -> Any:
             by_layer = None if scoped() else self._model_wide_steps  # what `steps` gives, without the call
@@ -197,22 +191,21 @@ class SteeredModel:
             if steps is None:
                 return None
             call = current_call()
-            hidden = first_tensor(output)
-            if layout.is_plain(hidden, call.columns):
-                after = _apply(steps, hidden, call)
-                return None if after is hidden else with_first_tensor(output, after)
+            before = hidden = output if isinstance(output, torch.Tensor) else first_tensor(output)
+            if hidden.shape == (call.batch_size, call.columns, width):
+                for step in steps:
+                    hidden = step.apply(hidden, call)
+                return hidden if before is output else with_first_tensor(output, hidden)
             streams = layout.streams(hidden, call.columns)
             call = call.last_columns(streams.shape[2])
-            after = torch.stack([_apply(steps, stream, call) for stream in streams])
-            return with_first_tensor(output, layout.replace(hidden, after))
+            steered = []
+            for stream in streams:
+                for step in steps:
+                    stream = step.apply(stream, call)  # noqa: PLW2901
+                steered.append(stream)
+            return with_first_tensor(output, layout.replace(hidden, torch.stack(steered)))
 
         return steer
-
-
-def _apply(steps: Sequence[Step], hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
-    for step in steps:
-        hidden = step.apply(hidden, call)
-    return hidden
 
 
 def _check_not_compiled(model: nn.Module) -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from rotalabs_steer.decoder import ResidualLayout, check_layer_indices, decoder_layers, first_tensor, layer_part
+from rotalabs_steer.decoder import check_layer_indices, decoder_layers, layer_part
 from rotalabs_steer.errors import ActivationError, OptionError
 from rotalabs_steer.forward_calls import CallTracker
+from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -144,10 +145,8 @@ class ActivationHook:
     def _hook_function(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def capture(module: nn.Module, inputs: Any, output: Any) -> None:
             call = self._tracker.current()
-            hidden = first_tensor(output)
-            if not self._layout.is_plain(hidden, call.columns):
-                hidden = self._layout.streams(hidden, call.columns).mean(dim=0)
-                call = call.last_columns(hidden.shape[1])
+            hidden = self._layout.tokens(first_tensor(output), call.columns)
+            call = call.last_columns(hidden.shape[1])
             if self.token_position == "all":
                 (self.cache.extend if call.offset > 0 else self.cache.store)(name, hidden)
             elif self.token_position == "last":

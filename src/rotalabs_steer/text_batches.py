@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.decoder import decoder_layers, first_tensor, text_config, transformers_model
+from rotalabs_steer.decoder import decoder_layers, text_config, transformers_model
+from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -179,7 +180,7 @@ def _last_hidden(model: nn.Module, batch: TextBatch) -> list[torch.Tensor]:
             model(**batch.inputs)
     finally:
         handle.remove()
-    hidden = first_tensor(found[0]).float()
+    hidden = ResidualLayout.of(model).tokens(first_tensor(found[0]), batch.inputs["input_ids"].shape[1]).float()
     return [hidden.reshape(-1, hidden.shape[-1])[slots] for slots in batch.slots]
 
 

@@ -4,9 +4,10 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from rotalabs_steer import text_batches
 from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset, load_formality_pairs
-from rotalabs_steer.decoder import decoder_layers, first_tensor
+from rotalabs_steer.decoder import decoder_layers
 from rotalabs_steer.errors import ActivationError, DatasetError, LayerError, OptionError
 from rotalabs_steer.extraction import extract_caa_vector, extract_caa_vectors
+from rotalabs_steer.layer_outputs import first_tensor
 from tiny import count_hooks, tiny_gpt2, tiny_llama
 
 PAIRS = [

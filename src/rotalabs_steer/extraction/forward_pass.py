@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from rotalabs_steer.decoder import decoder_layers, first_tensor, layer_part, transformers_model
+from rotalabs_steer.decoder import decoder_layers, layer_part, transformers_model
 from rotalabs_steer.errors import ActivationError
+from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
 from rotalabs_steer.text_batches import TextBatch, text_batches
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ def read_activations(
     Raises:
         ActivationError: an activation is NaN or infinite; the message names layer and text.
     """
-    layers = decoder_layers(model)
+    layers, layout = decoder_layers(model), ResidualLayout.of(model)
     batch: TextBatch
     matrix: torch.Tensor
 
     def reader(layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def read(module: nn.Module, inputs: Any, output: Any) -> None:
-            hidden = first_tensor(output).float()
+            hidden = layout.tokens(first_tensor(output), batch.inputs["input_ids"].shape[1]).float()
             pooled = matrix.to(hidden.device) @ hidden.reshape(-1, hidden.shape[-1])
             finite = torch.isfinite(pooled).all(dim=1)
             if not bool(finite.all()):
