@@ -45,10 +45,14 @@ def test_the_demo_goes_the_whole_way(small_model, tmp_path):
     assert not re.search(r'(src|href)="http', page), "the report needs the network"
 
 
-def test_a_mistake_is_one_sentence_and_touches_nothing(tmp_path):
-    result = run("demo", "--behavior", "clam", "--output", tmp_path / "out")
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--behavior", "clam"], "Unknown behaviour 'clam'. Built in are:"),
+    (["--model", "./no-such-model"], "There is no folder ./no-such-model. Give a model folder"),
+])  # fmt: skip
+def test_a_mistake_is_one_sentence_and_touches_nothing(tmp_path, arguments, message):
+    result = run("demo", *arguments, "--output", tmp_path / "out")
     assert result.exit_code == 1
-    assert "Unknown behaviour 'clam'. Built in are:" in result.output
+    assert message in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from rich.table import Table
 import rotalabs_steer
 from rotalabs_steer.datasets import behavior_names, describe_behavior, load_behavior
 from rotalabs_steer.decoder import decoder_layers
+from rotalabs_steer.errors import ModelNameError
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
 from rotalabs_steer.evaluation.generation import generate_texts, generate_tokens
 from rotalabs_steer.evaluation.layer_search import calibrated_set, candidate_layers, search_layers
@@ -23,7 +25,6 @@ from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from rich.console import Console
     from torch import nn
@@ -40,7 +41,6 @@ _NEW_TOKENS = 40
 def run_demo(console: Console, model_name: str | None, behavior: str, output: Path) -> None:
     """Runs the demo, printing as it goes."""
     about = describe_behavior(behavior)  # an unknown behaviour is an error before a model is loaded
-    output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
 
     console.rule("[bold]1  The model")
@@ -89,7 +89,7 @@ def run_demo(console: Console, model_name: str | None, behavior: str, output: Pa
     other = next(name for name in ("formality", "uncertainty", *behavior_names()) if name != behavior)
     _two_behaviors(console, model, tokenizer, calibrated, other, prompts[0])
 
-    report = output / "report.html"
+    report = output / "report.html"  # the folder is there: the vectors are in it
     facts = {
         "model": shown_name,
         "positive": about["positive"],
@@ -112,6 +112,8 @@ def _load(console: Console, model_name: str | None) -> tuple[nn.Module, Any]:
     if model_name is None:
         with console.status("making the sample model (first time only)"):
             model_name = str(sample_model_path())
+    if model_name.startswith((".", "/", "~")) and not Path(model_name).expanduser().is_dir():
+        raise ModelNameError(f"There is no folder {model_name}. Give a model folder or a Hugging Face id.")
     model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto")
     return model, AutoTokenizer.from_pretrained(model_name)
 
