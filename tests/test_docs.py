@@ -8,6 +8,7 @@ import torch
 
 import rotalabs_steer
 from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer.sample_model import sample_model_path
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -79,3 +80,13 @@ def test_steering_in_detail(smollm, tokenizer):
     }
     run("steering.md", given)
     assert given["fitted"].f1 == 1.0
+
+
+@pytest.mark.real_model
+def test_the_readme(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS.parent / "README.md").read_text("utf-8"), re.DOTALL)
+    exec(example.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(sample_model_path())), {})
+    answers = re.findall(r"^(?:-1\.0|0\.0|1\.0) (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(set(answers)) == 3
+    assert SteeringVectorSet.load("vectors/formality").layers == list(range(30))

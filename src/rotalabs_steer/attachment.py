@@ -46,8 +46,9 @@ class Attachment:
 
     def replace_plan(self, plan: Plan) -> None:
         """Changes what is done from the next layer call on."""
-        self.plan = plan
-        self.model._forget_steps()
+        with _LOCK:
+            self.plan = plan
+            self.model._forget_steps()
 
     def remove(self) -> None:
         """Ends a model-wide attachment."""
@@ -137,7 +138,8 @@ class SteeredModel:
             return self._resolve(self._model_wide + tuple(one for one in scoped if one.model is self))
         steps = self._model_wide_steps
         if steps is None:
-            steps = self._model_wide_steps = self._resolve(self._model_wide)
+            with _LOCK:  # else a plan replaced meanwhile could be forgotten before these steps are kept
+                steps = self._model_wide_steps = self._resolve(self._model_wide)
         return steps
 
     def _resolve(self, attachments: tuple[Attachment, ...]) -> Steps:

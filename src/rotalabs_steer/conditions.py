@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.datasets.rendering import render_prompt
 from rotalabs_steer.decoder import check_layer_indices
 from rotalabs_steer.errors import DatasetError, OptionError, VectorError
+from rotalabs_steer.hooks import extract_activations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,9 +113,6 @@ def fit_condition(
     Raises:
         DatasetError: a side has no prompts.
     """
-    from rotalabs_steer.datasets.rendering import render_prompt
-    from rotalabs_steer.hooks import extract_activations
-
     if not positive_prompts or not negative_prompts:
         raise DatasetError("A condition is fitted on prompts it should act on and prompts it should not: give both.")
     check_layer_indices(model, layers)

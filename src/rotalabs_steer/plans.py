@@ -103,20 +103,22 @@ class InterventionStep:
         selection = call.select(self.item.scope)
         if selection is False:
             return hidden
-        strength = self._strengths(call, selection).to(hidden.device)
+        strength = self._strengths(call, selection, hidden.device)
         changed = self._on(hidden.device)(hidden.float(), strength).to(hidden.dtype)
         return torch.where(strength == 0, hidden, changed)
 
-    def _strengths(self, call: ForwardCall, selection: torch.Tensor | bool) -> Float[torch.Tensor, "#batch #seq 1"]:
+    def _strengths(
+        self, call: ForwardCall, selection: torch.Tensor | bool, device: torch.device
+    ) -> Float[torch.Tensor, "#batch #seq 1"]:
         item = self.item
-        given = torch.tensor(item.strength if isinstance(item.strength, tuple) else (item.strength,))
+        given = torch.tensor(item.strength if isinstance(item.strength, tuple) else (item.strength,), device=device)
         strength = _for_rows(given, call.batch_size)[:, None]
         if item.schedule is not None:
-            strength = strength * item.schedule(call.generation_index()).cpu()
+            strength = strength * item.schedule(call.generation_index()).to(device)
         if item.condition is not None:
-            strength = strength * call.memory[item.condition].cpu()[:, None]
+            strength = strength * call.memory[item.condition].to(device)[:, None]
         if isinstance(selection, torch.Tensor):
-            strength = strength * selection.cpu()
+            strength = strength * selection.to(device)
         return strength.unsqueeze(-1)
 
     def _on(self, device: torch.device) -> Intervention:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
@@ -56,7 +57,7 @@ class EvaluationExample:
     system: str | None = None
 
 
-class _Dataset(Generic[_Row]):
+class _Dataset(ABC, Generic[_Row]):
     """Rows for one behaviour, kept in order."""
 
     _rows_name: str
@@ -103,8 +104,9 @@ class _Dataset(Generic[_Row]):
         )
 
     @staticmethod
+    @abstractmethod
     def _parse(row: Any, place: str) -> Any:
-        raise NotImplementedError
+        """A row from what JSON has for it."""
 
     def __len__(self) -> int:
         return len(self._rows)
