@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from rotalabs_steer.errors import ArchitectureError, LayerError, OptionError
@@ -82,6 +83,8 @@ def transformers_model(model: nn.Module) -> nn.Module:
     get_base_model = getattr(inner, "get_base_model", None)
     if callable(get_base_model):
         inner = get_base_model()
+    if isinstance(inner, nn.parallel.DistributedDataParallel):
+        inner = inner.module
     if getattr(inner, "config", None) is None:
         raise ArchitectureError(
             f"{type(model).__name__} has no `config`, so it is not a transformers model. "
@@ -152,6 +155,15 @@ def hidden_size(model: nn.Module) -> int:
             if isinstance(size, int):
                 return size
     raise ArchitectureError(f"{type(inner.config).__name__} does not say how wide the residual stream is.")
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model takes its inputs: also right where accelerate has spread it over devices or disk."""
+    embeddings: Any = transformers_model(model).get_input_embeddings()  # type: ignore[operator]
+    device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+    if device is not None:
+        return torch.device(device)
+    return next(model.parameters()).device
 
 
 def model_name(model: nn.Module) -> str:

@@ -1,10 +1,11 @@
 """Texts as batches of model inputs, in which tokens that texts share from their beginning appear once.
 
 The two sides of a contrast pair share their prompt, all pairs share the system message, and the options of a
-multiple-choice question differ in one token. A shared batch holds the tree of all beginnings in a single row; an
+multiple-choice question differ in one token. A row of a shared batch holds the tree of some texts' beginnings; an
 attention mask lets every token see its own ancestors only, and its position is its depth. So the model computes
 each distinct token once, with the same result as text by text. Models for which that is not so (recurrent ones, or
-attention that takes no such mask) get right-padded rows instead; a probe of the model decides.
+attention that takes no such mask) get right-padded rows instead; a probe of the model decides. Where texts share too
+little to pay for the mask, rows are padded, too.
 """
 
 from __future__ import annotations
@@ -12,25 +13,30 @@ from __future__ import annotations
 import inspect
 import itertools
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.decoder import decoder_layers, text_config, transformers_model
+from rotalabs_steer.decoder import decoder_layers, hidden_size, input_device, text_config, transformers_model
 from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from jaxtyping import Float, Int
     from torch import nn
 
-TOKENS_PER_SHARED_BATCH = 512
-TOKENS_PER_PADDED_BATCH = 1024
-"""A shared batch attends over all its tokens, so it stays shorter."""
+TOKENS_PER_BATCH = 1024
+"""Enough to keep two processor cores at their peak; a GPU with free memory takes more."""
+TOKENS_PER_TREE = 256
+"""A tree's tokens all attend to one another under its mask, so it stays short."""
 
-_SHARING: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+_MOST_TOKENS = 16_384
+_SHARE_OF_FREE_MEMORY = 0.25
+_ACTIVATIONS_PER_TOKEN = 64  # hidden states' worth of memory that one token takes while a layer runs, generously
+
+_PROBE_TEXTS = ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 6, 5])
 _PROBE_TOLERANCE = 1e-2
 
 
@@ -49,11 +55,62 @@ class TextBatch:
     slots: list[Int[torch.Tensor, " seq"]]
 
     def weights(self, token_weights: Sequence[Float[torch.Tensor, " seq"]]) -> Float[torch.Tensor, "texts slots"]:
-        """The matrix that turns flattened activations into one weighted sum a text."""
+        """The matrix that turns flattened activations into one weighted sum a text, from weights for its tokens."""
         matrix = torch.zeros(len(self.texts), self.inputs["input_ids"].numel())
-        for row, (text, slots) in enumerate(zip(self.texts, self.slots, strict=True)):
-            matrix[row, slots] = token_weights[text]
+        for row, (weights, slots) in enumerate(zip(token_weights, self.slots, strict=True)):
+            matrix[row, slots] = weights
         return matrix
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which texts go together: batches of rows of text indices. A row with several texts is a tree.
+
+    Attributes:
+        tokens: how many the model will compute, padding included.
+        attended: how many tokens these attend to, in all.
+        one_by_one: each row of a batch is a call of its own, for a model whose results padding changes.
+    """
+
+    batches: list[list[list[int]]]
+    tokens: int
+    attended: int
+    one_by_one: bool = False
+
+    def calls(self, rows: list[list[int]]) -> list[list[list[int]]]:
+        """The rows of each call for a batch."""
+        return [[row] for row in rows] if self.one_by_one else [rows]
+
+
+def plan_batches(
+    model: nn.Module,
+    texts: Sequence[Sequence[int]],
+    batch_size: int | None = None,
+    *,
+    share_prefixes: bool = True,
+    together: int = 1,
+) -> BatchPlan:
+    """The cheapest way to run the model over texts (rows of token ids).
+
+    Args:
+        batch_size: most texts a batch; None for as many as make about a thousand tokens, more on a roomy GPU.
+        share_prefixes: compute shared beginnings once where the model allows it. Not for use with interventions whose
+            scope is part of a sequence: a tree is no sequence.
+        together: runs of this many texts stay in one batch.
+    """
+    budget = _token_budget(model)
+    units = [list(range(start, start + together)) for start in range(0, len(texts), together)]
+    by_length = sorted(units, key=lambda unit: -max(len(texts[i]) for i in unit))
+    padded = _cut([([[i] for i in unit], max(len(texts[i]) for i in unit)) for unit in by_length], budget, batch_size)
+    if not _Batching.of(model).pads:
+        return replace(padded, one_by_one=True)
+    if not (share_prefixes and can_share_prefixes(model, max(len(text) for text in texts))):
+        return padded
+    trees = sorted(_trees(texts, units, batch_size), key=lambda tree: -tree[1])
+    shared = _cut([([row], size) for row, size in trees], budget, batch_size)
+    parameters = sum(weight.numel() for weight in decoder_layers(model)[0].parameters())
+    weight = 2 * hidden_size(model) / max(parameters, 1)  # of attending to one more token, in tokens to compute
+    return min(shared, padded, key=lambda plan: plan.tokens + weight * plan.attended)
 
 
 def text_batches(
@@ -63,45 +120,21 @@ def text_batches(
     *,
     share_prefixes: bool = True,
 ) -> Iterator[TextBatch]:
-    """The texts (rows of token ids) in batches for this model.
-
-    Args:
-        batch_size: most texts a batch; None for as many as make 500 to 1,000 tokens.
-        share_prefixes: compute shared beginnings once where the model allows it. Not for use with interventions whose
-            scope is part of a sequence: a shared row is no sequence.
-    """
-    share = share_prefixes and can_share_prefixes(model, max(len(text) for text in texts))
-    order = sorted(range(len(texts)), key=lambda i: tuple(texts[i]) if share else -len(texts[i]))
-    cost, limit = (_tree_size, TOKENS_PER_SHARED_BATCH) if share else (_padded_size, TOKENS_PER_PADDED_BATCH)
-    batch: list[int] = []
-    for index in order:
-        candidate = [*batch, index]
-        full = len(batch) == batch_size if batch_size else cost([texts[i] for i in candidate]) > limit
-        if batch and full:
-            yield _make_batch(model, batch, texts, share)
-            candidate = [index]
-        batch = candidate
-    if batch:
-        yield _make_batch(model, batch, texts, share)
+    """The texts in batches for this model; see `plan_batches`."""
+    plan = plan_batches(model, texts, batch_size, share_prefixes=share_prefixes)
+    for rows in itertools.chain.from_iterable(map(plan.calls, plan.batches)):
+        yield make_batch(model, rows, texts)
 
 
-def can_share_prefixes(model: nn.Module, longest: int) -> bool:
-    """Whether a shared batch gives this model's own results, for texts of up to `longest` tokens."""
-    inner = transformers_model(model)
-    config = text_config(inner)
-    window = getattr(config, "sliding_window", None)
-    if isinstance(window, int) and longest > window:
-        return False
-    if inner not in _SHARING:
-        attention = getattr(config, "_attn_implementation", None)
-        accepted = inspect.signature(inner.forward).parameters
-        takes_tree = attention in ("sdpa", "eager") and "position_ids" in accepted and "attention_mask" in accepted
-        _SHARING[inner] = takes_tree and not getattr(inner.config, "is_encoder_decoder", False) and _probe(model)
-    return _SHARING[inner]
+def make_batch(model: nn.Module, rows: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> TextBatch:
+    """Rows of text indices as model input."""
+    if all(len(row) == 1 for row in rows):
+        return padded_batch(model, [index for (index,) in rows], texts)
+    return shared_batch(model, rows, texts)
 
 
 def padded_batch(model: nn.Module, indices: list[int], texts: Sequence[Sequence[int]]) -> TextBatch:
-    """One row a text, padded on the right. Positions are always passed: absolute ones are wrong without."""
+    """One row a text, padded on the right, where every model counts positions rightly by itself."""
     rows = [texts[index] for index in indices]
     length = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -110,65 +143,170 @@ def padded_batch(model: nn.Module, indices: list[int], texts: Sequence[Sequence[
         ids[number, : len(row)] = torch.tensor(row)
         mask[number, : len(row)] = 1
     slots = [torch.arange(len(row)) + number * length for number, row in enumerate(rows)]
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return TextBatch(indices, _inputs(model, ids, mask, positions), slots)
+    return TextBatch(indices, _inputs(model, {"input_ids": ids, "attention_mask": mask}), slots)
 
 
-def shared_batch(model: nn.Module, indices: list[int], texts: Sequence[Sequence[int]]) -> TextBatch:
-    """One row with the tree of the texts' beginnings."""
-    ids: list[int] = []
-    parents: list[int] = []
-    children: dict[tuple[int, int], int] = {}
-    paths = []
-    for index in indices:
-        node, path = -1, []
-        for token in texts[index]:
-            if (node, token) not in children:
-                children[node, token] = len(ids)
-                ids.append(token)
-                parents.append(node)
-            node = children[node, token]
-            path.append(node)
-        paths.append(torch.tensor(path))
-    sees = torch.zeros(len(ids), len(ids), dtype=torch.bool)
-    depths = torch.zeros(len(ids), dtype=torch.long)
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            sees[node] = sees[parent]
-            depths[node] = depths[parent] + 1
-        sees[node, node] = True
+def shared_batch(model: nn.Module, rows: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> TextBatch:
+    """One row a tree of its texts' beginnings, padded on the right."""
+    trees = [_Tree.of([texts[index] for index in row]) for row in rows]
+    length = max(len(tree.ids) for tree in trees)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    positions = torch.zeros(len(rows), length, dtype=torch.long)
+    sees = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: no row may see nothing
+    slots = []
+    for number, tree in enumerate(trees):
+        size = len(tree.ids)
+        ids[number, :size] = torch.tensor(tree.ids)
+        for path in tree.paths:
+            nodes = torch.tensor(path)
+            positions[number, nodes] = torch.arange(len(path))
+            sees[number][nodes[:, None], nodes] = torch.ones(len(path), len(path), dtype=torch.bool).tril()
+            slots.append(nodes + number * length)
     dtype = next(model.parameters()).dtype
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
-    inputs = _inputs(model, torch.tensor([ids]), mask[None, None], depths[None])
-    return TextBatch(indices, inputs, paths)
+    inputs = _inputs(model, {"input_ids": ids, "attention_mask": mask[:, None], "position_ids": positions})
+    return TextBatch([index for row in rows for index in row], inputs, slots)
 
 
-def _make_batch(model: nn.Module, indices: list[int], texts: Sequence[Sequence[int]], share: bool) -> TextBatch:
-    return (shared_batch if share else padded_batch)(model, indices, texts)
+def can_share_prefixes(model: nn.Module, longest: int) -> bool:
+    """Whether a shared batch gives this model's own results, for texts of up to `longest` tokens."""
+    window = getattr(text_config(transformers_model(model)), "sliding_window", None)
+    return not (isinstance(window, int) and longest > window) and _Batching.of(model).shares
 
 
-def _inputs(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
-    device = next(model.parameters()).device
+@dataclass(frozen=True)
+class _Batching:
+    """What a model gives its own results for: padded rows, and trees of texts. Probed once."""
+
+    pads: bool
+    shares: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Batching:
+        inner = transformers_model(model)
+        if inner not in _PROBED:
+            alone = _last_hidden(model, padded_batch(model, [1], _PROBE_TEXTS))
+            pads = _agree(alone, model, lambda: padded_batch(model, [1, 0], _PROBE_TEXTS))
+            shares = (
+                pads
+                and _takes_trees(inner)
+                and _agree(alone, model, lambda: shared_batch(model, [[1, 0]], _PROBE_TEXTS))
+            )
+            _PROBED[inner] = cls(pads, shares)
+        return _PROBED[inner]
+
+
+def _takes_trees(inner: nn.Module) -> bool:
+    """Whether a model's code could work with a tree: a mask and positions of ours, and no encoder."""
+    accepted = inspect.signature(inner.forward).parameters
+    attention = getattr(text_config(inner), "_attn_implementation", None)
+    encodes = getattr(inner.config, "is_encoder_decoder", False)
+    return attention in ("sdpa", "eager") and {"position_ids", "attention_mask"} <= set(accepted) and not encodes
+
+
+def _agree(alone: torch.Tensor, model: nn.Module, make: Callable[[], TextBatch]) -> bool:
+    """Whether the first text of a batch comes out as it does alone."""
+    try:
+        found = _last_hidden(model, make())
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError):
+        return False  # a model that cannot take such input says so in its own way
+    difference = float((found - alone).abs().max()) if found.shape == alone.shape else float("inf")
+    return difference <= _PROBE_TOLERANCE * float(alone.abs().max())  # False, too, where anything is not a number
+
+
+_PROBED: weakref.WeakKeyDictionary[nn.Module, _Batching] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """Distinct beginnings of some texts: a token id a node, and each text's path of nodes from the root."""
+
+    ids: list[int]
+    paths: list[list[int]]
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]]) -> _Tree:
+        ids: list[int] = []
+        children: dict[tuple[int, int], int] = {}
+        paths = []
+        for text in texts:
+            node, path = -1, []
+            for token in text:
+                node = children.setdefault((node, token), len(ids))
+                if node == len(ids):
+                    ids.append(token)
+                path.append(node)
+            paths.append(path)
+        return cls(ids, paths)
+
+
+def _trees(
+    texts: Sequence[Sequence[int]], units: Sequence[list[int]], batch_size: int | None
+) -> list[tuple[list[int], int]]:
+    """Units of texts as trees of about `TOKENS_PER_TREE`, each with its size. Neighbours in order share most."""
+    trees: list[tuple[list[int], int]] = []
+    row: list[int] = []
+    size = 0
+    for unit in sorted(units, key=lambda unit: [texts[index] for index in unit]):
+        added = _growth(texts, row, unit)
+        too_many = batch_size is not None and len(row) + len(unit) > batch_size
+        if row and (size + added > TOKENS_PER_TREE or too_many):
+            trees.append((row, size))
+            row, size = [], 0
+            added = _growth(texts, row, unit)
+        row, size = [*row, *unit], size + added
+    return [*trees, (row, size)]
+
+
+def _growth(texts: Sequence[Sequence[int]], row: Sequence[int], unit: Sequence[int]) -> int:
+    """By how many nodes a tree grows at most. Each text is compared with the few before it: sorted texts are alike."""
+    added, before = 0, list(row[-len(unit) :])
+    for index in unit:
+        shared = max((_common(texts[other], texts[index]) for other in before), default=0)
+        added += len(texts[index]) - shared
+        before.append(index)
+    return added
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _cut(items: Sequence[tuple[list[list[int]], int]], budget: int, batch_size: int | None) -> BatchPlan:
+    """Rows and their length, longest first, cut into batches of at most `budget` tokens and `batch_size` texts."""
+    batches: list[list[list[int]]] = []
+    tokens = attended = columns = in_batch = 0
+    for rows, length in items:
+        count = sum(len(row) for row in rows)
+        too_many = batch_size is not None and in_batch + count > batch_size
+        if not batches or too_many or (len(batches[-1]) + len(rows)) * columns > budget:
+            batches.append([])
+            columns, in_batch = length, 0
+        batches[-1].extend(rows)
+        tokens += len(rows) * columns
+        attended += len(rows) * columns**2
+        in_batch += count
+    return BatchPlan(batches, tokens, attended)
+
+
+def _token_budget(model: nn.Module) -> int:
+    device = input_device(model)
+    if device.type != "cuda":
+        return TOKENS_PER_BATCH
+    free, _ = torch.cuda.mem_get_info(device)
+    size = hidden_size(model) * next(model.parameters()).element_size() * _ACTIVATIONS_PER_TOKEN
+    return min(max(int(free * _SHARE_OF_FREE_MEMORY) // size, TOKENS_PER_TREE), _MOST_TOKENS)
+
+
+def _inputs(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    device = input_device(model)
     accepted = inspect.signature(transformers_model(model).forward).parameters
-    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
-    if "position_ids" in accepted:
-        inputs["position_ids"] = positions.to(device)
+    inputs = {name: tensor.to(device) for name, tensor in tensors.items()} | {"use_cache": False}
     return {name: value for name, value in inputs.items() if name in accepted or name == "input_ids"}
 
 
-def _probe(model: nn.Module) -> bool:
-    """Runs two texts with a shared beginning both ways and compares the last layer's output."""
-    texts = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 6, 5]]
-    try:
-        separate, shared = (_last_hidden(model, make(model, [0, 1], texts)) for make in (padded_batch, shared_batch))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return False  # a model that cannot take such a mask says so in its own way
-    scale = max(float(row.abs().max()) for row in separate)
-    differences = [float((a - b).abs().max()) for a, b in zip(separate, shared, strict=True)]
-    return max(differences) <= _PROBE_TOLERANCE * scale  # False, too, where anything is not a number
-
-
-def _last_hidden(model: nn.Module, batch: TextBatch) -> list[torch.Tensor]:
+def _last_hidden(model: nn.Module, batch: TextBatch) -> Float[torch.Tensor, "seq hidden"]:
+    """What the last layer returns for the first text of a batch."""
     found: list[Any] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -177,21 +315,8 @@ def _last_hidden(model: nn.Module, batch: TextBatch) -> list[torch.Tensor]:
     handle = decoder_layers(model)[-1].register_forward_hook(keep)
     try:
         with torch.inference_mode():
-            model(**batch.inputs)
+            transformers_model(model)(**batch.inputs)
     finally:
         handle.remove()
     hidden = ResidualLayout.of(model).tokens(first_tensor(found[0]), batch.inputs["input_ids"].shape[1]).float()
-    return [hidden.reshape(-1, hidden.shape[-1])[slots] for slots in batch.slots]
-
-
-def _tree_size(texts: Sequence[Sequence[int]]) -> int:
-    """Nodes of the tree of beginnings. Sorted texts share most with their neighbour."""
-    size = len(texts[0])
-    for before, text in itertools.pairwise(texts):
-        shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, text, strict=False))
-        size += len(text) - sum(1 for _ in shared)
-    return size
-
-
-def _padded_size(texts: Sequence[Sequence[int]]) -> int:
-    return len(texts) * max(len(text) for text in texts)
+    return hidden.reshape(-1, hidden.shape[-1])[batch.slots[0].to(hidden.device)]

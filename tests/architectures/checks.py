@@ -15,6 +15,8 @@ from architectures.extra_inputs import extra_inputs
 from architectures.sizes import DECODER_LAYERS
 from rotalabs_steer import ActivationInjector, SteeringVector, extract_activations
 from rotalabs_steer.decoder import decoder_layers, hidden_size
+from rotalabs_steer.extraction.forward_pass import read_activations
+from rotalabs_steer.text_batches import plan_batches
 from tiny import count_hooks
 
 if TYPE_CHECKING:
@@ -181,6 +183,32 @@ def check_capture(subject: Subject) -> None:
             _equal(output[: len(other)], other, f"layer {index} and hidden_states")
 
 
+def check_extraction(subject: Subject) -> None:
+    """Texts read in batches have the mean activations that each has alone, at every layer."""
+    rows = subject.rows()
+    texts = [row.tolist() for row in (*rows, torch.cat([rows[0], rows[1][:2]]))]
+    if subject.sees_patches:
+        raise NotApplicable("its layers see patches of bytes, not tokens")
+    if subject.encodes or extra_inputs(subject.model, rows[0][None], subject.width) or subject.codebooks > 1:
+        raise NotApplicable("extraction is for models that take text alone, without an encoder")
+    alone = [subject.layer_outputs(**subject.inputs(torch.tensor([text]))) for text in texts]
+    layers = sorted(alone[0])
+    found: dict[int, torch.Tensor] = {}
+
+    def receive(indices: list[int], activations: torch.Tensor) -> None:
+        found.update(zip(indices, activations[:, 0].unbind(dim=1), strict=True))
+
+    def weights(index: int) -> list[torch.Tensor]:
+        return [torch.full((len(texts[index]),), 1 / len(texts[index]))]
+
+    places = [(layer, "residual") for layer in layers]
+    read_activations(subject.model, texts, plan_batches(subject.model, texts), places, weights, receive)
+    for index, text in enumerate(texts):
+        for number, layer in enumerate(layers):
+            streams = subject.streams(alone[index][layer], torch.Size((1, len(text))))
+            _equal(found[index][number], streams.mean(dim=0)[0].mean(dim=0), f"text {index} at layer {layer}")
+
+
 def check_injection(subject: Subject) -> None:
     """The vector arrives at the tokens that are meant, at no other, and changes the logits."""
     short, long = subject.rows()
@@ -248,6 +276,7 @@ def check_padding(subject: Subject, side: str) -> None:
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "shapes": check_shapes,
     "capture": check_capture,
+    "extraction": check_extraction,
     "injection": check_injection,
     "restore": check_restore,
     "cache": check_cache,

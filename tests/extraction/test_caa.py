@@ -1,11 +1,18 @@
 import pytest
 import torch
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from rotalabs_steer import text_batches
 from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset, load_formality_pairs
 from rotalabs_steer.decoder import decoder_layers
-from rotalabs_steer.errors import ActivationError, DatasetError, LayerError, OptionError
+from rotalabs_steer.errors import (
+    ActivationError,
+    ArchitectureError,
+    CompiledModelError,
+    DatasetError,
+    LayerError,
+    OptionError,
+)
 from rotalabs_steer.extraction import extract_caa_vector, extract_caa_vectors
 from rotalabs_steer.layer_outputs import first_tensor
 from tiny import count_hooks, tiny_gpt2, tiny_llama
@@ -106,7 +113,7 @@ def test_shared_beginnings_are_computed_once():
 
 def test_one_pass_serves_all_layers_and_leaves_no_hooks(llama):
     calls = []
-    handle = llama.model.register_forward_hook(lambda *_: calls.append(1))
+    handle = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
     text_batches.can_share_prefixes(llama, 10)
     calls.clear()
     before = count_hooks(llama)
@@ -133,11 +140,23 @@ def test_half_precision_is_averaged_in_fp32():
 
 def test_bad_input_is_an_error_before_the_model_runs(llama):
     ran = []
-    handle = llama.register_forward_hook(lambda *_: ran.append(1))
+    handle = llama.register_forward_pre_hook(lambda *_: ran.append(1))
     for pairs, options, error, message in (
         ([], {}, DatasetError, "is empty"),
-        ([{"positive": "same", "negative": "same"}], {}, DatasetError, "Both sides of pair 0 have the same tokens"),
-        ([{"positive": "x" * 300, "negative": "y"}], {}, DatasetError, "pair 0 has 300 tokens; the model's context"),
+        (PAIRS[:1], {}, DatasetError, "give at least two pairs"),
+        ([*PAIRS, {"positive": "a", "negative": "a"}], {}, DatasetError, "Both sides of pair 3 have the same tokens"),
+        (
+            [*PAIRS, {"positive": "x" * 300, "negative": "y"}],
+            {},
+            DatasetError,
+            "pair 3 has 300 tokens; .* truncate=True",
+        ),
+        (PAIRS, {"token_position": "last_prompt"}, DatasetError, "The positive text of pair 0 has no token to read"),
+        (PAIRS, {"token_position": "span"}, DatasetError, "has no token to read at 'span'"),
+        (PAIRS, {"token_position": lambda text: [len(text.ids)]}, DatasetError, "has no token to read at '<lambda>'"),
+        (PAIRS, {"method": "magic"}, OptionError, "Unknown method 'magic'. Use one of: mean_difference"),
+        (PAIRS, {"component": "soul"}, OptionError, "Unknown component 'soul'"),
+        (PAIRS, {"method": "gradient", "component": "mlp"}, OptionError, "for the residual stream"),
         (PAIRS, {"layer_indices": [7]}, LayerError, "Layer 7 does not exist"),
         (PAIRS, {"token_position": "lsat"}, OptionError, "Unknown token position 'lsat'"),
     ):
@@ -150,12 +169,44 @@ def test_bad_input_is_an_error_before_the_model_runs(llama):
 def test_activations_that_are_not_finite_are_named(llama):
     with torch.no_grad():
         llama.model.layers[2].mlp.down_proj.weight[0, 0] = float("inf")
-    with pytest.raises(ActivationError, match=r"text \d at layer 2 are NaN or infinite. Load the model in"):
+    with pytest.raises(ActivationError, match=r"text of pair \d at layer 2 are NaN or infinite. Load"):
         extract_caa_vectors(llama, Letters(), PAIRS, show_progress=False)
     assert count_hooks(llama) == 0
 
 
 def test_a_set_takes_the_datasets_name(llama):
-    dataset = ContrastPairDataset("calm", [ContrastPair("aaa", "bbb")])
+    dataset = ContrastPairDataset("calm", [ContrastPair("aaa", "bbb"), ContrastPair("ab", "ba")])
     assert extract_caa_vectors(llama, Letters(), dataset, [1], show_progress=False).behavior == "calm"
     assert extract_caa_vectors(llama, Letters(), PAIRS, [1], show_progress=False).behavior == "custom"
+
+
+def test_nothing_runs_behind_the_deepest_layer(llama):
+    text_batches.can_share_prefixes(llama, 10)
+    ran = []
+    parts = {"layer 2": llama.model.layers[2], "layer 3": llama.model.layers[3], "head": llama.lm_head}
+    handles = [part.register_forward_pre_hook(lambda *_, n=name: ran.append(n)) for name, part in parts.items()]
+    extract_caa_vectors(llama, Letters(), PAIRS, [2, 0], show_progress=False)
+    for handle in handles:
+        handle.remove()
+    assert ran == ["layer 2"]
+
+
+def test_layers_that_do_not_run_are_an_error(llama):
+    text_batches.can_share_prefixes(llama, 10)
+    llama.forward = lambda **inputs: None
+    with pytest.raises(CompiledModelError, match="ran without its hooks, so nothing was read"):
+        extract_caa_vectors(llama, Letters(), PAIRS, [1], show_progress=False)
+
+
+def test_a_compiled_model_is_read_too():
+    model = tiny_llama()
+    model.compile(backend="eager")
+    vectors = extract_caa_vectors(model, Letters(), PAIRS, [1], show_progress=False)
+    expected = extract_caa_vectors(tiny_llama(), Letters(), PAIRS, [1], show_progress=False)
+    torch.testing.assert_close(vectors[1].vector, expected[1].vector)
+
+
+def test_an_encoder_is_an_error():
+    model = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2))
+    with pytest.raises(ArchitectureError, match=r"T5ForConditionalGeneration has an encoder.*ActivationHook"):
+        extract_caa_vectors(model, Letters(), PAIRS, [1])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 _Row = TypeVar("_Row")
+_OPTIONAL_SIDES = ("negative_prompt", "negative_system", "positive_span", "negative_span")
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,13 @@ class ContrastPair:
     With a `prompt`, `positive` and `negative` are two responses to it and the chat template is applied; without
     one, they are two texts taken as they are.
 
+    Attributes:
+        negative_prompt, negative_system: the negative side's own prompt or system message, where the sides differ in
+            what the model is asked rather than in what it answers; the responses may then be empty.
+        positive_span, negative_span: words of either side, for reading the activations of just these.
+
     Raises:
-        DatasetError: a side is empty, or there is a system message without a prompt.
+        DatasetError: a side is empty, a system message has no prompt, or a span is not in its text.
     """
 
     positive: str
@@ -35,15 +41,29 @@ class ContrastPair:
     prompt: str | None = None
     system: str | None = None
     category: str = ""
+    negative_prompt: str | None = None
+    negative_system: str | None = None
+    positive_span: str | None = None
+    negative_span: str | None = None
 
     def __post_init__(self) -> None:
+        may_be_empty = self.asks_differently and (self.positive, self.negative) == ("", "")
         for side, text in (("positive", self.positive), ("negative", self.negative)):
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or (not text.strip() and not may_be_empty):
                 raise DatasetError(f"The {side} text of a pair is empty ({text!r:.40}); a pair needs both texts.")
-        if self.prompt is not None and not self.prompt.strip():
-            raise DatasetError("The prompt of a pair is empty; leave it out (None) or give a text.")
-        if self.system is not None and self.prompt is None:
-            raise DatasetError("A pair with a system message needs a prompt for it to apply to.")
+        for prompt in (self.prompt, self.negative_prompt):
+            if prompt is not None and not prompt.strip():
+                raise DatasetError("The prompt of a pair is empty; leave it out (None) or give a text.")
+        if self.prompt is None and (self.system is not None or self.asks_differently):
+            raise DatasetError("A pair with a system message or a negative_prompt needs a prompt.")
+        for span, text in ((self.positive_span, self.positive), (self.negative_span, self.negative)):
+            if span is not None and (not span or span not in text):
+                raise DatasetError(f"The span {span!r:.40} does not occur in its text {text!r:.40}.")
+
+    @property
+    def asks_differently(self) -> bool:
+        """Whether the negative side has a prompt or system message of its own."""
+        return self.negative_prompt is not None or self.negative_system is not None
 
 
 @dataclass(frozen=True)
@@ -182,7 +202,7 @@ class EvaluationDataset(_Dataset[EvaluationExample]):
 
 
 def parse_pair(row: Any, place: str) -> ContrastPair:
-    """A contrast pair from a mapping with `positive` and `negative`, optionally `prompt`, `system`, `category`.
+    """A contrast pair from a mapping with `positive` and `negative`, optionally the other fields.
 
     Raises:
         DatasetError: a field is missing or empty; the message begins with `place`.
@@ -197,6 +217,7 @@ def parse_pair(row: Any, place: str) -> ContrastPair:
             prompt=row.get("prompt"),
             system=row.get("system"),
             category=row.get("category", ""),
+            **{name: row.get(name) for name in _OPTIONAL_SIDES},
         )
     except KeyError as error:
         raise DatasetError(f"{place}: no {error.args[0]!r}; a pair needs 'positive' and 'negative'.") from error
@@ -236,4 +257,5 @@ def as_dataset(pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str,
 
 
 def _without_defaults(row: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(row).items() if value not in (None, "", {})}
+    kept = ("positive", "negative")
+    return {name: value for name, value in vars(row).items() if name in kept or value not in (None, "", {})}

@@ -6,13 +6,12 @@ strength, so the strength that spends a given budget is found in a few steps.
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import kl_div
 
+from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.extraction.forward_pass import evaluating
 from rotalabs_steer.text_batches import padded_batch
 
@@ -28,12 +27,6 @@ DEFAULT_BUDGET = 0.2
 
 _STEPS = 4
 _TOLERANCE = 0.05
-
-
-def neutral_passages() -> list[str]:
-    """The neutral passages that come with the package."""
-    lines = files("rotalabs_steer.evaluation").joinpath("data/neutral.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines]
 
 
 class CoherenceProbe:

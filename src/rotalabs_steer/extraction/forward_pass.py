@@ -1,22 +1,21 @@
 """One pass of the model over texts, reading all layers at once.
 
-Each layer's hook reduces its output to one vector a text, in fp32, as soon as the layer has run, so memory does
-not grow with the number of layers or texts.
+Each layer's hook reduces its output to a few vectors a text, in fp32, as soon as the layer has run, so memory does
+not grow with the number of layers or texts. Behind the deepest layer asked for nothing runs: no final norm, no head.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 
 from rotalabs_steer.decoder import decoder_layers, layer_part, transformers_model
-from rotalabs_steer.errors import ActivationError
+from rotalabs_steer.errors import ActivationError, CompiledModelError
 from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
-from rotalabs_steer.text_batches import TextBatch, text_batches
+from rotalabs_steer.text_batches import make_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,85 +23,124 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import nn
 
-    from rotalabs_steer.datasets.rendering import RenderedText
+    from rotalabs_steer.text_batches import BatchPlan, TextBatch
+
+Place = tuple[int, str]
+"""A layer, and the component of it that is read."""
+
+
+class _DeepestLayerRead(Exception):  # noqa: N818 - a signal, no error
+    """Leaves the forward call once everything asked for has been read."""
 
 
 def read_activations(
     model: nn.Module,
-    texts: Sequence[RenderedText],
-    weights: Sequence[Float[torch.Tensor, " seq"]],
-    layer_indices: Sequence[int],
-    receive: Callable[[int, list[int], Float[torch.Tensor, "batch hidden"]], None],
+    texts: Sequence[Sequence[int]],
+    plan: BatchPlan,
+    places: Sequence[Place],
+    weights: Callable[[int], Sequence[Float[torch.Tensor, " seq"]]],
+    receive: Callable[[list[int], Float[torch.Tensor, "places readouts texts hidden"]], None],
     *,
-    component: str = "residual",
-    batch_size: int | None = None,
+    name: Callable[[int], str] = "text {}".format,
     show_progress: bool = False,
 ) -> None:
-    """Runs the model over texts and hands every layer's weighted activations to `receive`.
+    """Runs the model over texts and hands weighted activations of all places to `receive`, batch by batch.
 
     Args:
-        weights: for each text, a weight for each token: what is read is the weighted sum of the activations.
-        receive: called with (layer, indices of the texts in this batch, their activations in fp32).
-        batch_size: most texts a batch; None for as many as make 500 to 1,000 tokens.
+        texts: token ids.
+        plan: which texts go together.
+        weights: for a text, one weight a token for each read-out: what is read is the weighted sum of the activations.
+        receive: called with the indices of the batch's texts and their activations in fp32, on the CPU.
+        name: what to call a text in an error.
 
     Raises:
         ActivationError: an activation is NaN or infinite; the message names layer and text.
+        CompiledModelError: the model did not run the hooks.
     """
-    layers, layout = decoder_layers(model), ResidualLayout.of(model)
-    batch: TextBatch
-    matrix: torch.Tensor
-
-    def reader(layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        def read(module: nn.Module, inputs: Any, output: Any) -> None:
-            hidden = layout.tokens(first_tensor(output), batch.inputs["input_ids"].shape[1]).float()
-            pooled = matrix.to(hidden.device) @ hidden.reshape(-1, hidden.shape[-1])
-            finite = torch.isfinite(pooled).all(dim=1)
-            if not bool(finite.all()):
-                text = batch.texts[int((~finite).nonzero()[0])]
-                raise ActivationError(
-                    f"The activations of text {text} at layer {layer} are NaN or infinite. Load the model in "
-                    "float32 or bfloat16 (float16 overflows on some models)."
-                )
-            receive(layer, batch.texts, pooled)
-
-        return read
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        ids = [text.ids for text in texts]
-        batches = text_batches(model, ids, batch_size)
-        total = sum(len(text) for text in ids)
-        progress = tqdm(total=total, unit="tok", desc="reading activations", disable=not show_progress)
-        stack.enter_context(progress)
-        first = next(batches)  # before the hooks: making batches may probe the model
-        for index in layer_indices:
-            handle = layer_part(layers[index], component).register_forward_hook(reader(index))
-            stack.callback(handle.remove)
-        for batch in _chain(first, batches):
-            matrix = batch.weights(weights)
-            model(**batch.inputs, **_without_logits(model))
-            progress.update(sum(len(ids[index]) for index in batch.texts))
+    reader = _Reader(model, places, name)
+    total = sum(len(texts[index]) for rows in plan.batches for row in rows for index in row)
+    with (
+        evaluating(model),
+        tqdm(total=total, unit="tok", desc="reading activations", disable=not show_progress) as progress,
+        reader.attached(),
+    ):
+        for rows in plan.batches:
+            indices, found = [], []
+            for call in plan.calls(rows):
+                batch = make_batch(model, call, texts)
+                by_text = [weights(index) for index in batch.texts]
+                matrices = torch.cat([batch.weights(readout) for readout in zip(*by_text, strict=True)])
+                found.append(torch.unflatten(reader.read(batch, matrices), 1, (-1, len(batch.texts))))
+                indices.extend(batch.texts)
+            receive(indices, torch.cat(found, dim=2))
+            progress.update(sum(len(texts[index]) for index in indices))
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without gradients and dropout; every module's mode is restored afterwards."""
+def evaluating(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
+    """Without dropout and, unless asked for, gradients; every module's mode is restored afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.enable_grad() if gradients else torch.inference_mode():
             yield
     finally:
         for module in training:
             module.training = True
 
 
-def _without_logits(model: nn.Module) -> dict[str, int]:
-    """The language-model head on one position only, where the model has that option."""
-    accepted = inspect.signature(transformers_model(model).forward).parameters
-    return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+class _Reader:
+    """Hooks that pool what their layers return, and end the call behind the last of them."""
+
+    def __init__(self, model: nn.Module, places: Sequence[Place], name: Callable[[int], str]) -> None:
+        self._model = transformers_model(model)
+        self._places, self._name = places, name
+        self._layers = decoder_layers(model)
+        self._layout = ResidualLayout.of(model)
+        self._columns = 0
+        self._matrices = torch.zeros(0, 0)
+        self._pooled: dict[Place, torch.Tensor] = {}
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for place in self._places:
+                part = layer_part(self._layers[place[0]], place[1])
+                stack.callback(part.register_forward_hook(self._pool(place)).remove)
+            deepest = self._layers[max(layer for layer, _ in self._places)]
+            stack.callback(deepest.register_forward_hook(_leave).remove)
+            yield
+
+    def read(self, batch: TextBatch, matrices: Float[torch.Tensor, "rows slots"]) -> torch.Tensor:
+        """`[places, rows, hidden]`: the products of `matrices` with what each place returns."""
+        self._columns = batch.inputs["input_ids"].shape[1]
+        self._matrices = matrices.to(batch.inputs["input_ids"].device)
+        self._pooled.clear()
+        with contextlib.suppress(_DeepestLayerRead):
+            self._model(**batch.inputs)
+        if len(self._pooled) < len(self._places):
+            raise CompiledModelError(
+                "The model ran without its hooks, so nothing was read: it was compiled in place. Read from the model "
+                "as it was before model.compile()."
+            )
+        pooled = torch.stack([self._pooled[place].to("cpu") for place in self._places])
+        finite = torch.isfinite(pooled).all(dim=2)
+        if not bool(finite.all()):
+            place, row = (~finite).nonzero()[0].tolist()
+            text = self._name(batch.texts[row % len(batch.texts)])
+            raise ActivationError(
+                f"The activations of {text} at layer {self._places[place][0]} are NaN or infinite. Load the model in "
+                "float32 or bfloat16 (float16 overflows on some models)."
+            )
+        return pooled
+
+    def _pool(self, place: Place) -> Callable[[nn.Module, Any, Any], None]:
+        def pool(module: nn.Module, inputs: Any, output: Any) -> None:
+            hidden = self._layout.tokens(first_tensor(output), self._columns)
+            self._pooled[place] = self._matrices.to(hidden.device) @ hidden.reshape(-1, hidden.shape[-1]).float()
+
+        return pool
 
 
-def _chain(first: TextBatch, rest: Iterator[TextBatch]) -> Iterator[TextBatch]:
-    yield first
-    yield from rest
+def _leave(module: nn.Module, inputs: Any, output: Any) -> None:
+    raise _DeepestLayerRead

@@ -1,56 +1,83 @@
 """Where in a text its activation is read: a weight for every token.
 
-Every read-out is a weighted sum over token positions, so one pass over the model serves them all.
+Every read-out is a weighted sum over token positions, so one pass over the model serves any number of them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from rotalabs_steer.errors import OptionError
+from rotalabs_steer.datasets.rendering import RenderedText
+from rotalabs_steer.errors import DatasetError, OptionError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from rotalabs_steer.datasets.rendering import RenderedText
+READOUTS = ("last", "first", "mean", "response", "last_prompt", "span")
 
-READOUTS = ("last", "first", "mean", "response")
+Readout: TypeAlias = str | Callable[[RenderedText], Sequence[int]]
+"""A name in `READOUTS`, or a function from a rendered text to the indices of the tokens to average."""
 
 
-def check_readout(name: str) -> str:
-    """The name itself, or an `OptionError` that lists the ones there are."""
-    if name not in READOUTS:
+def check_readout(readout: Readout) -> None:
+    """Raises an `OptionError` that lists what there is, unless there is such a read-out."""
+    if not callable(readout) and readout not in READOUTS:
         raise OptionError(
-            f"Unknown token position {name!r}. Use one of: {', '.join(READOUTS)}, or None for the default."
+            f"Unknown token position {readout!r}. Use one of: {', '.join(READOUTS)}, None for the default, or a "
+            "function from a RenderedText to token indices."
         )
-    return name
 
 
-def default_readout(*, has_prompt: bool) -> str:
-    """The mean over the response where there is a prompt to respond to, else the last token.
+def readout_name(readout: Readout) -> str:
+    """What vectors read in this way record as their `token_position`."""
+    return readout if isinstance(readout, str) else getattr(readout, "__name__", type(readout).__name__)
+
+
+def default_readout(text: RenderedText) -> str:
+    """The mean over the response where there is one to a prompt; else the last token.
 
     At a matched coherence cost the response mean steers more than the last token on nearly every behaviour measured;
     a mean over a whole text is dominated by its first token, whose norm is a hundred times that of the others.
     """
-    return "response" if has_prompt else "last"
+    return "response" if 0 < text.response_start < len(text.ids) else "last"
 
 
-def token_weights(text: RenderedText, readout: str) -> Float[torch.Tensor, " seq"]:
+def token_weights(text: RenderedText, readout: Readout, place: str = "the text") -> Float[torch.Tensor, " seq"]:
     """Weights over the tokens of a text, adding up to 1.
 
-    - "last", "first": that token alone.
+    - "last", "first", "last_prompt": that token alone, the last of which is the one the model answers after.
     - "mean": every token alike.
     - "response": every token of the response alike; the whole text where there is no prompt.
+    - "span": the tokens of the pair's `positive_span` or `negative_span` alike.
+
+    Raises:
+        DatasetError: the text has no prompt, span or token of that kind; the message names `place`.
     """
     length = len(text.ids)
+    chosen = _chosen(text, readout, length)
+    if len(chosen) == 0 or not all(-length <= index < length for index in chosen):
+        raise DatasetError(
+            f"{place[:1].upper()}{place[1:]} has no token to read at {readout_name(readout)!r} "
+            f"({length} tokens, {length - text.response_start} of them response; indices {list(chosen)[:5]}). "
+            "Give the pair a prompt, a response or a span, or choose another token position."
+        )
     weights = torch.zeros(length)
-    if readout == "last":
-        weights[-1] = 1.0
-    elif readout == "first":
-        weights[0] = 1.0
-    else:
-        start = text.response_start if readout == "response" else 0
-        weights[start:] = 1.0 / (length - start)
+    weights[list(chosen)] = 1.0 / len(chosen)
     return weights
+
+
+def _chosen(text: RenderedText, readout: Readout, length: int) -> Sequence[int]:
+    if callable(readout):
+        return readout(text)
+    ranges = {
+        "last": range(length - 1, length),
+        "first": range(1),
+        "mean": range(length),
+        "response": range(text.response_start, length),
+        "last_prompt": range(max(text.response_start - 1, 0), text.response_start),
+        "span": range(*(text.span or (0, 0))),
+    }
+    return ranges[readout]

@@ -1,0 +1,255 @@
+"""One pass over the pairs, and from it the vectors of any number of methods, positions, components and layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rotalabs_steer.datasets.neutral import neutral_passages
+from rotalabs_steer.datasets.pairs import as_dataset
+from rotalabs_steer.datasets.rendering import RenderedText, render_pair
+from rotalabs_steer.decoder import (
+    check_layer_indices,
+    decoder_layers,
+    layer_part,
+    model_fingerprint,
+    model_name,
+    text_config,
+    transformers_model,
+)
+from rotalabs_steer.errors import ArchitectureError, DatasetError, OptionError, VectorError
+from rotalabs_steer.extraction.forward_pass import read_activations
+from rotalabs_steer.extraction.gradients import fisher_scores, pair_gradients
+from rotalabs_steer.extraction.methods import DEFAULT_METHOD, get_method
+from rotalabs_steer.extraction.pair_pass import PairPass
+from rotalabs_steer.extraction.readout import token_weights
+from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, MOMENTS, NEUTRAL, SAMPLES
+from rotalabs_steer.text_batches import plan_batches
+from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import nn
+
+    from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
+    from rotalabs_steer.datasets.rendering import RenderedPair
+    from rotalabs_steer.extraction.readout import Readout
+    from rotalabs_steer.extraction.statistics import LayerStatistics
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationStatistics:
+    """What one pass over contrast pairs found, from which `vectors` are made without the model.
+
+    Attributes:
+        layers: the statistics of each layer, by (component, name of the token position).
+    """
+
+    behavior: str
+    layers: Mapping[tuple[str, str], Mapping[int, LayerStatistics]]
+    model_name: str
+    fingerprint: Mapping[str, str | int]
+
+    def vectors(
+        self, method: str = DEFAULT_METHOD, token_position: str | None = None, component: str = "residual"
+    ) -> SteeringVectorSet:
+        """The steering vectors of a method, one a layer.
+
+        Args:
+            token_position: which, where several were read.
+
+        Raises:
+            OptionError: that was not read, or something the method needs was not.
+            VectorError: the method finds no direction at a layer.
+        """
+        read = [position for part, position in self.layers if part == component]
+        if token_position is None and len(read) == 1:
+            token_position = read[0]
+        if token_position not in read:
+            raise OptionError(f"No {component!r} activations at {token_position!r} were read; there are {read}.")
+        found = get_method(method)
+        for need in sorted(found.needs - self._present(component, token_position)):
+            raise OptionError(f"Method {method!r} needs {need}, not read: pass methods=[{method!r}, …] when reading.")
+        layers = self.layers[component, token_position].values()
+        about = {"token_position": token_position, "component": component, "fingerprint": dict(self.fingerprint)}
+        vectors = [self._vector(method, statistics, about) for statistics in layers]
+        return SteeringVectorSet(self.behavior, vectors)
+
+    def _vector(self, method: str, statistics: LayerStatistics, about: Mapping[str, Any]) -> SteeringVector:
+        difference = statistics.mean_difference
+        direction = get_method(method).direction(statistics).to(difference.dtype)
+        if not bool(difference.any()) or not bool(direction.any()):
+            raise VectorError(
+                f"Positive and negative texts do not differ at layer {statistics.layer_index} "
+                f"({about['component']}, {about['token_position']}): there is nothing to steer by."
+            )
+        if method != DEFAULT_METHOD:
+            sign = torch.copysign(torch.ones(()), direction @ difference)
+            direction = direction * (sign * difference.norm() / direction.norm())
+        vector = direction.float()
+        return SteeringVector(
+            self.behavior,
+            statistics.layer_index,
+            vector,
+            self.model_name,
+            "caa" if method == DEFAULT_METHOD else method,
+            {
+                **about,
+                "num_pairs": statistics.num_pairs,
+                "pos_mean_norm": float(statistics.positive_mean.norm()),
+                "neg_mean_norm": float(statistics.negative_mean.norm()),
+                "vector_norm": float(vector.norm()),
+            },
+        )
+
+    def _present(self, component: str, token_position: str) -> set[str]:
+        statistics = next(iter(self.layers[component, token_position].values()))
+        fields = {
+            MOMENTS: statistics.second_moment,
+            SAMPLES: statistics.samples,
+            NEUTRAL: statistics.neutral_mean,
+            GRADIENT: statistics.gradient,
+            FISHER: statistics.fisher_scores,
+        }
+        return {name for name, value in fields.items() if value is not None}
+
+
+def extract_vectors(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    layer_indices: Iterable[int] | None = None,
+    *,
+    method: str = DEFAULT_METHOD,
+    token_position: Readout | None = None,
+    component: str = "residual",
+    **options: Any,
+) -> SteeringVectorSet:
+    """Steering vectors of several layers by one method; see `read_statistics` for the arguments and errors."""
+    statistics = read_statistics(
+        model,
+        tokenizer,
+        contrast_pairs,
+        layer_indices,
+        methods=[method],
+        token_positions=[token_position],
+        components=[component],
+        **options,
+    )
+    return statistics.vectors(method, component=component)
+
+
+def read_statistics(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    layer_indices: Iterable[int] | None = None,
+    *,
+    methods: Sequence[str] = (DEFAULT_METHOD,),
+    token_positions: Sequence[Readout | None] = (None,),
+    components: Sequence[str] = ("residual",),
+    batch_size: int | None = None,
+    truncate: bool = False,
+    neutral_texts: Sequence[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    show_progress: bool = True,
+) -> ActivationStatistics:
+    """Runs the model once over the pairs and keeps what the methods need.
+
+    With several processes (`accelerate launch`, torchrun) each reads its share of the pairs and all return the same.
+
+    Args:
+        contrast_pairs: a dataset, or a list of pairs or of dicts with "positive" and "negative".
+        layer_indices: 0-based decoder layers; None for all of them.
+        methods: names in `METHODS`.
+        token_positions: "last", "first", "mean", "response", "last_prompt", "span", a function from a `RenderedText` to
+            token indices, or None: "response" where a pair has a prompt and a response, else "last".
+        components: "residual" (the layer's output), "mlp" or "attn" (what that part adds to the residual stream).
+        batch_size: most texts a batch; None for about a thousand tokens.
+        truncate: cut texts longer than the model's context at their beginning instead of refusing them.
+        neutral_texts: for methods that compare with neutral text; by default those of the package.
+        resume: a file. It keeps the state of an extraction that is stopped and continues it, to the same result.
+
+    Raises:
+        DatasetError, ChatTemplateError, LayerError, OptionError: the input cannot be used; the model has not run.
+        ActivationError: an activation is not finite; layer and pair are named.
+    """
+    dataset = as_dataset(contrast_pairs)
+    layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
+    places = [(layer, component) for component in components for layer in layers]
+    for layer, component in places:
+        layer_part(decoder_layers(model)[layer], component)
+    if getattr(transformers_model(model).config, "is_encoder_decoder", False):
+        raise ArchitectureError(
+            f"{type(transformers_model(model)).__name__} has an encoder: pairs are read by decoder-only models. "
+            "Capture activations with ActivationHook and make SteeringVectors of their differences."
+        )
+    needs = frozenset().union(*(get_method(method).needs for method in methods))
+    if needs & {GRADIENT, FISHER} and set(components) != {"residual"}:
+        raise OptionError("Methods by gradient are for the residual stream: leave components as it is.")
+    pairs = _render(model, tokenizer, dataset, truncate=truncate)
+    reading = PairPass(model, pairs, places, token_positions, needs, batch_size)
+    sums = reading.run(resume, show_progress=show_progress)
+    extras = _extras(model, tokenizer, pairs, layers, needs, neutral_texts, show_progress=show_progress)
+    found = {
+        (component, position): {
+            layer: replace(sums[position].layer(places.index((layer, component)), layer), **extras[layer])
+            for layer in layers
+        }
+        for component in components
+        for position in reading.position_names
+    }
+    return ActivationStatistics(dataset.behavior, found, model_name(model), model_fingerprint(model))
+
+
+def _render(model: nn.Module, tokenizer: Any, dataset: ContrastPairDataset, *, truncate: bool) -> list[RenderedPair]:
+    if len(dataset) == 1:
+        raise DatasetError("One pair shows how two texts differ, not what a behaviour is: give at least two pairs.")
+    longest = getattr(text_config(transformers_model(model)), "max_position_embeddings", None)
+    return [
+        render_pair(tokenizer, pair, place=f"pair {number}", max_length=longest, truncate=truncate)
+        for number, pair in enumerate(dataset)
+    ]
+
+
+def _extras(
+    model: nn.Module,
+    tokenizer: Any,
+    pairs: Sequence[RenderedPair],
+    layers: Sequence[int],
+    needs: frozenset[str],
+    neutral_texts: Sequence[str] | None,
+    *,
+    show_progress: bool,
+) -> dict[int, dict[str, Any]]:
+    """What methods need that is no sum over the pairs' activations, by layer and name of the field."""
+    fields: dict[str, torch.Tensor] = {}
+    texts = [tuple(tokenizer(text)["input_ids"]) for text in neutral_texts or neutral_passages()]
+    if NEUTRAL in needs:
+        fields["neutral_mean"] = _neutral_means(model, texts, layers)
+    if GRADIENT in needs:
+        gradients = pair_gradients(model, pairs, layers, show_progress=show_progress)
+        fields["gradient"] = gradients.double().mean(dim=1)
+    if FISHER in needs:
+        fields["fisher_scores"] = fisher_scores(model, texts, layers).double()
+    return {layer: {name: field[number] for name, field in fields.items()} for number, layer in enumerate(layers)}
+
+
+def _neutral_means(model: nn.Module, texts: Sequence[tuple[int, ...]], layers: Sequence[int]) -> torch.Tensor:
+    """`[layers, hidden]`: the mean over all tokens but the first, whose norm would outweigh all others."""
+    total: list[torch.Tensor] = []
+
+    def receive(indices: list[int], activations: torch.Tensor) -> None:
+        total.append(activations[:, 0].double().sum(dim=1))
+
+    def weights(index: int) -> list[torch.Tensor]:
+        return [token_weights(RenderedText(texts[index], 1), "response")]
+
+    read_activations(
+        model, texts, plan_batches(model, texts), [(layer, "residual") for layer in layers], weights, receive
+    )
+    return torch.stack(total).sum(dim=0) / len(texts)

@@ -1,0 +1,143 @@
+"""What an addition at a layer would do, to first order: gain by gradient, cost by Fisher information.
+
+With δ added to a layer's output at every position, the mean log-odds of contrast pairs change by gᵀδ, and predictions
+on neutral text move by a KL of ½ δᵀFδ per token. One backward pass gives both for all layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from rotalabs_steer.decoder import decoder_layers, hidden_size, transformers_model
+from rotalabs_steer.extraction.forward_pass import evaluating
+from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor, with_first_tensor
+from rotalabs_steer.text_batches import TextBatch, text_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from jaxtyping import Float
+    from torch import nn
+
+    from rotalabs_steer.datasets.rendering import RenderedPair
+
+_MOST_PROBE_TOKENS = 32
+
+
+def pair_gradients(
+    model: nn.Module,
+    pairs: Sequence[RenderedPair],
+    layer_indices: Sequence[int],
+    *,
+    first_tokens: int | None = None,
+    show_progress: bool = False,
+) -> Float[torch.Tensor, "layers pairs hidden"]:
+    """Gradient of each pair's log-odds with respect to an addition at each layer, one vector for all positions.
+
+    The log-odds of a pair are the mean log-probability of a token of the positive response minus that of the negative.
+
+    Args:
+        first_tokens: count only so many tokens of a response, from its beginning.
+    """
+    texts = [side for pair in pairs for side in (pair.positive, pair.negative)]
+    ids = [text.ids for text in texts]
+    gradients = torch.zeros(len(layer_indices), len(texts), hidden_size(model))
+    with (
+        evaluating(model, gradients=True),
+        tqdm(total=len(ids), unit="text", desc="gradients", disable=not show_progress) as progress,
+    ):
+        for batch in text_batches(model, ids, share_prefixes=False):
+            with _additions(model, batch, layer_indices) as additions:
+                log_probs = _log_probs(model, batch)
+                total = log_probs.new_zeros(())
+                for row, index in enumerate(batch.texts):
+                    start = max(texts[index].response_start, 1)
+                    targets = torch.tensor(ids[index][start:][:first_tokens], device=log_probs.device)
+                    predicted = log_probs[row, start - 1 :][: len(targets)].gather(1, targets[:, None])
+                    total = total + (1 if index % 2 == 0 else -1) * predicted.mean()
+                _gather(total, additions, gradients, batch.texts)
+            progress.update(len(batch.texts))
+    return gradients[:, 0::2] + gradients[:, 1::2]
+
+
+def fisher_scores(
+    model: nn.Module,
+    texts: Sequence[Sequence[int]],
+    layer_indices: Sequence[int],
+    *,
+    draws: int = 8,
+    seed: int = 0,
+) -> Float[torch.Tensor, "layers scores hidden"]:
+    """Samples s whose mean s sᵀ is the Fisher information per token, at each layer, of neutral texts.
+
+    Each score is the gradient of the summed log-probability of tokens drawn from the model itself, one at every
+    position of a text, divided by the square root of the text's length. Draws at different positions are independent
+    with mean zero, so the products between positions vanish in the mean.
+
+    Args:
+        texts: token ids; each is cut to 32 tokens.
+        draws: scores a text.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = [tuple(text[:_MOST_PROBE_TOKENS]) for text in texts]
+    scores = torch.zeros(len(layer_indices), draws * len(ids), hidden_size(model))
+    with evaluating(model, gradients=True):
+        for batch in text_batches(model, ids, share_prefixes=False):
+            with _additions(model, batch, layer_indices) as additions:
+                log_probs = _log_probs(model, batch)
+                real = torch.cat(batch.slots).to(log_probs.device)
+                flat = log_probs.flatten(0, 1)[real]
+                lengths = torch.tensor([len(ids[index]) for index in batch.texts])
+                weights = lengths.rsqrt().repeat_interleave(lengths).to(flat.device)
+                for draw in range(draws):
+                    tokens = torch.multinomial(flat.detach().exp().cpu(), 1, generator=generator).to(flat.device)
+                    total = (flat.gather(1, tokens)[:, 0] * weights).sum()
+                    columns = [draw * len(ids) + index for index in batch.texts]
+                    _gather(total, additions, scores, columns, keep=draw < draws - 1)
+    return scores
+
+
+@contextlib.contextmanager
+def _additions(model: nn.Module, batch: TextBatch, layer_indices: Sequence[int]) -> Iterator[list[torch.Tensor]]:
+    """A zero added to each layer's output, one for each row, to differentiate by."""
+    layers, layout = decoder_layers(model), ResidualLayout.of(model)
+    rows, columns = batch.inputs["input_ids"].shape
+    additions: list[torch.Tensor] = []
+
+    def adding(addition: torch.Tensor) -> Callable[[nn.Module, Any, Any], Any]:
+        def add(module: nn.Module, inputs: Any, output: Any) -> Any:
+            hidden = first_tensor(output)
+            added = addition.to(hidden.device, hidden.dtype)
+            if layout.is_plain(hidden, columns):
+                return with_first_tensor(output, hidden + added)
+            return with_first_tensor(output, layout.replace(hidden, layout.streams(hidden, columns) + added))
+
+        return add
+
+    with contextlib.ExitStack() as stack:
+        for index in layer_indices:
+            addition = torch.zeros(rows, 1, layout.width, requires_grad=True)
+            additions.append(addition)
+            stack.callback(layers[index].register_forward_hook(adding(addition)).remove)
+        yield additions
+
+
+def _log_probs(model: nn.Module, batch: TextBatch) -> Float[torch.Tensor, "rows columns vocab"]:
+    logits: torch.Tensor = transformers_model(model)(**batch.inputs).logits
+    return logits.float().log_softmax(dim=-1)
+
+
+def _gather(
+    total: torch.Tensor,
+    additions: Sequence[torch.Tensor],
+    into: Float[torch.Tensor, "layers columns hidden"],
+    columns: Sequence[int],
+    *,
+    keep: bool = False,
+) -> None:
+    for number, gradient in enumerate(torch.autograd.grad(total, additions, retain_graph=keep)):
+        into[number, list(columns)] = gradient[:, 0].float().cpu()

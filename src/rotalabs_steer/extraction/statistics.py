@@ -1,0 +1,96 @@
+"""What methods are computed from: sums over pairs, kept while the model runs, so that memory stays constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+
+MOMENTS, SAMPLES, NEUTRAL, GRADIENT, FISHER = "moments", "samples", "neutral", "gradient", "fisher"
+NEEDS = frozenset({MOMENTS, SAMPLES, NEUTRAL, GRADIENT, FISHER})
+"""What a method may need besides the means of both sides; see `LayerStatistics`."""
+
+MOST_SAMPLES = 1024
+"""Of more pairs than this, a method that needs samples sees this many, spread evenly over the dataset."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """What is known of the pairs at one layer. A field that no method asked for is None.
+
+    Attributes:
+        num_pairs: how many pairs were read.
+        positive_mean, negative_mean: `[hidden]`.
+        second_moment: `[hidden, hidden]`, mean of x xᵀ over both sides.
+        difference_moment: `[hidden, hidden]`, mean of d dᵀ with d = positive − negative of a pair.
+        samples: `[pairs, 2, hidden]`, positive and negative activations of at most `MOST_SAMPLES` pairs.
+        neutral_mean: `[hidden]`, over neutral texts.
+        gradient: `[hidden]`, of the mean log-odds of the pairs with respect to an addition at this layer.
+        fisher_scores: `[scores, hidden]`; the mean of s sᵀ is the Fisher information of neutral text, per token.
+    """
+
+    layer_index: int
+    num_pairs: int
+    positive_mean: Float[torch.Tensor, " hidden"]
+    negative_mean: Float[torch.Tensor, " hidden"]
+    second_moment: Float[torch.Tensor, "hidden hidden"] | None = None
+    difference_moment: Float[torch.Tensor, "hidden hidden"] | None = None
+    samples: Float[torch.Tensor, "pairs 2 hidden"] | None = None
+    neutral_mean: Float[torch.Tensor, " hidden"] | None = None
+    gradient: Float[torch.Tensor, " hidden"] | None = None
+    fisher_scores: Float[torch.Tensor, "scores hidden"] | None = None
+
+    @property
+    def mean_difference(self) -> Float[torch.Tensor, " hidden"]:
+        """positive_mean − negative_mean."""
+        return self.positive_mean - self.negative_mean
+
+
+class PairSums:
+    """Running sums over pairs in fp64, for several places (layers and their components) at once.
+
+    Args:
+        num_pairs: how many pairs there are in all, whether or not they have been added.
+        needs: what besides the sums of both sides is kept.
+    """
+
+    def __init__(self, places: int, hidden: int, num_pairs: int, needs: frozenset[str] = frozenset()) -> None:
+        kept = min(num_pairs, MOST_SAMPLES)
+        self._num_pairs = num_pairs
+        self._kept = {number * num_pairs // kept: number for number in range(kept)}
+        self.tensors = {"sums": torch.zeros(places, 2, hidden, dtype=torch.float64)}
+        if MOMENTS in needs:
+            self.tensors["second"] = torch.zeros(places, hidden, hidden, dtype=torch.float64)
+            self.tensors["difference"] = torch.zeros(places, hidden, hidden, dtype=torch.float64)
+        if SAMPLES in needs:
+            self.tensors["samples"] = torch.zeros(places, kept, 2, hidden)
+
+    def add(self, pairs: Sequence[int], sides: Float[torch.Tensor, "places pairs 2 hidden"]) -> None:
+        """Adds the activations of some pairs, which are told apart by their number."""
+        exact = sides.to(torch.float64)
+        self.tensors["sums"] += exact.sum(dim=1)
+        if "second" in self.tensors:
+            both, difference = exact.flatten(1, 2), exact[:, :, 0] - exact[:, :, 1]
+            self.tensors["second"] += both.mT @ both
+            self.tensors["difference"] += difference.mT @ difference
+        if "samples" in self.tensors:
+            for column, pair in enumerate(pairs):
+                if pair in self._kept:
+                    self.tensors["samples"][:, self._kept[pair]] = sides[:, column]
+
+    def layer(self, place: int, layer_index: int) -> LayerStatistics:
+        """The statistics of one place."""
+        means = self.tensors["sums"][place] / self._num_pairs
+        found = LayerStatistics(layer_index, self._num_pairs, means[0], means[1])
+        if "second" in self.tensors:
+            second = self.tensors["second"][place] / (2 * self._num_pairs)
+            found = replace(
+                found, second_moment=second, difference_moment=self.tensors["difference"][place] / self._num_pairs
+            )
+        return replace(found, samples=self.tensors["samples"][place]) if "samples" in self.tensors else found

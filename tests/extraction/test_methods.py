@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from extraction.test_caa import PAIRS, Letters
+from rotalabs_steer.errors import OptionError, VectorError
+from rotalabs_steer.extraction import METHODS, extract_vectors, read_statistics, register_method
+from rotalabs_steer.extraction.methods import get_method
+from rotalabs_steer.extraction.statistics import MOST_SAMPLES, LayerStatistics, PairSums
+
+HIDDEN, COUNT = 12, 300
+ALL_SUMS = frozenset({"moments", "samples"})
+
+
+def sides(seed=0):
+    """Activations `[pairs, 2, hidden]` whose sides differ along the first axis, amid unequal noise."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(COUNT, 2, HIDDEN, generator=generator) * torch.linspace(0.3, 2.0, HIDDEN)
+    noise[:, 0, 0] += 1.0
+    noise[:, 1, 0] -= 1.0
+    return noise + 0.5 * torch.randn(HIDDEN, generator=generator)
+
+
+def statistics(activations) -> LayerStatistics:
+    sums = PairSums(1, HIDDEN, len(activations), ALL_SUMS)
+    for start in range(0, len(activations), 7):
+        part = activations[start : start + 7]
+        sums.add(list(range(start, start + len(part))), part[None])
+    return sums.layer(0, 3)
+
+
+def cosine(a, b):
+    return float(torch.nn.functional.cosine_similarity(a.double(), torch.as_tensor(b).double(), dim=0))
+
+
+def test_sums_are_the_moments_of_all_pairs():
+    activations = sides()
+    found = statistics(activations)
+    rows = activations.double()
+    torch.testing.assert_close(found.positive_mean, rows[:, 0].mean(dim=0))
+    both = rows.flatten(0, 1)
+    torch.testing.assert_close(found.second_moment, both.T @ both / len(both))
+    difference = rows[:, 0] - rows[:, 1]
+    torch.testing.assert_close(found.difference_moment, difference.T @ difference / COUNT)
+    assert torch.equal(found.samples, activations)
+
+
+def test_samples_are_bounded_and_spread():
+    count = 3 * MOST_SAMPLES
+    sums = PairSums(1, 1, count, ALL_SUMS)
+    sums.add(list(range(count)), torch.arange(count, dtype=torch.float32).reshape(1, count, 1, 1).expand(1, -1, 2, 1))
+    kept = sums.layer(0, 0).samples[:, 0, 0]
+    assert torch.equal(kept, torch.arange(0, count, 3, dtype=torch.float32))
+
+
+def test_pca_is_that_of_sides_centred_pair_by_pair():
+    activations = sides().double()
+    centred = (activations - activations.mean(dim=1, keepdim=True)).flatten(0, 1)
+    expected = torch.linalg.svd(centred).Vh[0]
+    assert abs(cosine(get_method("pca").direction(statistics(activations)), expected)) > 0.9999
+
+
+def test_pca_of_differences_leaves_out_what_they_share():
+    activations = sides().double()
+    difference = activations[:, 0] - activations[:, 1]
+    expected = torch.linalg.svd(difference - difference.mean(dim=0)).Vh[0]
+    direction = get_method("pca_differences").direction(statistics(activations))
+    assert abs(cosine(direction, expected)) > 0.9999
+    assert abs(float(direction[0])) < 0.1, "the axis along which the sides differ"
+
+
+def test_lda_is_the_mean_difference_whitened():
+    activations = sides().double()
+    within = sum(np.cov(activations[:, side].T.numpy(), bias=True) for side in (0, 1)) / 2
+    within = 0.9 * within + 0.1 * np.trace(within) / HIDDEN * np.eye(HIDDEN)
+    difference = (activations[:, 0] - activations[:, 1]).mean(dim=0).numpy()
+    assert cosine(get_method("lda").direction(statistics(activations)), np.linalg.solve(within, difference)) > 0.9999
+
+
+def test_the_probe_is_scikit_learns():
+    activations = sides().double()
+    rows = activations.flatten(0, 1).numpy()
+    labels = np.tile([1, 0], COUNT)
+    centred = rows - rows.mean(axis=0)
+    # ours: mean loss + 0.01 w²; theirs: C × sum of losses + w² / 2
+    peer = LogisticRegression(C=1 / (2 * 0.01 * len(rows)), fit_intercept=False, tol=1e-8, max_iter=1000)
+    expected = peer.fit(centred / centred.std(ddof=1), labels).coef_[0]
+    assert cosine(get_method("logistic").direction(statistics(activations)), expected) > 0.999
+
+
+def test_per_cost_methods_solve_with_the_fisher_information():
+    scores = torch.randn(40, HIDDEN, generator=torch.Generator().manual_seed(1)).double()
+    found = statistics(sides())
+    found = LayerStatistics(3, COUNT, found.positive_mean, found.negative_mean, gradient=found.positive_mean,
+                            fisher_scores=scores)  # fmt: skip
+    fisher = scores.T @ scores / 40
+    damped = fisher + fisher.diagonal().mean() * torch.eye(HIDDEN, dtype=torch.float64)
+    for method, vector in (
+        ("natural_gradient", found.gradient),
+        ("mean_difference_per_cost", found.mean_difference),
+    ):
+        torch.testing.assert_close(get_method(method).direction(found), torch.linalg.solve(damped, vector))
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_points_to_the_positive_side_at_the_same_length(llama, method):
+    vectors = extract_vectors(
+        llama, Letters(), PAIRS, [1, 3], method=method, token_position="mean", neutral_texts=["abc", "defgh"],
+        show_progress=False,
+    )  # fmt: skip
+    plain = extract_vectors(llama, Letters(), PAIRS, [1, 3], token_position="mean", show_progress=False)
+    for layer in (1, 3):
+        assert vectors[layer].norm == pytest.approx(plain[layer].norm, rel=1e-5)
+        assert float(vectors[layer].vector @ plain[layer].vector) >= 0
+    assert vectors[1].extraction_method == ("caa" if method == "mean_difference" else method)
+
+
+def test_one_pass_serves_many_methods_positions_and_components(llama):
+    calls = []
+    handle = llama.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    read = {"methods": ["mean_difference", "pca", "lda"], "token_positions": ["last", "mean"],
+            "components": ["residual", "mlp"]}  # fmt: skip
+    everything = read_statistics(llama, Letters(), PAIRS, [2], **read, show_progress=False)
+    assert len(calls) == 4, "a probe of three calls, one batch"
+    handle.remove()
+    for position in ("last", "mean"):
+        for component in ("residual", "mlp"):
+            for method in read["methods"]:
+                alone = extract_vectors(llama, Letters(), PAIRS, [2], method=method, token_position=position,
+                                        component=component, show_progress=False)  # fmt: skip
+                vector = everything.vectors(method, position, component)[2]
+                torch.testing.assert_close(vector.vector, alone[2].vector)
+                assert vector.metadata["component"] == component
+    with pytest.raises(OptionError, match=r"at None were read; there are \['last', 'mean'\]"):
+        everything.vectors()
+    with pytest.raises(OptionError, match="needs samples, not read: pass methods="):
+        everything.vectors("logistic", "last")
+
+
+def test_methods_can_be_added(llama):
+    @register_method("tenfold")
+    def tenfold(statistics):
+        return 10 * statistics.mean_difference
+
+    try:
+        vectors = extract_vectors(llama, Letters(), PAIRS, [1], method="tenfold", show_progress=False)
+        assert vectors[1].extraction_method == "tenfold"
+        with pytest.raises(OptionError, match="There is a method 'tenfold' already"):
+            register_method("tenfold")
+        with pytest.raises(OptionError, match=r"Unknown needs \['gold'\].*moments"):
+            register_method("eleven", needs=["gold"])
+    finally:
+        del METHODS["tenfold"]
+
+
+def test_sides_that_do_not_differ_are_an_error(llama):
+    same_end = [{"positive": "ax", "negative": "bx"}, {"positive": "cx", "negative": "dx"}]
+    with pytest.raises(VectorError, match=r"do not differ at layer 1 \(residual, only_x\)"):
+
+        def only_x(text):
+            return [0]
+
+        swapped = [*same_end, *({"positive": p["negative"], "negative": p["positive"]} for p in same_end)]
+        extract_vectors(llama, Letters(), swapped, [1], token_position=only_x, show_progress=False)
