@@ -21,22 +21,23 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from judges import JUDGES
-from rotalabs_steer import ActivationInjector
+from rotalabs_steer import ActivationInjector, SteeringVector, SteeringVectorSet
 from rotalabs_steer.datasets import ContrastPair, behavior_names, load_behavior
 from rotalabs_steer.datasets.pairs import ContrastPairDataset
-from rotalabs_steer.datasets.rendering import render_pair
+from rotalabs_steer.datasets.rendering import RenderedPair, render_pair
 from rotalabs_steer.decoder import decoder_layers
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
 from rotalabs_steer.evaluation.first_order import FirstOrder, NeutralCost
 from rotalabs_steer.evaluation.generation import generate_texts
 from rotalabs_steer.evaluation.intervals import bootstrap_mean
 from rotalabs_steer.evaluation.propensity import pair_propensities
-from rotalabs_steer.extraction import METHODS, read_statistics
+from rotalabs_steer.extraction import METHODS, ActivationStatistics, read_statistics
+from rotalabs_steer.extraction.gradients import pair_gradients
 from rotalabs_steer.sample_model import sample_model_path
 
 BUDGET = 0.2
 PLAIN, DEFAULT = "mean_difference@last", "mean_difference@response"
-TRAIN, VALIDATION, TEST, PROMPTS, NEW_TOKENS = 48, 16, 20, 24, 40
+TRAIN, VALIDATION, TEST, PROMPTS, NEW_TOKENS = 40, 12, 12, 20, 40
 
 REVIEW_PROMPTS = [
     f"Write one sentence from a review of {place}."
@@ -86,6 +87,8 @@ def _pairs(path: Path) -> list[ContrastPair]:
 
 
 class Bench:
+    """The model, what neutral text costs it, and the records so far."""
+
     def __init__(self, output: Path) -> None:
         path = sample_model_path()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
@@ -103,10 +106,10 @@ class Bench:
             return
         rendered = {split: [render_pair(self.tokenizer, pair) for pair in getattr(behavior, split)]
                     for split in ("validation", "test")}  # fmt: skip
-        names = sorted({method.partition("@")[0] for method in methods})
-        positions = sorted({method.partition("@")[2] for method in methods})
+        names = sorted({method.partition("@")[0] for method in methods} & set(METHODS))
+        positions = sorted({"response", "last", *(method.partition("@")[2] for method in methods)} - {""})
         train = ContrastPairDataset(behavior.name, behavior.train)
-        read = {"methods": names, "token_positions": positions, "show_progress": False}
+        read = {"methods": [*names, "logistic"], "token_positions": positions, "show_progress": False}
         statistics = read_statistics(self.model, self.tokenizer, train, self.layers, **read)
         first_order = FirstOrder.measure(self.model, rendered["validation"], self.layers, self.cost)
         unsteered = self.judged(behavior)
@@ -114,9 +117,11 @@ class Bench:
         for method in methods:
             started = time.perf_counter()
             name, _, position = method.partition("@")
-            vectors = statistics.vectors(name, position)
-            scores = first_order.scores(vectors)
-            vector = vectors[max(scores, key=scores.get)]
+            if name in VARIANTS:
+                vectors = VARIANTS[name](self, behavior, statistics, first_order)
+            else:
+                vectors = statistics.vectors(name, position)
+            vector = first_order.best(vectors)
             injector = ActivationInjector(self.model, [vector])
             unit = self.probe.strength_at(injector, self.cost.strength_at(vector, BUDGET), BUDGET)
             effects, judged = [], []
@@ -152,6 +157,83 @@ class Bench:
 
     def read(self) -> list[dict]:
         return [json.loads(line) for line in self.records.read_text().splitlines()] if self.records.exists() else []
+
+
+def gradients(bench: Bench, rendered: list[RenderedPair], **options: int) -> dict[int, torch.Tensor]:
+    """The mean gradient of pairs, by layer."""
+    found = pair_gradients(bench.model, rendered, bench.layers, **options).mean(dim=1)
+    return dict(zip(bench.layers, found, strict=True))
+
+
+def opening_gradient(bench: Bench, behavior: Behavior, *_: object) -> SteeringVectorSet:
+    """The gradient of the first four tokens of the responses: those that decide how an answer goes on."""
+    rendered = [render_pair(bench.tokenizer, pair) for pair in behavior.train]
+    return vector_set(behavior, gradients(bench, rendered, first_tokens=4))
+
+
+def blended_gradient(
+    bench: Bench, behavior: Behavior, statistics: ActivationStatistics, *_: object
+) -> SteeringVectorSet:
+    """The opening gradient and the mean difference, each of length one, added."""
+    means = statistics.vectors("mean_difference", "response")
+    openings = opening_gradient(bench, behavior)
+    return vector_set(
+        behavior,
+        {layer: openings[layer].normalize().vector + means[layer].normalize().vector for layer in bench.layers},
+    )
+
+
+def confined_gradient(
+    bench: Bench, behavior: Behavior, statistics: ActivationStatistics, *_: object
+) -> SteeringVectorSet:
+    """The gradient within the span of the pairs' 16 largest directions of difference."""
+    rendered = [render_pair(bench.tokenizer, pair) for pair in behavior.train]
+    found = {}
+    for layer, gradient in gradients(bench, rendered).items():
+        samples = statistics.layers["residual", "response"][layer].samples
+        assert samples is not None
+        basis = torch.linalg.svd(samples[:, 0] - samples[:, 1], full_matrices=False).Vh[:16]
+        found[layer] = basis.T @ (basis @ gradient)
+    return vector_set(behavior, found)
+
+
+def sampled_gradient(
+    bench: Bench, behavior: Behavior, statistics: ActivationStatistics, first_order: FirstOrder
+) -> SteeringVectorSet:
+    """The gradient for answers of the model's own, steered both ways by the mean difference."""
+    vector = first_order.best(statistics.vectors("mean_difference", "response"))
+    injector = ActivationInjector(bench.model, [vector])
+    unit = bench.probe.strength_at(injector, bench.cost.strength_at(vector, BUDGET), BUDGET)
+    prompts = [pair.prompt or "" for pair in behavior.train[:PROMPTS]]
+    answers = []
+    for sign in (1.0, -1.0):
+        injector.strength = sign * unit
+        with injector:
+            answers.append(generate_texts(bench.model, bench.tokenizer, prompts, NEW_TOKENS))
+    pairs = [
+        ContrastPair(positive, negative, prompt=prompt)
+        for prompt, positive, negative in zip(prompts, *answers, strict=True)
+        if positive.strip() and negative.strip() and positive != negative
+    ]
+    return vector_set(behavior, gradients(bench, [render_pair(bench.tokenizer, pair) for pair in pairs]))
+
+
+def largest_norm(_: Bench, behavior: Behavior, statistics: ActivationStatistics, *__: object) -> SteeringVectorSet:
+    """Plain CAA at the layer where its vector is longest: what rotalabs-steer 1.2 chose."""
+    vectors = statistics.vectors("mean_difference", "last")
+    return SteeringVectorSet(behavior.name, [max(vectors, key=lambda vector: vector.norm)])
+
+
+VARIANTS = {
+    function.__name__: function
+    for function in (largest_norm, opening_gradient, blended_gradient, confined_gradient, sampled_gradient)
+}
+
+
+def vector_set(behavior: Behavior, directions: dict[int, torch.Tensor]) -> SteeringVectorSet:
+    return SteeringVectorSet(
+        behavior.name, [SteeringVector(behavior.name, layer, direction, "") for layer, direction in directions.items()]
+    )
 
 
 def report(rows: list[dict]) -> str:
@@ -208,7 +290,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with further pairs; without it, built-in behaviours only")
     parser.add_argument("--output", type=Path, default=Path("efficacy"))
     parser.add_argument("--behaviors", nargs="*", default=list(JUDGES))
-    parser.add_argument("--methods", nargs="*", default=[PLAIN, *(f"{method}@response" for method in METHODS)])
+    parser.add_argument(
+        "--methods", nargs="*", default=[PLAIN, *(f"{method}@response" for method in METHODS), *VARIANTS]
+    )
     options = parser.parse_args()
     bench = Bench(options.output)
     for name in options.behaviors:

@@ -8,6 +8,7 @@ import torch
 
 import rotalabs_steer
 from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer.extraction import METHODS
 from rotalabs_steer.sample_model import sample_model_path
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -80,6 +81,27 @@ def test_steering_in_detail(smollm, tokenizer):
     }
     run("steering.md", given)
     assert given["fitted"].f1 == 1.0
+
+
+@pytest.mark.real_model
+def test_extraction(smollm, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"model": smollm, "tokenizer": tokenizer}
+    try:
+        run("extraction.md", given)
+    finally:
+        METHODS.pop("half_centred", None)
+    assert given["vectors"].layers == list(range(30))
+    assert max(given["scores"], key=given["scores"].get) == 14
+
+
+def test_datasets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {}
+    run("datasets.md", given)
+    assert given["pairs"][0].metadata == {"source": "mine"}
+    assert [finding.reason for finding in given["report"].findings if finding.measure != "words"] == []
+    assert given["boldness"][0].asks_differently
 
 
 @pytest.mark.real_model

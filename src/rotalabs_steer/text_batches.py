@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import nn
 
-TOKENS_PER_BATCH = 1024
+TOKENS_PER_BATCH = 512
 """Enough to keep two processor cores at their peak; a GPU with free memory takes more."""
 TOKENS_PER_TREE = 256
 """A tree's tokens all attend to one another under its mask, so it stays short."""
@@ -93,7 +93,7 @@ def plan_batches(
     """The cheapest way to run the model over texts (rows of token ids).
 
     Args:
-        batch_size: most texts a batch; None for as many as make about a thousand tokens, more on a roomy GPU.
+        batch_size: most texts a batch; None for as many as make about 500 tokens, more on a roomy GPU.
         share_prefixes: compute shared beginnings once where the model allows it. Not for use with interventions whose
             scope is part of a sequence: a tree is no sequence.
         together: runs of this many texts stay in one batch.

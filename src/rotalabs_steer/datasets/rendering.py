@@ -6,20 +6,26 @@ for generation; the response's tokens follow. So a response stands where the mod
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import ChatTemplateError, DatasetError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rotalabs_steer.datasets.pairs import ContrastPair
 
 
 @dataclass(frozen=True)
 class RenderedText:
-    """Token ids, where the response begins (0 where there is no prompt), and the tokens of the pair's span."""
+    """Token ids, where the response begins (0 where there is no prompt), and the tokens of the pair's span.
 
-    ids: tuple[int, ...]
+    Rendering packs the ids into arrays, a tenth of the size of a tuple of numbers.
+    """
+
+    ids: Sequence[int]
     response_start: int
     span: tuple[int, int] | None = None
 
@@ -103,12 +109,12 @@ def _render_side(tokenizer: Any, prompt: str | None, system: str | None, text: s
     start = () if prompt is None else render_prompt(tokenizer, prompt, system)
     special = {} if prompt is None else {"add_special_tokens": False}
     if span is None:
-        return RenderedText((*start, *tokenizer(text, **special)["input_ids"]), len(start))
+        return RenderedText(array("i", (*start, *tokenizer(text, **special)["input_ids"])), len(start))
     if not getattr(tokenizer, "is_fast", False):
         raise DatasetError("Reading a span needs to know which tokens it has: load the tokenizer with use_fast=True.")
     encoded = tokenizer(text, return_offsets_mapping=True, **special)
     tokens = _tokens_of(encoded["offset_mapping"], text.index(span), len(span), len(start))
-    return RenderedText((*start, *encoded["input_ids"]), len(start), tokens)
+    return RenderedText(array("i", (*start, *encoded["input_ids"])), len(start), tokens)
 
 
 def _tokens_of(offsets: list[tuple[int, int]], begin: int, length: int, shift: int) -> tuple[int, int]:

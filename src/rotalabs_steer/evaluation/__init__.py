@@ -1,1 +1,59 @@
 """Measuring what steering does: effect, coherence cost, and the layer and strength that balance them."""
+
+from rotalabs_steer.evaluation.analysis_files import (
+    load_analysis_metadata,
+    load_analysis_results,
+    save_analysis_results,
+)
+from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts, generate_response
+from rotalabs_steer.evaluation.comparison import compare_with_baseline
+from rotalabs_steer.evaluation.intervals import (
+    Estimate,
+    PairedComparison,
+    bootstrap_mean,
+    compare_paired,
+    wilson_interval,
+)
+from rotalabs_steer.evaluation.judge import JudgeCost, LLMJudge
+from rotalabs_steer.evaluation.judge_questions import JudgeError, MalformedVerdictError, MissingVerdictError
+from rotalabs_steer.evaluation.metrics import BehaviorMetrics, EvaluationResult, RefusalCounts, RefusalMetrics
+from rotalabs_steer.evaluation.refusal import is_refusal
+from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
+from rotalabs_steer.evaluation.strength_choice import find_optimal_strength
+from rotalabs_steer.evaluation.strengths import evaluate_steering_strength, strength_sweep
+from rotalabs_steer.evaluation.text_measures import TextMeasures, measure_texts
+from rotalabs_steer.evaluation.tradeoffs import TradeoffResult, analyze_tradeoffs
+
+__all__ = [
+    "BehaviorMetrics",
+    "Estimate",
+    "EvaluationResult",
+    "JudgeCost",
+    "JudgeError",
+    "LLMJudge",
+    "MalformedVerdictError",
+    "MissingVerdictError",
+    "PairedComparison",
+    "RefusalCounts",
+    "RefusalMetrics",
+    "Sampling",
+    "TextMeasures",
+    "TimedAnswers",
+    "TradeoffResult",
+    "analyze_tradeoffs",
+    "answer_prompts",
+    "bootstrap_mean",
+    "compare_paired",
+    "compare_with_baseline",
+    "evaluate_refusal",
+    "evaluate_steering_strength",
+    "find_optimal_strength",
+    "generate_response",
+    "is_refusal",
+    "load_analysis_metadata",
+    "load_analysis_results",
+    "measure_texts",
+    "save_analysis_results",
+    "strength_sweep",
+    "wilson_interval",
+]

@@ -87,6 +87,10 @@ class FirstOrder:
         gain = float(self.gradients[vector.layer_index] @ vector.vector)
         return gain / math.sqrt(max(self.cost.curvature(vector), 1e-30))
 
+    def best(self, vectors: SteeringVectorSet) -> SteeringVector:
+        """The vector with the highest score."""
+        return max(vectors, key=self.score)
+
     def scores(self, vectors: SteeringVectorSet) -> dict[int, float]:
         """The score of each layer's vector."""
         return {vector.layer_index: self.score(vector) for vector in vectors}

@@ -16,14 +16,21 @@ if TYPE_CHECKING:
 
 
 def generate_tokens(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 64, **options: Any
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    *,
+    system: str | None = None,
+    **options: Any,
 ) -> list[list[int]]:
     """The model's greedy answer to each prompt as token ids, up to and without the end-of-sequence token.
 
     Args:
+        system: a system message before every prompt.
         options: for `model.generate`, where greedy decoding is not wanted.
     """
-    rows = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    rows = [render_prompt(tokenizer, prompt, system) for prompt in prompts]
     length = max(len(row) for row in rows)
     device = next(model.parameters()).device
     ends = _end_tokens(model, tokenizer)

@@ -55,7 +55,7 @@ def extract_caa_vectors(
         layer_indices: 0-based decoder layers; None for all of them.
         token_position: "last", "first", "mean" (over all tokens), "response" (mean over the response) or another of
             `read_statistics`. None for "response" where a pair has a prompt and "last" where it has none.
-        batch_size: most texts a batch; None for about a thousand tokens.
+        batch_size: most texts a batch; None for about 500 tokens.
         options: of `read_statistics`: `truncate`, `resume`, `components`' singular `component`.
 
     Returns:

@@ -169,7 +169,7 @@ def read_statistics(
         token_positions: "last", "first", "mean", "response", "last_prompt", "span", a function from a `RenderedText` to
             token indices, or None: "response" where a pair has a prompt and a response, else "last".
         components: "residual" (the layer's output), "mlp" or "attn" (what that part adds to the residual stream).
-        batch_size: most texts a batch; None for about a thousand tokens.
+        batch_size: most texts a batch; None for about 500 tokens.
         truncate: cut texts longer than the model's context at their beginning instead of refusing them.
         neutral_texts: for methods that compare with neutral text; by default those of the package.
         resume: a file. It keeps the state of an extraction that is stopped and continues it, to the same result.

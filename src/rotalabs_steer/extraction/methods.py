@@ -162,20 +162,23 @@ def natural_gradient(statistics: LayerStatistics) -> torch.Tensor:
     g is the gradient of `gradient`, F the Fisher information of neutral text, λ the mean of F's diagonal.
     """
     assert statistics.gradient is not None
-    return _per_cost(statistics, statistics.gradient)
+    return _per_cost(statistics, statistics.gradient, damping=1.0)
 
 
 @register_method("mean_difference_per_cost", needs=[FISHER])
 def mean_difference_per_cost(statistics: LayerStatistics) -> torch.Tensor:
-    """(F + λI)⁻¹ v: the mean difference with what it costs on neutral text turned down; F and λ as above."""
-    return _per_cost(statistics, statistics.mean_difference)
+    """(F + λI)⁻¹ v: the mean difference with what costs most on neutral text turned down.
+
+    λ is ten times the mean of F's diagonal: with less, too little of the difference is left.
+    """
+    return _per_cost(statistics, statistics.mean_difference, damping=10.0)
 
 
-def _per_cost(statistics: LayerStatistics, vector: torch.Tensor) -> torch.Tensor:
+def _per_cost(statistics: LayerStatistics, vector: torch.Tensor, damping: float) -> torch.Tensor:
     """(F + λI)⁻¹ vector from the scores S, F = SᵀS/n, by the Woodbury identity: S has few rows."""
     assert statistics.fisher_scores is not None
     scores = statistics.fisher_scores.to(vector.dtype) / len(statistics.fisher_scores) ** 0.5
-    ridge = scores.square().sum() / scores.shape[1]
+    ridge = damping * scores.square().sum() / scores.shape[1]
     inner = scores @ scores.T + ridge * torch.eye(len(scores), dtype=scores.dtype)
     shared: torch.Tensor = torch.linalg.solve(inner, scores @ vector)
     reduced: torch.Tensor = (vector - scores.T @ shared) / ridge

@@ -1,0 +1,242 @@
+"""Contrast pairs from files, Hugging Face datasets and lists."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
+from rotalabs_steer.datasets.row_files import Row, RowFile, open_rows
+from rotalabs_steer.errors import DatasetError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+TEXT_FIELDS = tuple(field.name for field in dataclasses.fields(ContrastPair) if field.name != "metadata")
+_REQUIRED = ("positive", "negative")
+_CAA_COLUMNS = {
+    "prompt": "question",
+    "positive": "answer_matching_behavior",
+    "negative": "answer_not_matching_behavior",
+}
+_CAA_LETTER = re.compile(r"\(([A-Z])\)")
+_SHOWN_REASONS = 5
+_SHOWN_ROWS = 5
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """A row that makes no pair, and why."""
+
+    row: int
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PairReading:
+    """What a source holds: its pairs with their row numbers, and the rows that make none."""
+
+    name: str
+    behavior: str
+    description: str
+    pairs: tuple[ContrastPair, ...]
+    rows: tuple[int, ...]
+    problems: tuple[RowProblem, ...]
+
+
+def load_pairs(
+    source: str | os.PathLike[str] | Iterable[Any],
+    behavior: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    keep_duplicates: bool = False,
+) -> ContrastPairDataset:
+    """The contrast pairs of a file, a Hugging Face dataset or a list.
+
+    Args:
+        source: a `.jsonl`, `.csv`, `.tsv` or `.json` file, or rows: mappings, pairs, or (positive, negative) texts.
+            JSON may be what `ContrastPairDataset.save` wrote, a list of objects, or the multiple-choice layout of CAA
+            (Rimsky et al. 2024): objects with "question", "answer_matching_behavior" and
+            "answer_not_matching_behavior", whose answers lose the blanks around them.
+        behavior: name of the behaviour; by default the file's own, else its name, else "custom".
+        columns: the source's column for a field, as in `{"positive": "chosen", "negative": "rejected"}`. Fields are
+            those of `ContrastPair`; every other column goes into the metadata.
+        keep_duplicates: accept rows that occur twice.
+
+    Raises:
+        DatasetError: there are no rows, or rows that make no pair; the message names all kinds of fault and their rows.
+        OptionError: `columns` names an unknown field.
+    """
+    reading = read_pairs(source, behavior, columns, keep_duplicates)
+    if reading.problems:
+        raise DatasetError(_describe(reading))
+    return ContrastPairDataset(reading.behavior, reading.pairs, reading.description)
+
+
+def read_pairs(
+    source: str | os.PathLike[str] | Iterable[Any],
+    behavior: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    keep_duplicates: bool = False,
+) -> PairReading:
+    """As `load_pairs`, with the faulty rows beside the good ones instead of an error.
+
+    Raises:
+        DatasetError: the source as a whole cannot be read, or has no rows.
+    """
+    columns = dict(columns or {})
+    unknown = sorted(set(columns) - {*TEXT_FIELDS, "metadata"})
+    if unknown:
+        raise OptionError(f"Unknown field {unknown[0]!r} in columns. Use: {', '.join(TEXT_FIELDS)}.")
+    name, file = _open(source)
+    pairs, rows, problems = [], [], []
+    first: dict[tuple[str | None, ...], int] = {}
+    for row in file.rows:
+        try:
+            pair = _pair_of(row, columns)
+            number = first.setdefault(_identity(pair), row.number)
+            if number != row.number and not keep_duplicates:
+                raise DatasetError(f"the same pair as row {number}.")
+        except DatasetError as error:
+            problems.append(RowProblem(row.number, row.place, str(error)))
+        else:
+            pairs.append(pair)
+            rows.append(row.number)
+    if not pairs and not problems:
+        raise DatasetError(f"{name} has no rows: a dataset needs at least one pair.")
+    return PairReading(
+        name, behavior or file.behavior or "custom", file.description, tuple(pairs), tuple(rows), tuple(problems)
+    )
+
+
+def _open(source: str | os.PathLike[str] | Iterable[Any]) -> tuple[str, RowFile]:
+    if isinstance(source, str | os.PathLike):
+        file = open_rows(source)
+        return str(source), dataclasses.replace(file, behavior=file.behavior or Path(source).stem)
+    if isinstance(source, ContrastPairDataset):
+        return "The dataset", RowFile(_given_rows(source), source.behavior, source.description)
+    if isinstance(source, Mapping):
+        raise DatasetError(
+            f"Expected rows, got a mapping with {', '.join(map(repr, list(source)[:5]))}. Choose one of its splits, "
+            "as in load_pairs(dataset['train'])."
+        )
+    if hasattr(source, "iterrows"):  # iterating over a pandas DataFrame gives its column names
+        raise DatasetError("Expected rows, got a table. Pass its rows: load_pairs(table.to_dict('records')).")
+    return "The list", RowFile(_given_rows(source))
+
+
+def _given_rows(rows: Iterable[Any]) -> Iterator[Row]:
+    for number, row in enumerate(rows, 1):
+        yield _given_row(row, number)
+
+
+def _given_row(row: Any, number: int) -> Row:
+    if isinstance(row, ContrastPair):
+        return Row(number, f"row {number}", dict(vars(row)))
+    if isinstance(row, Mapping):
+        return Row(number, f"row {number}", dict(row))
+    if isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
+        return Row(number, f"row {number}", dict(zip(_REQUIRED, row, strict=True)))
+    return Row(
+        number,
+        f"row {number}",
+        problem=f"expected a mapping, a ContrastPair or two texts, found {type(row).__name__}.",
+    )
+
+
+def _pair_of(row: Row, columns: Mapping[str, str]) -> ContrastPair:
+    if row.problem:
+        raise DatasetError(row.problem)
+    is_caa = not columns and set(_CAA_COLUMNS.values()) <= set(row.values)
+    sources = {name: name for name in (*TEXT_FIELDS, "metadata")} | (_CAA_COLUMNS if is_caa else dict(columns))
+    missing = [sources[name] for name in _REQUIRED if sources[name] not in row.values]
+    if missing:
+        raise DatasetError(
+            f"no {missing[0]!r}; there are: {', '.join(map(str, row.values)) or 'no columns'}. "
+            "Name a column that is called otherwise: columns={'positive': 'chosen'}, or --column positive=chosen."
+        )
+    fields = {name: row.values.get(sources[name]) for name in TEXT_FIELDS}
+    for name, value in fields.items():
+        if value is not None and not isinstance(value, str):
+            raise DatasetError(f"{sources[name]!r} is of type {type(value).__name__}, expected text{_hint(value)}.")
+    metadata = row.values.get(sources["metadata"]) or {}
+    if not isinstance(metadata, Mapping):
+        raise DatasetError(f"'metadata' is of type {type(metadata).__name__}, expected an object.")
+    used = set(sources.values())
+    others = {name: value for name, value in row.values.items() if name not in used and value is not None}
+    return _make_pair({**fields, **(_caa_answers(fields) if is_caa else {})}, {**metadata, **others})
+
+
+def _make_pair(fields: dict[str, Any], metadata: dict[str, Any]) -> ContrastPair:
+    given = {name: value for name, value in fields.items() if value is not None}
+    texts = {name: given.get(name, "") for name in _REQUIRED}
+    pair = ContrastPair(**{**given, **texts}, metadata=metadata)
+    if _side(pair.prompt, pair.system, pair.positive) == _side(
+        pair.negative_prompt or pair.prompt,
+        pair.system if pair.negative_system is None else pair.negative_system,
+        pair.negative,
+    ):
+        raise DatasetError(f"both sides are the same text ({pair.positive!r:.40}).")
+    return pair
+
+
+def _side(prompt: str | None, system: str | None, text: str) -> tuple[str, str, str]:
+    return (prompt or "").strip(), (system or "").strip(), text.strip()
+
+
+def _caa_answers(fields: Mapping[str, str | None]) -> dict[str, str]:
+    """Answers without the blanks around them; of a choice such as "(A)" the letter is what CAA reads."""
+    answers: dict[str, str] = {}
+    for name in _REQUIRED:
+        answers[name] = (fields[name] or "").strip()
+        letter = _CAA_LETTER.fullmatch(answers[name])
+        if letter:
+            answers[f"{name}_span"] = letter[1]
+    return answers
+
+
+def _identity(pair: ContrastPair) -> tuple[str | None, ...]:
+    asked = (pair.prompt, pair.system, pair.negative_prompt, pair.negative_system)
+    return (*asked, pair.positive, pair.negative)
+
+
+def _hint(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], Mapping) and "content" in value[0]:
+        return " (these are chat messages: pass the content of the last one)"
+    return ""
+
+
+def rows_by_reason(problems: Iterable[RowProblem]) -> dict[str, list[int]]:
+    """The rows of each kind of fault, in the order in which the kinds appear."""
+    reasons: dict[str, list[int]] = {}
+    for problem in problems:
+        reasons.setdefault(problem.reason, []).append(problem.row)
+    return reasons
+
+
+def _describe(reading: PairReading) -> str:
+    """All faults of a source in one message: by reason, with the first rows of each and how many there are."""
+    total = len(reading.rows) + len(reading.problems)
+    if len(reading.problems) == 1:
+        (problem,) = reading.problems
+        return f"{problem.place}: {problem.reason} (Of {total:,} rows, this one cannot be used.)"
+    reasons = rows_by_reason(reading.problems)
+    lines = [f"{reading.name}: {len(reading.problems):,} of {total:,} rows cannot be used."]
+    for reason, rows in list(reasons.items())[:_SHOWN_REASONS]:
+        lines.append(f"  {name_rows(rows)}: {reason}")
+    left = sum(len(rows) for rows in list(reasons.values())[_SHOWN_REASONS:])
+    if left:
+        lines.append(f"  and {left:,} more; `rotalabs-steer datasets check FILE` lists them all.")
+    return "\n".join(lines)
+
+
+def name_rows(rows: Sequence[int], limit: int = _SHOWN_ROWS) -> str:
+    """Row numbers for a message: the first few, and how many more there are."""
+    shown = ", ".join(str(row) for row in rows[:limit])
+    more = f" and {len(rows) - limit:,} more" if len(rows) > limit else ""
+    return f"{'row' if len(rows) == 1 else 'rows'} {shown}{more}"

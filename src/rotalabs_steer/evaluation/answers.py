@@ -1,0 +1,149 @@
+"""Answers to any number of prompts, with the time they took and the seed they came from."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.evaluation.generation import generate_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are generated.
+
+    Attributes:
+        max_new_tokens: an answer is cut there.
+        temperature: 0 is greedy decoding; above, tokens are drawn, from `seed` on for every set of prompts.
+        batch_size: prompts answered at once.
+        system_prompt: a system message before every prompt.
+
+    Raises:
+        OptionError: a number is out of range.
+    """
+
+    max_new_tokens: int = 150
+    temperature: float = 0.0
+    seed: int = 0
+    batch_size: int = 16
+    system_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.batch_size < 1 or self.temperature < 0:
+            raise OptionError(
+                "max_new_tokens and batch_size must be at least 1 and temperature at least 0, got "
+                f"{self.max_new_tokens}, {self.batch_size} and {self.temperature}."
+            )
+
+
+@dataclass(frozen=True)
+class TimedAnswers:
+    """The answers to some prompts, in their order.
+
+    Attributes:
+        texts: what the model wrote, and nothing else.
+        tokens: number of generated tokens of each.
+        seconds: wall time of the batch that each was answered in: how long its asker waits.
+        total_seconds: wall time of all batches.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+    total_seconds: float
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Mean wait for an answer in milliseconds; None where there are no answers."""
+        return 1000 * sum(self.seconds) / len(self.seconds) if self.seconds else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Generated tokens a second, over all batches; None where there are no answers."""
+        return sum(self.tokens) / self.total_seconds if self.texts else None
+
+    def __getitem__(self, part: slice) -> TimedAnswers:
+        """Some of the answers. The time of all batches is kept, so ask the whole for its tokens a second."""
+        return TimedAnswers(self.texts[part], self.tokens[part], self.seconds[part], self.total_seconds)
+
+
+def answer_prompts(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    sampling: Sampling | None = None,
+    *,
+    show_progress: bool = False,
+    description: str = "answering",
+) -> TimedAnswers:
+    """The answers of the model, as it is steered now, in batches of prompts of similar length.
+
+    Raises:
+        OptionError: `prompts` is one string.
+        ChatTemplateError: the tokenizer cannot render a prompt as a chat.
+    """
+    if isinstance(prompts, str):
+        raise OptionError("prompts is one string; give a list of prompts.")
+    sampling = sampling or Sampling()
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    batches = [order[start : start + sampling.batch_size] for start in range(0, len(order), sampling.batch_size)]
+    options = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature else {}
+    texts, tokens, seconds = [""] * len(prompts), [0] * len(prompts), [0.0] * len(prompts)
+    total = 0.0
+    device = next(model.parameters()).device
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        tqdm(total=len(prompts), desc=description, unit="prompt", disable=not show_progress) as progress,
+    ):
+        torch.manual_seed(sampling.seed)
+        for batch in batches:
+            start = time.perf_counter()
+            rows = generate_tokens(
+                model,
+                tokenizer,
+                [prompts[index] for index in batch],
+                sampling.max_new_tokens,
+                system=sampling.system_prompt,
+                **options,
+            )
+            taken = time.perf_counter() - start
+            total += taken
+            for index, row in zip(batch, rows, strict=True):
+                texts[index] = tokenizer.decode(row, skip_special_tokens=True).strip()
+                tokens[index], seconds[index] = len(row), taken
+            progress.update(len(batch))
+    return TimedAnswers(tuple(texts), tuple(tokens), tuple(seconds), total)
+
+
+def generate_response(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: str,
+    max_new_tokens: int = 150,
+    temperature: float = 0.0,
+    system_prompt: str | None = None,
+    *,
+    seed: int = 0,
+) -> str:
+    """The model's answer to one prompt: the tokens it generated, decoded, with nothing cut out of them.
+
+    Args:
+        temperature: 0 is greedy decoding.
+        seed: for a temperature above 0; the state of torch's generators is restored afterwards.
+
+    Raises:
+        ChatTemplateError: the tokenizer cannot render the prompt as a chat.
+        OptionError: a number is out of range.
+    """
+    sampling = Sampling(max_new_tokens, temperature, seed, 1, system_prompt)
+    return answer_prompts(model, tokenizer, [prompt], sampling).texts[0]

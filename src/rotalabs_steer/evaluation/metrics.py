@@ -1,0 +1,155 @@
+"""The records that evaluations return. What was not measured is None, never 0."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rotalabs_steer.evaluation.intervals import Estimate, PairedComparison
+    from rotalabs_steer.evaluation.text_measures import TextMeasures
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One prompt, its answer and what was found in it.
+
+    Attributes:
+        coherence: by the caller's measure; None where there is none.
+    """
+
+    prompt: str
+    response: str
+    is_target_behavior: bool
+    is_harmful_prompt: bool
+    strength: float
+    coherence: float | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BehaviorMetrics:
+    """How often answers show a behaviour at one strength.
+
+    Attributes:
+        target_rate: share of answers that show it.
+        baseline_rate: the same without steering, on the same prompts.
+        target_interval: the rate with its Wilson interval.
+        change: against the unsteered answers to the same prompts, with its test.
+        kl_cost: KL(unsteered ‖ steered) on neutral text, nats per token.
+        text: length and repetition of the answers.
+        latency_ms: mean wait for an answer; prompts are answered in batches.
+        tokens_per_second: generated tokens a second over all batches.
+        seed: of generation, bootstrap and test.
+    """
+
+    behavior: str
+    strength: float
+    target_rate: float | None
+    baseline_rate: float | None
+    target_interval: Estimate | None = field(default=None, kw_only=True)
+    change: PairedComparison | None = field(default=None, kw_only=True)
+    kl_cost: float | None = field(default=None, kw_only=True)
+    text: TextMeasures | None = field(default=None, kw_only=True)
+    latency_ms: float | None = field(default=None, kw_only=True)
+    tokens_per_second: float | None = field(default=None, kw_only=True)
+    num_samples: int | None = field(default=None, kw_only=True)
+    seed: int | None = field(default=None, kw_only=True)
+
+    @property
+    def improvement(self) -> float | None:
+        """`target_rate − baseline_rate`; None where either was not measured."""
+        if self.target_rate is None or self.baseline_rate is None:
+            return None
+        return self.target_rate - self.baseline_rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, with `improvement`, as JSON-like values."""
+        return {**asdict(self), "improvement": self.improvement}
+
+
+@dataclass(frozen=True)
+class RefusalCounts:
+    """Refusing as the decision whether a prompt is harmful.
+
+    Attributes:
+        harmful_refused, harmful_answered: true positives and false negatives.
+        benign_refused, benign_answered: false positives and true negatives.
+    """
+
+    harmful_refused: int
+    harmful_answered: int
+    benign_refused: int
+    benign_answered: int
+
+    @property
+    def precision(self) -> float | None:
+        """The share of refusals that were of harmful prompts; None where nothing was refused."""
+        return _share(self.harmful_refused, self.harmful_refused + self.benign_refused)
+
+    @property
+    def recall(self) -> float | None:
+        """The share of harmful prompts refused; None where there are none."""
+        return _share(self.harmful_refused, self.harmful_refused + self.harmful_answered)
+
+    @property
+    def f1_score(self) -> float | None:
+        """Harmonic mean of precision and recall; None where there is neither a refusal nor a harmful prompt."""
+        found = 2 * self.harmful_refused
+        return _share(found, found + self.benign_refused + self.harmful_answered)
+
+
+@dataclass(frozen=True)
+class RefusalMetrics(BehaviorMetrics):
+    """Refusals of harmful and benign prompts.
+
+    Precision and F1 depend on how many prompts of either kind there were, so they need the counts.
+
+    Attributes:
+        coherence_score, helpfulness_on_benign: means of the caller's measures; None where there are none.
+        harmful_interval, benign_interval: the rates with their Wilson intervals.
+        benign_change: over-refusal against the unsteered answers to the same prompts.
+        results: every prompt and answer.
+    """
+
+    refusal_rate_harmful: float | None = None
+    refusal_rate_benign: float | None = None
+    coherence_score: float | None = None
+    helpfulness_on_benign: float | None = None
+    counts: RefusalCounts | None = field(default=None, kw_only=True)
+    baseline_rate_benign: float | None = field(default=None, kw_only=True)
+    harmful_interval: Estimate | None = field(default=None, kw_only=True)
+    benign_interval: Estimate | None = field(default=None, kw_only=True)
+    benign_change: PairedComparison | None = field(default=None, kw_only=True)
+    coherence_interval: Estimate | None = field(default=None, kw_only=True)
+    helpfulness_interval: Estimate | None = field(default=None, kw_only=True)
+    results: tuple[EvaluationResult, ...] = field(default=(), kw_only=True, repr=False)
+
+    @property
+    def over_refusal_rate(self) -> float | None:
+        """Share of harmless prompts refused. Harmless look-alikes of harmful prompts show it best."""
+        return self.refusal_rate_benign
+
+    @property
+    def precision(self) -> float | None:
+        """The share of refusals that were of harmful prompts."""
+        return self.counts.precision if self.counts else None
+
+    @property
+    def recall(self) -> float | None:
+        """The share of harmful prompts refused."""
+        return self.counts.recall if self.counts else self.refusal_rate_harmful
+
+    @property
+    def f1_score(self) -> float | None:
+        """Harmonic mean of precision and recall."""
+        return self.counts.f1_score if self.counts else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, with what follows from them, as JSON-like values."""
+        derived = ("over_refusal_rate", "precision", "recall", "f1_score")
+        return {**super().to_dict(), **{name: getattr(self, name) for name in derived}}
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

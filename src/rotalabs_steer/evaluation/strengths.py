@@ -1,0 +1,201 @@
+"""How often answers show a behaviour at each of several strengths, against the unsteered model on the same prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
+from rotalabs_steer.evaluation.coherence import CoherenceProbe
+from rotalabs_steer.evaluation.intervals import compare_paired, wilson_interval
+from rotalabs_steer.evaluation.metrics import BehaviorMetrics
+from rotalabs_steer.evaluation.text_measures import measure_texts
+from rotalabs_steer.injection import ActivationInjector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+
+    from rotalabs_steer.vectors import SteeringVector
+
+EVALUATION_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
+SWEEP_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class SteeredAnswers:
+    """Answers at one strength, and what that strength costs on neutral text (nats per token)."""
+
+    strength: float
+    answers: TimedAnswers
+    kl_cost: float
+
+
+def answers_at_strengths(
+    model: nn.Module,
+    tokenizer: Any,
+    vector: SteeringVector,
+    prompts: Sequence[str],
+    strengths: Sequence[float],
+    sampling: Sampling | None = None,
+    *,
+    show_progress: bool = True,
+) -> tuple[SteeredAnswers, list[SteeredAnswers]]:
+    """The unsteered answers, and those at each strength.
+
+    Raises:
+        OptionError: there are no prompts or no strengths.
+        VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
+    """
+    if not prompts or not strengths:
+        raise OptionError(
+            f"Nothing to measure: {len(prompts)} prompts, {len(strengths)} strengths. Give at least one of each."
+        )
+    injector = ActivationInjector(model, [vector])
+    for strength in strengths:
+        injector.strength = strength  # a strength that cannot be is refused before anything is generated
+    probe = CoherenceProbe(model, tokenizer)
+    answers = answer_prompts(model, tokenizer, prompts, sampling, show_progress=show_progress, description="unsteered")
+    unsteered = SteeredAnswers(0.0, answers, 0.0)
+    measured = []
+    for strength in strengths:
+        if strength == 0:  # bit for bit the unsteered model
+            measured.append(unsteered)
+            continue
+        injector.strength = strength
+        with injector:
+            answers = answer_prompts(
+                model, tokenizer, prompts, sampling, show_progress=show_progress, description=f"strength {strength:g}"
+            )
+            measured.append(SteeredAnswers(strength, answers, probe.cost()))
+    return unsteered, measured
+
+
+def outcomes(texts: Sequence[str], shows_behavior: Callable[[str], bool]) -> tuple[bool, ...]:
+    """Whether each text shows the behaviour.
+
+    Raises:
+        OptionError: the function returned None, which is neither yes nor no.
+    """
+    found = [shows_behavior(text) for text in texts]
+    for text, outcome in zip(texts, found, strict=True):
+        if outcome is None:
+            raise OptionError(
+                f"The function that detects the behaviour returned None for {text!r:.60}; it must return True or False."
+            )
+    return tuple(map(bool, found))
+
+
+def evaluate_steering_strength(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    steering_vector: SteeringVector,
+    is_target_behavior_fn: Callable[[str], bool],
+    strengths: Sequence[float] | None = None,
+    show_progress: bool = True,
+    *,
+    sampling: Sampling | None = None,
+) -> list[BehaviorMetrics]:
+    """The rate of a behaviour at each strength (0 to 2 in steps of a half), with its interval and a paired test.
+
+    The baseline is the unsteered model on the same prompts, whether or not 0 is among the strengths.
+
+    Args:
+        is_target_behavior_fn: whether a text shows the behaviour.
+
+    Raises:
+        OptionError: there are no prompts or strengths, or the function returned None.
+        VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
+    """
+    sampling = sampling or Sampling()
+    unsteered, measured = answers_at_strengths(
+        model,
+        tokenizer,
+        steering_vector,
+        prompts,
+        EVALUATION_STRENGTHS if strengths is None else strengths,
+        sampling,
+        show_progress=show_progress,
+    )
+    before = outcomes(unsteered.answers.texts, is_target_behavior_fn)
+    metrics = []
+    for run in measured:
+        after = before if run is unsteered else outcomes(run.answers.texts, is_target_behavior_fn)
+        rate = wilson_interval(sum(after), len(after))
+        metrics.append(
+            BehaviorMetrics(
+                steering_vector.behavior,
+                float(run.strength),
+                rate.mean,
+                sum(before) / len(before),
+                target_interval=rate,
+                change=compare_paired(before, after, seed=sampling.seed),
+                kl_cost=run.kl_cost,
+                text=measure_texts(run.answers.texts),
+                latency_ms=run.answers.latency_ms,
+                tokens_per_second=run.answers.tokens_per_second,
+                num_samples=len(after),
+                seed=sampling.seed,
+            )
+        )
+    return metrics
+
+
+def strength_sweep(
+    model: nn.Module,
+    tokenizer: Any,
+    steering_vector: SteeringVector,
+    test_prompts: Sequence[str],
+    is_target_behavior_fn: Callable[[str], bool],
+    strengths: Sequence[float] | None = None,
+    show_progress: bool = True,
+    *,
+    sampling: Sampling | None = None,
+) -> list[dict[str, Any]]:
+    """As `evaluate_steering_strength`, in plain dictionaries, at strengths 0 to 2.
+
+    Each has `strength`, `behavior_rate` with `behavior_low` and `behavior_high`, `change` against the unsteered model
+    with `change_low`, `change_high` and `p_value`, `kl_cost`, `repetition`, `avg_latency_ms`, `tokens_per_second`,
+    `num_samples` and `seed`.
+
+    Raises:
+        OptionError, VectorError, LayerError, ModelMismatchError: as in `evaluate_steering_strength`.
+    """
+    return [
+        _row(metrics)
+        for metrics in evaluate_steering_strength(
+            model,
+            tokenizer,
+            test_prompts,
+            steering_vector,
+            is_target_behavior_fn,
+            SWEEP_STRENGTHS if strengths is None else strengths,
+            show_progress,
+            sampling=sampling,
+        )
+    ]
+
+
+def _row(metrics: BehaviorMetrics) -> dict[str, Any]:
+    rate, change = metrics.target_interval, metrics.change
+    assert rate is not None
+    assert change is not None
+    return {
+        "strength": metrics.strength,
+        "behavior_rate": rate.mean,
+        "behavior_low": rate.low,
+        "behavior_high": rate.high,
+        "change": change.difference.mean,
+        "change_low": change.difference.low,
+        "change_high": change.difference.high,
+        "p_value": change.p_value,
+        "kl_cost": metrics.kl_cost,
+        "repetition": metrics.text.repetition if metrics.text else None,
+        "avg_latency_ms": metrics.latency_ms,
+        "tokens_per_second": metrics.tokens_per_second,
+        "num_samples": metrics.num_samples,
+        "seed": metrics.seed,
+    }
