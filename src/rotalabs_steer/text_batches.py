@@ -186,11 +186,11 @@ class _Batching:
         inner = transformers_model(model)
         if inner not in _PROBED:
             alone = _last_hidden(model, padded_batch(model, [1], _PROBE_TEXTS))
-            pads = _agree(alone, model, lambda: padded_batch(model, [1, 0], _PROBE_TEXTS))
+            pads = _agree(alone, model, lambda: padded_batch(model, [0, 1], _PROBE_TEXTS))
             shares = (
                 pads
                 and _takes_trees(inner)
-                and _agree(alone, model, lambda: shared_batch(model, [[1, 0]], _PROBE_TEXTS))
+                and _agree(alone, model, lambda: shared_batch(model, [[0, 1]], _PROBE_TEXTS))
             )
             _PROBED[inner] = cls(pads, shares)
         return _PROBED[inner]
@@ -205,7 +205,7 @@ def _takes_trees(inner: nn.Module) -> bool:
 
 
 def _agree(alone: torch.Tensor, model: nn.Module, make: Callable[[], TextBatch]) -> bool:
-    """Whether the first text of a batch comes out as it does alone."""
+    """Whether the last text of a batch, behind another in its tree, comes out as it does alone."""
     try:
         found = _last_hidden(model, make())
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError):
@@ -306,7 +306,7 @@ def _inputs(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, Any
 
 
 def _last_hidden(model: nn.Module, batch: TextBatch) -> Float[torch.Tensor, "seq hidden"]:
-    """What the last layer returns for the first text of a batch."""
+    """What the last layer returns for the last text of a batch."""
     found: list[Any] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -319,4 +319,4 @@ def _last_hidden(model: nn.Module, batch: TextBatch) -> Float[torch.Tensor, "seq
     finally:
         handle.remove()
     hidden = ResidualLayout.of(model).tokens(first_tensor(found[0]), batch.inputs["input_ids"].shape[1]).float()
-    return hidden.reshape(-1, hidden.shape[-1])[batch.slots[0].to(hidden.device)]
+    return hidden.reshape(-1, hidden.shape[-1])[batch.slots[-1].to(hidden.device)]
