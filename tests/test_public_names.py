@@ -4,10 +4,10 @@ import sys
 import pytest
 
 import rotalabs_steer
-from rotalabs_steer import datasets, extraction
+from rotalabs_steer import datasets, evaluation, extraction
 
 
-@pytest.mark.parametrize("module", [rotalabs_steer, datasets, extraction])
+@pytest.mark.parametrize("module", [rotalabs_steer, datasets, evaluation, extraction])
 def test_every_public_name_can_be_imported(module):
     for name in module.__all__:
         assert getattr(module, name) is not None

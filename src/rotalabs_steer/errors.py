@@ -14,6 +14,9 @@
     ├── FileFormatError         a file that is not what it should be
     ├── SteeringConflictError   two threads steer one model at odds, or hooks would not act
     ├── CompiledModelError      the model was compiled before the hooks were attached
+    ├── JudgeError              a language model that judges texts cannot be asked
+    │   └── MissingVerdictError     it gave no valid verdict on one text
+    │       └── MalformedVerdictError   its verdict does not meet the schema
     └── MissingDependencyError  an optional package is needed
 
 Errors about a value are also `ValueError`, so ordinary `except` clauses work.
@@ -74,6 +77,18 @@ class SteeringConflictError(SteeringError, RuntimeError):
 
 class CompiledModelError(SteeringError, RuntimeError):
     """The model was compiled before the hooks were attached, so they would be ignored."""
+
+
+class JudgeError(SteeringError, RuntimeError):
+    """The judge cannot be asked: its endpoint refuses the key, the model or the address."""
+
+
+class MissingVerdictError(JudgeError):
+    """The judge gave no valid verdict on one text."""
+
+
+class MalformedVerdictError(MissingVerdictError):
+    """The judge gave a verdict that does not meet the schema."""
 
 
 class MissingDependencyError(SteeringError, ImportError):

@@ -1,5 +1,6 @@
 """Measuring what steering does: effect, coherence cost, and the layer and strength that balance them."""
 
+from rotalabs_steer.errors import JudgeError, MalformedVerdictError, MissingVerdictError
 from rotalabs_steer.evaluation.analysis_files import (
     load_analysis_metadata,
     load_analysis_results,
@@ -15,7 +16,6 @@ from rotalabs_steer.evaluation.intervals import (
     wilson_interval,
 )
 from rotalabs_steer.evaluation.judge import JudgeCost, LLMJudge
-from rotalabs_steer.evaluation.judge_questions import JudgeError, MalformedVerdictError, MissingVerdictError
 from rotalabs_steer.evaluation.metrics import BehaviorMetrics, EvaluationResult, RefusalCounts, RefusalMetrics
 from rotalabs_steer.evaluation.refusal import is_refusal
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal

@@ -18,15 +18,13 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from rotalabs_steer.errors import OptionError
+from rotalabs_steer.errors import MalformedVerdictError, MissingVerdictError, OptionError
 from rotalabs_steer.evaluation.judge_cache import VerdictCache, default_cache_directory
 from rotalabs_steer.evaluation.judge_endpoints import Access, open_endpoint
 from rotalabs_steer.evaluation.judge_questions import (
     COHERENCE,
     HELPFULNESS,
     REFUSAL,
-    MalformedVerdictError,
-    MissingVerdictError,
     Question,
 )
 

@@ -7,8 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rotalabs_steer.errors import OptionError, missing_dependency
-from rotalabs_steer.evaluation.judge_questions import JudgeError, MissingVerdictError
+from rotalabs_steer.errors import JudgeError, MissingVerdictError, OptionError, missing_dependency
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

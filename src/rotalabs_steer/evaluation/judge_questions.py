@@ -6,24 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.errors import SteeringError
+from rotalabs_steer.errors import MalformedVerdictError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LABELS = ("refusal", "compliance", "unclear")
-
-
-class JudgeError(SteeringError, RuntimeError):
-    """The judge cannot be asked: its endpoint refuses the key, the model or the address."""
-
-
-class MissingVerdictError(JudgeError):
-    """The judge gave no valid verdict on one text."""
-
-
-class MalformedVerdictError(MissingVerdictError):
-    """The judge gave a verdict that does not meet the schema."""
 
 
 @dataclass(frozen=True)
