@@ -9,12 +9,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rotalabs_steer.sample_model import sample_model_path
 from tiny import tiny_gpt2, tiny_llama
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +35,24 @@ def llama():
 @pytest.fixture(params=[tiny_llama, tiny_gpt2], ids=["llama", "gpt2"])
 def tiny_model(request):
     return request.param()
+
+
+@pytest.fixture(scope="session")
+def small_model(tokenizer, tmp_path_factory):
+    """A folder with a tiny random Llama that reads bytes in the chat format of SmolLM2, so that verbs are quick."""
+    folder = tmp_path_factory.mktemp("small") / "model"
+    alphabet = ["<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    bytes_only = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=bytes_only, **special)
+    fast.chat_template = tokenizer.chat_template
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(alphabet), hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2,
+        num_key_value_heads=2, bos_token_id=0, eos_token_id=1, pad_token_id=1, max_position_embeddings=8192,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder

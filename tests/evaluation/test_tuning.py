@@ -2,47 +2,50 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from rotalabs_steer import MultiVectorInjector, SteeringVectorSet
+from rotalabs_steer import ActivationInjector, MultiVectorInjector, SteeringVector, SteeringVectorSet
 from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset, load_behavior, load_formality_pairs
-from rotalabs_steer.errors import DatasetError
+from rotalabs_steer.errors import DatasetError, FileFormatError, OptionError
+from rotalabs_steer.evaluation import TunedSteering, tune
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
+from rotalabs_steer.evaluation.generation import generate_texts
+from rotalabs_steer.evaluation.held_out import HeldOut
 from rotalabs_steer.evaluation.text_judge import TextJudge
-from rotalabs_steer.evaluation.tuning import _apart, split_pairs, tune
+from rotalabs_steer.evaluation.tuning import TuningOptions, _apart
+
+QUICK = {"finalists": 2, "prompts": 2, "max_new_tokens": 4, "show_progress": False}
 
 
-def pairs(count, category=lambda number: "", split=None):
-    return ContrastPairDataset("calm", [
-        ContrastPair(f"p{n}", f"n{n}", {"split": split(n)} if split else {}, prompt=f"q{n}", category=category(n))
-        for n in range(count)
+def few(behavior, count):
+    dataset = load_behavior(behavior)
+    return ContrastPairDataset(behavior, [
+        pair for split in ("train", "validation", "test")
+        for pair in [p for p in dataset if p.metadata["split"] == split][:count]
     ])  # fmt: skip
 
 
-def test_splits_that_the_pairs_name_are_kept():
-    named = split_pairs(pairs(12, split=lambda n: ("train", "validation", "test")[n % 3]))
-    assert {name: [pair.prompt for pair in split][:2] for name, split in named.items()} == {
-        "train": ["q0", "q3"], "validation": ["q1", "q4"], "test": ["q2", "q5"],
-    }  # fmt: skip
+def count_letters(texts):
+    return np.array([float(len(text)) for text in texts])
 
 
-def test_pairs_without_splits_are_shared_out():
-    sizes = {name: len(split) for name, split in split_pairs(pairs(20)).items()}
-    assert sizes == {"train": 12, "validation": 4, "test": 4}
-    by_category = split_pairs(pairs(60, category=lambda n: f"c{n % 10}"))
-    topics = {name: {pair.category for pair in split} for name, split in by_category.items()}
-    assert sum(map(len, topics.values())) == 10, "no category is in two splits"
-
-
-def test_pairs_that_cannot_be_tuned_are_an_error():
-    with pytest.raises(DatasetError, match=r"at least 10 pairs, all with prompts.*'calm' has 9, 0 without"):
-        split_pairs(pairs(9))
-    with pytest.raises(DatasetError, match="has 10, 10 without a prompt"):
-        split_pairs(ContrastPairDataset("x", [ContrastPair("a", "b")] * 10))
+def wordy(count):
+    """Pairs for the word tokenizer: each side says one of its own words."""
+    return ContrastPairDataset("humor", [
+        ContrastPair(f"w{20 + n % 3} w{40 + n}", f"w{30 + n % 3} w{40 + n}", prompt=f"w{60 + n} w{80 + n}")
+        for n in range(count)
+    ])  # fmt: skip
 
 
 def test_finalists_are_not_neighbours():
     scores = {3: 1.0, 4: 0.9, 5: 0.8, 9: 0.1, 10: 0.2}
     assert _apart(scores, 3) == [3, 5, 10]
+
+
+@pytest.mark.parametrize("name", ["budget", "finalists", "prompts", "max_new_tokens", "validation_pairs"])
+def test_options_out_of_range_are_an_error(name):
+    with pytest.raises(OptionError, match=f"{name} is 0; it must be above zero"):
+        TuningOptions(**{name: 0})
 
 
 def test_the_judge_learns_the_sides_from_their_words():
@@ -56,16 +59,13 @@ def test_the_judge_learns_the_sides_from_their_words():
 
 @pytest.mark.real_model
 def test_a_behaviour_is_tuned(smollm, tokenizer, tmp_path):
-    dataset = load_behavior("formality")
-    few = ContrastPairDataset("formality", [
-        pair for split in ("train", "validation", "test")
-        for pair in [p for p in dataset if p.metadata["split"] == split][:8]
-    ])  # fmt: skip
-    tuned = tune(smollm, tokenizer, few, finalists=2, prompts=4, max_new_tokens=12, show_progress=False)
+    options = QUICK | {"prompts": 4, "max_new_tokens": 12}
+    tuned = tune(smollm, tokenizer, few("formality", 8), tmp_path / "formality", **options)
     assert tuned.layer_index in range(8, 24)
     assert len(tuned.first_order_scores) == 30
     assert len(tuned.finalists) == 2
     assert tuned.curve.effect.low > 0
+    assert tuned.curve.effect.low > abs(tuned.control.effect.mean), "a random direction does less"
     assert f"layer {tuned.layer_index}: log-odds" in str(tuned)
     assert ("does not steer" in str(tuned)) is not tuned.steers
     injector = MultiVectorInjector(smollm, {"formality": tuned.vectors}, {"formality": 1.0})
@@ -76,7 +76,88 @@ def test_a_behaviour_is_tuned(smollm, tokenizer, tmp_path):
         with injector:
             costs.append(probe.cost())
     assert np.mean(costs) == pytest.approx(tuned.budget, rel=0.1), "strength 1.0 spends the budget"
-    tuned.vectors.save(tmp_path / "formality")
+    assert costs == pytest.approx([tuned.curve.costs[at].kl for at in (-1, 0)], rel=1e-3)
     loaded = SteeringVectorSet.load(tmp_path / "formality")
+    assert loaded == tuned.vectors
     assert loaded.get_best().layer_index == tuned.layer_index
-    assert json.loads(json.dumps(loaded.metadata["effect"]))["low"] > 0
+    assert loaded.metadata["effect"]["low"] > 0
+    assert sorted(path.name for path in (tmp_path / "formality").iterdir() if "layer" not in path.name) == [
+        "metadata.json", "tuning.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.real_model
+def test_answers_in_one_batch_are_those_of_each_strength_and_system_message(smollm, tokenizer):
+    drawn = torch.randn(smollm.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    vector = SteeringVector("random", 12, drawn, "SmolLM2-135M-Instruct")
+    questions = {"Name a fruit.": None, "Who are you?": "You are a pirate."}
+    pairs = [ContrastPair("a", "b", prompt=prompt, system=system) for prompt, system in questions.items()]
+    together = HeldOut(smollm, tokenizer, None, pairs, 2, 6).answers(vector, 2.0, count_letters)
+    for sign in (-1.0, 0.0, 1.0):
+        with ActivationInjector(smollm, [vector], sign * 2.0):
+            alone = tuple(
+                generate_texts(smollm, tokenizer, [prompt], 6, system=system)[0] for prompt, system in questions.items()
+            )
+        assert together.texts[sign] == alone
+        assert together.scores[sign] == tuple(count_letters(alone))
+    assert len(set(together.texts.values())) == 3
+
+
+@pytest.mark.parametrize("stopped_after", [0, 1, 2])
+def test_stopped_tuning_goes_on_to_the_same_result(llama, words, tmp_path, monkeypatch, stopped_after):
+    pairs = wordy(15)
+    whole = tune(llama, words, pairs, **QUICK)
+    calls = 0
+
+    answers = HeldOut.answers
+
+    def stop(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls > stopped_after:
+            raise KeyboardInterrupt
+        return answers(*arguments)
+
+    monkeypatch.setattr(HeldOut, "answers", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tune(llama, words, pairs, tmp_path / "humor", **QUICK)
+    steps = json.loads((tmp_path / "humor" / "unfinished-tuning.json").read_text())["steps"]
+    assert sum(name.startswith("layer ") for name in steps) == stopped_after
+    with pytest.raises(OptionError, match=r"unfinished-tuning\.json belongs to work with another model, other pairs"):
+        tune(llama, words, wordy(16), tmp_path / "humor", **QUICK)
+    monkeypatch.setattr(HeldOut, "answers", answers)
+    resumed = tune(llama, words, pairs, tmp_path / "humor", **QUICK)
+    assert resumed.to_record() == json.loads(json.dumps(whole.to_record())) | {"provenance": whole.provenance}
+    assert all(torch.equal(a.vector, b.vector) for a, b in zip(resumed.vectors, whole.vectors, strict=True))
+    assert not list((tmp_path / "humor").glob("unfinished*"))
+
+
+def test_a_finished_tuning_is_read_and_other_work_refused(llama, words, tmp_path):
+    pairs = wordy(15)
+    first = tune(llama, words, pairs, tmp_path / "humor", **QUICK)
+    again = tune(llama, words, pairs, tmp_path / "humor", **QUICK)
+    assert again.to_record() == first.to_record()
+    loaded = TunedSteering.load(tmp_path / "humor")
+    assert loaded.to_record() == first.to_record()
+    assert loaded.vectors == first.vectors
+    with pytest.raises(OptionError, match="holds the tuning of another model, other pairs or other options"):
+        tune(llama, words, pairs, tmp_path / "humor", **QUICK | {"prompts": 3})
+
+
+def test_damaged_records_are_refused(llama, words, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no tuning"):
+        TunedSteering.load(tmp_path)
+    tune(llama, words, wordy(15), tmp_path, **QUICK)
+    path = tmp_path / "tuning.json"
+    whole = json.loads(path.read_text())
+    for change, message in [
+        ({"schema_version": 9}, "schema_version 9; update rotalabs-steer"),
+        ({"curve": {}}, "is not the record of a tuning"),
+        ({"behavior": "other"}, "is not about the vectors beside it"),
+    ]:
+        path.write_text(json.dumps(whole | change))
+        with pytest.raises(FileFormatError, match=message):
+            TunedSteering.load(tmp_path)
+    path.write_text("{")
+    with pytest.raises(FileFormatError, match="is not the record of a tuning"):
+        TunedSteering.load(tmp_path)

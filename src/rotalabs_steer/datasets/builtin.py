@@ -12,12 +12,11 @@ from rotalabs_steer.datasets.pairs import (
     parse_example,
     parse_pair,
 )
+from rotalabs_steer.datasets.splits import SPLITS
 from rotalabs_steer.errors import OptionError
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
-
-SPLITS = ("train", "validation", "test")
 
 
 def behavior_names() -> list[str]:

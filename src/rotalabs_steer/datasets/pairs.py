@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -101,6 +102,11 @@ class _Dataset(ABC, Generic[_Row]):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def sha256(self) -> str:
+        """A digest of the rows, whatever the dataset is called: equal for equal rows in the same order."""
+        rows = json.dumps([_without_defaults(row) for row in self._rows], sort_keys=True, default=str)
+        return hashlib.sha256(rows.encode()).hexdigest()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -23,6 +23,8 @@ from rotalabs_steer.evaluation.strength_choice import find_optimal_strength
 from rotalabs_steer.evaluation.strengths import evaluate_steering_strength, strength_sweep
 from rotalabs_steer.evaluation.text_measures import TextMeasures, measure_texts
 from rotalabs_steer.evaluation.tradeoffs import TradeoffResult, analyze_tradeoffs
+from rotalabs_steer.evaluation.tuned import TunedSteering
+from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, tune
 
 __all__ = [
     "BehaviorMetrics",
@@ -40,6 +42,9 @@ __all__ = [
     "TextMeasures",
     "TimedAnswers",
     "TradeoffResult",
+    "TunedSteering",
+    "Tuner",
+    "TuningOptions",
     "analyze_tradeoffs",
     "answer_prompts",
     "bootstrap_mean",
@@ -55,5 +60,6 @@ __all__ = [
     "measure_texts",
     "save_analysis_results",
     "strength_sweep",
+    "tune",
     "wilson_interval",
 ]

@@ -21,16 +21,17 @@ def generate_tokens(
     prompts: Sequence[str],
     max_new_tokens: int = 64,
     *,
-    system: str | None = None,
+    system: str | Sequence[str | None] | None = None,
     **options: Any,
 ) -> list[list[int]]:
     """The model's greedy answer to each prompt as token ids, up to and without the end-of-sequence token.
 
     Args:
-        system: a system message before every prompt.
+        system: a system message before every prompt, or one (or None) for each.
         options: for `model.generate`, where greedy decoding is not wanted.
     """
-    rows = [render_prompt(tokenizer, prompt, system) for prompt in prompts]
+    systems = [system] * len(prompts) if system is None or isinstance(system, str) else system
+    rows = [render_prompt(tokenizer, prompt, own) for prompt, own in zip(prompts, systems, strict=True)]
     length = max(len(row) for row in rows)
     device = next(model.parameters()).device
     ends = _end_tokens(model, tokenizer)

@@ -1,51 +1,33 @@
-"""The HTML report of a layer search: one self-contained file."""
+"""The HTML report of a tuning: one self-contained file."""
 
 from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rotalabs_steer.errors import missing_dependency
 from rotalabs_steer.files.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rotalabs_steer.evaluation.layer_search import LayerCurve, LayerSearch
+    from rotalabs_steer.evaluation.curves import LayerCurve
+    from rotalabs_steer.evaluation.tuned import TunedSteering
 
 _INK, _ACCENT, _GRID = "#1f2933", "#0b6e69", "#d5dbe1"
 
 
-@dataclass(frozen=True)
-class SideBySide:
-    """One prompt and the answers at negative, zero and positive strength."""
-
-    prompt: str
-    negative: str
-    unsteered: str
-    positive: str
-
-
-def write_report(
-    path: Path,
-    search: LayerSearch,
-    confirmed: LayerCurve,
-    generations: Sequence[SideBySide],
-    facts: Mapping[str, Any],
-) -> None:
+def write_report(path: Path, tuned: TunedSteering, sides: Mapping[str, str]) -> None:
     """Writes the report.
 
     Args:
-        search: all measured layers, on the pairs that the layer was chosen on.
-        confirmed: the chosen layer on pairs that were used for nothing else.
-        facts: model, sides of the behaviour and versions, shown as they are.
+        sides: what "positive" and "negative" mean.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -53,45 +35,26 @@ def write_report(
     from jinja2 import Environment
 
     template = files("rotalabs_steer.evaluation").joinpath("data/report.html.jinja").read_text("utf-8")
+    answers = tuned.answers
     page = (
         Environment(autoescape=True)
         .from_string(template)
         .render(
-            search=search,
-            confirmed=confirmed,
-            generations=generations,
-            facts=facts,
-            heat_map=_svg(_heat_map(search)),
-            curve=_svg(_curve(confirmed)),
-            records=json.dumps(_records(search, confirmed), indent=1),
+            tuned=tuned,
+            sides=sides,
+            generations=list(zip(answers.prompts, *(answers.texts[sign] for sign in (-1.0, 0.0, 1.0)), strict=True)),
+            heat_map=_svg(_heat_map(tuned)),
+            curve=_svg(_curve(tuned.curve)),
+            records=json.dumps(tuned.to_record(), indent=1),
         )
     )
     write_atomically(path, page.encode())
 
 
-def _records(search: LayerSearch, confirmed: LayerCurve) -> dict[str, Any]:
-    def record(curve: LayerCurve) -> dict[str, Any]:
-        return {
-            "layer": curve.layer_index,
-            "unit": curve.unit,
-            "fractions": list(curve.fractions),
-            "mean_change": curve.mean_change(),
-            "effect": vars(curve.effect),
-            "anti_steerable": curve.anti_steerable,
-        }
-
-    return {
-        "behavior": search.behavior,
-        "budget_kl": search.budget,
-        "layers": [record(curve) for curve in search.curves],
-        "confirmed": record(confirmed),
-    }
-
-
-def _heat_map(search: LayerSearch) -> Figure:
+def _heat_map(tuned: TunedSteering) -> Figure:
     """Mean change of propensity for each layer and strength."""
-    rows = sorted(search.curves, key=lambda curve: -curve.layer_index)
-    changes = [curve.mean_change() for curve in rows]
+    rows = sorted((finalist.curve for finalist in tuned.finalists), key=lambda curve: -curve.layer_index)
+    changes = [[change.mean for change in curve.changes()] for curve in rows]
     limit = max(abs(value) for row in changes for value in row) or 1.0
     figure, axes = _figure(6.4, 0.9 + 0.42 * len(rows))
     axes.imshow(changes, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
@@ -106,7 +69,7 @@ def _heat_map(search: LayerSearch) -> Figure:
     axes.set_yticks(range(len(rows)), [f"layer {curve.layer_index}" for curve in rows])
     axes.tick_params(length=0)
     axes.set_xlabel("strength (1 = the coherence budget at that layer)")
-    best = [curve.layer_index for curve in rows].index(search.best.layer_index)
+    best = [curve.layer_index for curve in rows].index(tuned.layer_index)
     axes.get_yticklabels()[best].set_fontweight("bold")
     axes.get_yticklabels()[best].set_color(_ACCENT)
     axes.spines[:].set_visible(False)
@@ -115,10 +78,7 @@ def _heat_map(search: LayerSearch) -> Figure:
 
 def _curve(curve: LayerCurve) -> Figure:
     """Propensity change against strength, with 95 % intervals."""
-    from rotalabs_steer.evaluation.intervals import bootstrap_mean
-
-    zero = curve.propensities[curve.fractions.index(0.0)]
-    estimates = [bootstrap_mean((row - zero).tolist()) for row in curve.propensities]
+    estimates = curve.changes()
     figure, axes = _figure(6.4, 3.2)
     axes.axhline(0, color=_GRID, linewidth=1)
     axes.fill_between(

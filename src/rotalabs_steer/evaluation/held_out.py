@@ -1,0 +1,81 @@
+"""A split that made no vector: its pairs, its prompts, and what the model, steered and not, makes of them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.datasets.rendering import render_pair
+from rotalabs_steer.evaluation.curves import FRACTIONS, LayerCurve, measure_curve
+from rotalabs_steer.evaluation.finalists import Answers
+from rotalabs_steer.evaluation.generation import generate_texts
+from rotalabs_steer.evaluation.propensity import pair_propensities
+from rotalabs_steer.injection import ActivationInjector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from rotalabs_steer.datasets.pairs import ContrastPair
+    from rotalabs_steer.evaluation.coherence import Calibration, CoherenceProbe
+    from rotalabs_steer.vectors import SteeringVector
+
+    Judge = Callable[[Sequence[str]], NDArray[np.float64]]
+
+
+class HeldOut:
+    """The pairs and prompts of a split on a model. What the unsteered model makes of them is measured once.
+
+    Args:
+        prompts: how many of the pairs' prompts are answered, each with its system message.
+        max_new_tokens: an answer is cut there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        probe: CoherenceProbe,
+        pairs: Sequence[ContrastPair],
+        prompts: int,
+        max_new_tokens: int,
+    ) -> None:
+        self._model, self._tokenizer, self._probe = model, tokenizer, probe
+        self.pairs = [render_pair(tokenizer, pair) for pair in pairs]
+        asked = list(dict.fromkeys((pair.prompt or "", pair.system) for pair in pairs))[:prompts]
+        self._prompts = [prompt for prompt, _ in asked]
+        self._systems = [system for _, system in asked]
+        self._max_new_tokens = max_new_tokens
+
+    def curve(
+        self, vector: SteeringVector, calibration: Calibration, fractions: Sequence[float] = FRACTIONS
+    ) -> LayerCurve:
+        """The log-odds of the pairs, and the cost, by strength."""
+        return measure_curve(
+            self._model, self._probe, vector, calibration, self.pairs, self._unsteered_propensities, fractions
+        )
+
+    def answers(self, vector: SteeringVector, unit: float, judge: Judge) -> Answers:
+        """Greedy answers to the prompts at −1, 0 and +1 units of strength; both signs in one batch."""
+        count = len(self._prompts)
+        with ActivationInjector(self._model, [vector], [-unit] * count + [unit] * count):
+            steered = self._generate(times=2)
+        texts = {-1.0: tuple(steered[:count]), 0.0: self._unsteered_answers, 1.0: tuple(steered[count:])}
+        scores = {sign: tuple(judge(written).tolist()) for sign, written in texts.items()}
+        return Answers(tuple(self._prompts), texts, scores)
+
+    @cached_property
+    def _unsteered_propensities(self) -> torch.Tensor:
+        return pair_propensities(self._model, self.pairs)
+
+    @cached_property
+    def _unsteered_answers(self) -> tuple[str, ...]:
+        return tuple(self._generate())
+
+    def _generate(self, times: int = 1) -> list[str]:
+        prompts, systems = self._prompts * times, self._systems * times
+        return generate_texts(self._model, self._tokenizer, prompts, self._max_new_tokens, system=systems)

@@ -1,0 +1,131 @@
+"""The outcome of tuning: vectors at a strength that is known to work, with the evidence, in memory and on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.evaluation.curves import LayerCurve
+from rotalabs_steer.evaluation.finalists import Answers, Finalist
+from rotalabs_steer.files.atomic import write_atomically
+from rotalabs_steer.vectors import SteeringVectorSet
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+SCHEMA_VERSION = 1
+RECORD_FILE = "tuning.json"
+
+
+@dataclass(frozen=True, eq=False)
+class TunedSteering:
+    """The outcome of tuning a behaviour on a model.
+
+    Attributes:
+        vectors: the finalists' vectors, rescaled so that strength 1.0 spends the coherence budget; the chosen layer is
+            recorded, so that `get_best()` and `MultiVectorInjector` take it.
+        budget: KL on neutral text, nats per token.
+        first_order_scores: of every layer.
+        curve: log-odds and costs of the test pairs by strength, at the chosen layer.
+        control: the same of a random direction at that layer, at the same cost.
+        answers: to the prompts of the test pairs, at the chosen layer.
+        judge_accuracy: share of test pairs whose sides the judge tells apart; None for a judge of the caller's.
+        provenance: model, versions, pairs, options, seed, date.
+    """
+
+    behavior: str
+    budget: float
+    vectors: SteeringVectorSet
+    first_order_scores: Mapping[int, float]
+    finalists: tuple[Finalist, ...]
+    curve: LayerCurve
+    control: LayerCurve
+    answers: Answers
+    judge_accuracy: float | None
+    provenance: Mapping[str, Any]
+
+    @property
+    def layer_index(self) -> int:
+        """The chosen layer."""
+        return self.curve.layer_index
+
+    @property
+    def steers(self) -> bool:
+        """Whether, on the test split, both the log-odds and what the model writes move the right way beyond doubt."""
+        return self.curve.effect.low > 0 and self.answers.change.low > 0
+
+    def __str__(self) -> str:
+        found = f"layer {self.layer_index}: log-odds {self.curve.effect} nats per token, answers {self.answers.change}"
+        if self.steers:
+            return f"{self.behavior}, {found} at strength ±1 (KL {self.budget:g})"
+        return f"{self.behavior} does not steer on this model: an interval includes zero ({found})"
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes the vector set (as `SteeringVectorSet.save`) and, beside it, everything else as `tuning.json`."""
+        self.vectors.save(directory)
+        text = json.dumps(self.to_record(), indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(Path(directory) / RECORD_FILE, (text + "\n").encode())
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> TunedSteering:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no tuning.
+            FileFormatError: its files are damaged, of a newer release, or do not belong together.
+        """
+        path = Path(directory) / RECORD_FILE
+        if not path.exists():
+            raise FileNotFoundError(f"{directory} holds no tuning ({RECORD_FILE}). Make one with: rotalabs-steer tune")
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            version = record["schema_version"]
+            if not isinstance(version, int) or version > SCHEMA_VERSION:
+                raise FileFormatError(f"{path} has schema_version {version!r}; update rotalabs-steer to read it.")
+            tuned = cls._from_record(record, SteeringVectorSet.load(directory))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, FileFormatError):
+                raise
+            raise FileFormatError(f"{path} is not the record of a tuning: {error!r:.200}") from error
+        if (tuned.behavior, tuned.layer_index) != (tuned.vectors.behavior, tuned.vectors.chosen_layer):
+            raise FileFormatError(f"{path} is not about the vectors beside it. Take both from one tuning.")
+        return tuned
+
+    def to_record(self) -> dict[str, Any]:
+        """Everything but the vectors, as JSON has it."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "behavior": self.behavior,
+            "budget_kl": self.budget,
+            "steers": self.steers,
+            "layer": self.layer_index,
+            "effect": dataclasses.asdict(self.curve.effect),
+            "answers_change": dataclasses.asdict(self.answers.change),
+            "first_order_scores": {str(layer): score for layer, score in self.first_order_scores.items()},
+            "finalists": [finalist.to_record() for finalist in self.finalists],
+            "curve": self.curve.to_record(),
+            "control": self.control.to_record(),
+            "answers": self.answers.to_record(),
+            "judge_accuracy": self.judge_accuracy,
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def _from_record(cls, record: Mapping[str, Any], vectors: SteeringVectorSet) -> TunedSteering:
+        return cls(
+            record["behavior"],
+            record["budget_kl"],
+            vectors,
+            {int(layer): score for layer, score in record["first_order_scores"].items()},
+            tuple(Finalist.from_record(finalist) for finalist in record["finalists"]),
+            LayerCurve.from_record(record["curve"]),
+            LayerCurve.from_record(record["control"]),
+            Answers.from_record(record["answers"]),
+            record["judge_accuracy"],
+            record["provenance"],
+        )
