@@ -1,11 +1,11 @@
 """What the built-in behaviours do on the sample model: writes docs/behaviors.md and its picture.
 
-    python benchmarks/behaviors.py --output docs
+    rotalabs-steer tune sample --output FOLDER
+    python benchmarks/behaviors.py --tuned FOLDER --output docs --models src/rotalabs_steer/data/models.json
 
-Each behaviour's vector comes from its training pairs, its layer from first-order scores on validation pairs, its
-strength from a KL of 0.2 nats per token on neutral text. Every vector's effect is then measured on the test pairs of
-every behaviour: high on the diagonal is what should be, low beside it shows that behaviours are told apart. The figures
-are kept in a JSON file (`--records`), from which the page is written anew with `--only-write`.
+The page shows what tuning found. Every tuned vector's effect is then measured on the test pairs of every other
+behaviour too: high on the diagonal is what should be, low beside it shows that behaviours are told apart. The layers of
+behaviours that steer go into the table of models. Figures are kept in FOLDER and not measured twice.
 """
 
 from __future__ import annotations
@@ -15,37 +15,43 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from efficacy import BUDGET, Behavior, Bench, built_in, spread
 from rotalabs_steer import ActivationInjector
-from rotalabs_steer.datasets import behavior_names
-from rotalabs_steer.datasets.pairs import ContrastPairDataset
+from rotalabs_steer.datasets import behavior_names, load_behavior
 from rotalabs_steer.datasets.rendering import render_pair
-from rotalabs_steer.evaluation.first_order import FirstOrder
-from rotalabs_steer.evaluation.intervals import Estimate, bootstrap_mean
+from rotalabs_steer.datasets.splits import spread
+from rotalabs_steer.evaluation import TunedSteering
 from rotalabs_steer.evaluation.propensity import pair_propensities
-from rotalabs_steer.extraction import extract_caa_vectors
+from rotalabs_steer.sample_model import sample_model_path
 
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 OTHER_PAIRS = 8
 PAGE = """# The built-in behaviours on SmolLM2-135M
 
-What each vector does to pairs of topics that made no vector, at one coherence cost: a KL of {budget} nats per token on
-neutral text. Vectors are mean differences over the responses of {train} training pairs; the layer has the best
-first-order score on validation pairs. Written by `python benchmarks/behaviors.py`.
+Every behaviour was tuned by `rotalabs-steer tune`: vectors from its training pairs, the layer by what the model
+writes on validation prompts, the strength by a coherence budget: a KL of {budget} nats per token on neutral text.
+The figures are of the test split, whose topics are in neither of the others. Tuned on {date}; this page is written
+by `benchmarks/behaviors.py`.
 
-- **strength**: of the stored vector, at that cost.
-- **effect**: half the difference between the log-odds (nats per token) of positive over negative responses at plus and
-  at minus that strength, on {test} test pairs, with its 95 % bootstrap interval.
+- **log-odds**: half the difference between the log-odds (nats per token) of positive over negative responses at
+  plus and at minus that strength, mean over the test pairs with its 95 % bootstrap interval.
 - **E/sd**: the same in standard deviations of the unsteered log-odds.
 - **wrong way**: share of pairs whose log-odds move against the vector.
+- **answers**: the same half difference between what a judge of wording (`TextJudge`, made of the training pairs)
+  says of the model's own answers to the test prompts, in its log-odds. Behind it, how often the judge tells the two
+  sides of a test pair apart: 50 % is guessing.
+- **random**: the log-odds for a random direction at that layer, at the same cost.
 
-| behaviour | layer | strength | effect | E/sd | wrong way | |
-|---|---|---|---|---|---|---|---|
+| behaviour | layer | log-odds | E/sd | wrong way | answers | judge | random | steers |
+|---|---|---|---|---|---|---|---|---|
 {rows}
 
-A model of this size shows what its interval shows and no more; larger models follow instructions that this one cannot.
-Log-odds of given responses are also not what a model writes: [methods](methods.md) judges that.
+{verdict}
+
+A model of this size shows what its intervals show and no more; larger models follow instructions that this one
+cannot. The judge knows words, not meaning: where it tells the sides apart badly, its verdict on answers says
+little.
 
 ![Effect of each behaviour's vector on each behaviour's test pairs](images/behaviors.svg)
 
@@ -54,31 +60,27 @@ Rows are vectors, columns the test pairs they are measured on, {others} of each 
 """
 
 
-def measure(bench: Bench, behaviors: list[Behavior]) -> list[dict]:
-    tests = {b.name: [render_pair(bench.tokenizer, pair) for pair in b.test] for b in behaviors}
-    others = {name: spread(pairs, OTHER_PAIRS) for name, pairs in tests.items()}
-    unsteered = {name: pair_propensities(bench.model, pairs) for name, pairs in tests.items()}
+def measure(tuned: list[TunedSteering]) -> list[dict]:
+    """Each vector on each behaviour's test pairs."""
+    path = sample_model_path()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    pairs = {
+        name: [render_pair(tokenizer, pair) for pair in spread(load_behavior(name, "test"), OTHER_PAIRS)]
+        for name in behavior_names()
+    }
+    spreads = {one.behavior: float(one.curve.propensities[one.curve.fractions.index(0.0)].std()) for one in tuned}
     records = []
-    for behavior in behaviors:
-        train = ContrastPairDataset(behavior.name, behavior.train)
-        vectors = extract_caa_vectors(bench.model, bench.tokenizer, train, bench.layers, show_progress=False)
-        rendered = [render_pair(bench.tokenizer, pair) for pair in behavior.validation]
-        vector = FirstOrder.measure(bench.model, rendered, bench.layers, bench.cost).best(vectors)
-        injector = ActivationInjector(bench.model, [vector])
-        unit = bench.probe.strength_at(injector, bench.cost.strength_at(vector, BUDGET), BUDGET)
-        effects = {}
-        for name, pairs in (others | {behavior.name: tests[behavior.name]}).items():
+    for one in tuned:
+        injector = ActivationInjector(model, [one.vectors.get_best()])
+        effects = {one.behavior: one.curve.effects.tolist()}
+        for name in sorted(pairs.keys() - {one.behavior}):
             at = []
-            for sign in (1.0, -1.0):
-                injector.strength = sign * unit
+            for injector.strength in (1.0, -1.0):
                 with injector:
-                    at.append(pair_propensities(bench.model, pairs))
+                    at.append(pair_propensities(model, pairs[name]))
             effects[name] = ((at[0] - at[1]) / 2).tolist()
-        records.append({"behavior": behavior.name, "layer": vector.layer_index, "unit": unit, "effects": effects,
-                        "spread": {name: float(values.std()) for name, values in unsteered.items()},
-                        "train": len(behavior.train), "test": len(behavior.test)})  # fmt: skip
-        own = bootstrap_mean(effects[behavior.name])
-        print(f"{behavior.name:22s} layer {vector.layer_index:2d}  {own}", flush=True)
+        records.append({"behavior": one.behavior, "effects": effects, "spread": spreads})
+        print(one, flush=True)
     return records
 
 
@@ -88,15 +90,19 @@ def matrix(records: list[dict]) -> np.ndarray:
     return np.array([[np.mean(r["effects"][name]) / r["spread"][name] for name in names] for r in records])
 
 
-def page(records: list[dict]) -> str:
+def page(tuned: list[TunedSteering], records: list[dict]) -> str:
     rows = []
-    for record in records:
-        name = record["behavior"]
-        values = record["effects"][name]
-        effect: Estimate = bootstrap_mean(values)
-        remark = "" if effect.low > 0 else "does not steer here: the interval includes zero"
-        cells = [name, record["layer"], f"{record['unit']:.2f}", effect, f"{effect.mean / record['spread'][name]:+.2f}"]
-        rows.append(f"| {' | '.join(map(str, cells))} | {np.mean(np.less(values, 0)):.0%} | {remark} |")
+    for one in tuned:
+        curve, judge = one.curve, "" if one.judge_accuracy is None else f"{one.judge_accuracy:.0%}"
+        cells = [one.behavior, one.layer_index, curve.effect, f"{curve.effect_in_sd:+.2f}",
+                 f"{curve.anti_steerable:.0%}", one.answers.change, judge, one.control.effect,
+                 "yes" if one.steers else "**no**"]  # fmt: skip
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    steered = [one.behavior for one in tuned if one.steers]
+    failed = [one.behavior for one in tuned if not one.steers]
+    verdict = f"{len(steered)} of {len(tuned)} behaviours steer: both intervals lie above zero." + (
+        f" Not shown to steer on this model: {', '.join(failed)}." if failed else ""
+    )
     grid = matrix(records)
     diagonal, beside = np.diag(grid), np.abs(grid[~np.eye(len(grid), dtype=bool)])
     first = sum(int(np.argmax(np.abs(column)) == index) for index, column in enumerate(grid.T))
@@ -104,8 +110,8 @@ def page(records: list[dict]) -> str:
         f"On the diagonal the median is {np.median(diagonal):+.2f}, beside it the median size is "
         f"{np.median(beside):.2f};\non the test pairs of {first} of {len(grid)} behaviours their own vector moves most."
     )
-    return PAGE.format(budget=BUDGET, rows="\n".join(rows), others=OTHER_PAIRS, reading=reading,
-                       train=records[0]["train"], test=records[0]["test"])  # fmt: skip
+    return PAGE.format(budget=tuned[0].budget, date=max(one.provenance["date"] for one in tuned), rows="\n".join(rows),
+                       verdict=verdict, others=OTHER_PAIRS, reading=reading)  # fmt: skip
 
 
 def draw(records: list[dict], path: Path) -> None:
@@ -135,19 +141,38 @@ def draw(records: list[dict], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def recommend(tuned: list[TunedSteering], path: Path) -> None:
+    """Puts the layers of behaviours that steer into the table of models."""
+    table = json.loads(path.read_text("utf-8"))
+    (entry,) = (entry for entry in table["models"] if entry["name"] == MODEL)
+    entry["recommended_layers"] = {
+        one.behavior: {
+            "layers": [one.layer_index],
+            "provenance": "measured",
+            "source": f"rotalabs-steer tune, {one.provenance['date']}: log-odds {one.curve.effect} nats per token, "
+            f"answers {one.answers.change}, at KL {one.budget:g}",
+        }
+        for one in tuned
+        if one.steers
+    }
+    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tuned", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("docs"))
-    parser.add_argument("--records", type=Path, default=Path("behaviors.json"))
-    parser.add_argument("--only-write", action="store_true", help="from the records of an earlier run")
+    parser.add_argument("--models", type=Path, help="table of models to record the layers in")
     options = parser.parse_args()
-    if not options.only_write:
-        torch.manual_seed(0)
-        records = measure(Bench(options.records.parent), [built_in(name) for name in behavior_names()])
-        options.records.write_text(json.dumps(records))
-    records = json.loads(options.records.read_text())
+    tuned = [TunedSteering.load(options.tuned / name) for name in behavior_names()]
+    kept = options.tuned / "matrix.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(measure(tuned)))
+    records = json.loads(kept.read_text())
     draw(records, options.output / "images" / "behaviors.svg")
-    (options.output / "behaviors.md").write_text(page(records))
+    (options.output / "behaviors.md").write_text(page(tuned, records))
+    if options.models:
+        recommend(tuned, options.models)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from rotalabs_steer import ActivationInjector, SteeringVector, SteeringVectorSet
 from rotalabs_steer.datasets import ContrastPair, behavior_names, load_behavior
 from rotalabs_steer.datasets.pairs import ContrastPairDataset
 from rotalabs_steer.datasets.rendering import RenderedPair, render_pair
+from rotalabs_steer.datasets.splits import spread
 from rotalabs_steer.decoder import decoder_layers
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
 from rotalabs_steer.evaluation.first_order import FirstOrder, NeutralCost
@@ -54,12 +55,6 @@ class Behavior:
     validation: list[ContrastPair]
     test: list[ContrastPair]
     prompts: list[str]
-
-
-def spread(items: list, count: int) -> list:
-    """`count` items taken evenly, so that every topic has its share."""
-    count = min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def built_in(name: str) -> Behavior:

@@ -28,8 +28,8 @@ def tune(
     output: Annotated[Path, typer.Option(help="Folder; each behaviour gets one of its own in it.")] = Path("tuned"),
     budget: Annotated[float, typer.Option(help="KL on neutral text that strength 1.0 may cost, nats per token.")] = 0.2,
     finalists: Annotated[int, typer.Option(help="Layers that are steered to choose between them.")] = 3,
-    prompts: Annotated[int, typer.Option(help="Prompts of a split that are answered.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut there.")] = 40,
+    prompts: Annotated[int, typer.Option(help="Prompts of a split that are answered.")] = 12,
+    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut there.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Chooses layer and strength by what the model writes, and checks the choice on pairs used for nothing else.

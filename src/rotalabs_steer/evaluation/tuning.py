@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from rotalabs_steer.extraction.readout import Readout
 
 _SEED = 0
+_ENDS = (-1.0, 1.0)
+"""All that is measured where the curve between them decides nothing."""
 _STEPS_FILE = "unfinished-tuning.json"
 _SUMS_FILE = "unfinished-extraction.safetensors"
 
@@ -72,9 +74,9 @@ class TuningOptions:
     token_position: Readout | None = None
     budget: float = DEFAULT_BUDGET
     finalists: int = 3
-    validation_pairs: int = 12
-    prompts: int = 16
-    max_new_tokens: int = 40
+    validation_pairs: int = 8
+    prompts: int = 12
+    max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
         for name in ("budget", "finalists", "validation_pairs", "prompts", "max_new_tokens"):
@@ -181,13 +183,13 @@ class Tuner:
 
         def steer(layer: int) -> Finalist:
             calibration = self._calibrate(vectors[layer])
-            curve = validation.curve(vectors[layer], calibration)
+            curve = validation.curve(vectors[layer], calibration, _ENDS)
             answers = validation.answers(vectors[layer], calibration.strength, judge)
             return Finalist(layer, scores[layer], calibration.strength, curve, answers)
 
         def control() -> LayerCurve:
             direction = _random_direction(vectors[best.layer_index])
-            return test.curve(direction, self._calibrate(direction), (-1.0, 1.0))
+            return test.curve(direction, self._calibrate(direction), _ENDS)
 
         scores: dict[int, float] = dict(enumerate(steps.do("scores", score)))
         candidates = _apart(scores, options.finalists)
