@@ -7,7 +7,9 @@ from rotalabs_steer.evaluation.analysis_files import (
     save_analysis_results,
 )
 from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts, generate_response
+from rotalabs_steer.evaluation.capability import CapabilityCheck, capability_check, capability_questions
 from rotalabs_steer.evaluation.comparison import compare_with_baseline
+from rotalabs_steer.evaluation.detection import Detection, ProjectedText, auroc, detection_auroc, project
 from rotalabs_steer.evaluation.intervals import (
     Estimate,
     PairedComparison,
@@ -28,6 +30,8 @@ from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, tune
 
 __all__ = [
     "BehaviorMetrics",
+    "CapabilityCheck",
+    "Detection",
     "Estimate",
     "EvaluationResult",
     "JudgeCost",
@@ -36,6 +40,7 @@ __all__ = [
     "MalformedVerdictError",
     "MissingVerdictError",
     "PairedComparison",
+    "ProjectedText",
     "RefusalCounts",
     "RefusalMetrics",
     "Sampling",
@@ -47,9 +52,13 @@ __all__ = [
     "TuningOptions",
     "analyze_tradeoffs",
     "answer_prompts",
+    "auroc",
     "bootstrap_mean",
+    "capability_check",
+    "capability_questions",
     "compare_paired",
     "compare_with_baseline",
+    "detection_auroc",
     "evaluate_refusal",
     "evaluate_steering_strength",
     "find_optimal_strength",
@@ -58,6 +67,7 @@ __all__ = [
     "load_analysis_metadata",
     "load_analysis_results",
     "measure_texts",
+    "project",
     "save_analysis_results",
     "strength_sweep",
     "tune",

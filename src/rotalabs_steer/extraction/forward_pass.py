@@ -1,13 +1,14 @@
 """One pass of the model over texts, reading all layers at once.
 
-Each layer's hook reduces its output to a few vectors a text, in fp32, as soon as the layer has run, so memory does
-not grow with the number of layers or texts. Behind the deepest layer asked for nothing runs: no final norm, no head.
+Each layer's hook reduces its output, in fp32, as soon as the layer has run: to a few vectors a text, or a few numbers a
+token. So memory does not grow with the number of layers or texts. Behind the deepest layer asked for nothing runs: no
+final norm, no head.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from tqdm.auto import tqdm
@@ -18,14 +19,16 @@ from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
 from rotalabs_steer.text_batches import make_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from jaxtyping import Float
     from torch import nn
 
     from rotalabs_steer.text_batches import BatchPlan, TextBatch
 
-Place = tuple[int, str]
+    Reduction = Callable[["Place", Float[torch.Tensor, "slots hidden"]], Float[torch.Tensor, "rows columns"]]
+
+Place: TypeAlias = tuple[int, str]
 """A layer, and the component of it that is read."""
 
 
@@ -57,23 +60,53 @@ def read_activations(
         ActivationError: an activation is NaN or infinite; the message names layer and text.
         CompiledModelError: the model did not run the hooks.
     """
-    reader = _Reader(model, places, name)
-    total = sum(len(texts[index]) for rows in plan.batches for row in rows for index in row)
-    with (
-        evaluating(model),
-        tqdm(total=total, unit="tok", desc="reading activations", disable=not show_progress) as progress,
-        reader.attached(),
-    ):
+    reader = _Reader(model, places)
+    with evaluating(model), _progress(texts, plan, show_progress) as progress, reader.attached():
         for rows in plan.batches:
             indices, found = [], []
             for call in plan.calls(rows):
                 batch = make_batch(model, call, texts)
                 by_text = [weights(index) for index in batch.texts]
                 matrices = torch.cat([batch.weights(readout) for readout in zip(*by_text, strict=True)])
-                found.append(torch.unflatten(reader.read(batch, matrices), 1, (-1, len(batch.texts))))
+                pooled = torch.stack(reader.read(batch, _pooling(matrices)))
+                _check_finite(pooled, places, batch.texts, name)
+                found.append(torch.unflatten(pooled, 1, (-1, len(batch.texts))))
                 indices.extend(batch.texts)
             receive(indices, torch.cat(found, dim=2))
             progress.update(sum(len(texts[index]) for index in indices))
+
+
+def read_projections(
+    model: nn.Module,
+    texts: Sequence[Sequence[int]],
+    plan: BatchPlan,
+    directions: Mapping[int, Float[torch.Tensor, "directions hidden"]],
+    *,
+    name: Callable[[int], str] = "text {}".format,
+    show_progress: bool = False,
+) -> dict[int, list[Float[torch.Tensor, "tokens directions"]]]:
+    """The product of every token's residual stream with some directions, by layer: one tensor a text, fp32, on the CPU.
+
+    Raises:
+        ActivationError, CompiledModelError: as in `read_activations`.
+    """
+    places = [(layer, "residual") for layer in directions]
+    reader = _Reader(model, places)
+    found = {layer: [torch.empty(0)] * len(texts) for layer in directions}
+
+    def project(place: Place, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden @ directions[place[0]].to(hidden).T
+
+    with evaluating(model), _progress(texts, plan, show_progress) as progress, reader.attached():
+        for call in (call for rows in plan.batches for call in plan.calls(rows)):
+            batch = make_batch(model, call, texts)
+            read = reader.read(batch, project)
+            for index, slots in zip(batch.texts, batch.slots, strict=True):
+                for place, products in zip(places, read, strict=True):
+                    _check_finite(products[None, slots], [place], [index], name)
+                    found[place[0]][index] = products[slots]
+            progress.update(sum(len(texts[index]) for index in batch.texts))
+    return found
 
 
 @contextlib.contextmanager
@@ -90,56 +123,79 @@ def evaluating(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
 
 
 class _Reader:
-    """Hooks that pool what their layers return, and end the call behind the last of them."""
+    """Hooks that reduce what their layers return, and end the call behind the last of them."""
 
-    def __init__(self, model: nn.Module, places: Sequence[Place], name: Callable[[int], str]) -> None:
+    def __init__(self, model: nn.Module, places: Sequence[Place]) -> None:
         self._model = transformers_model(model)
-        self._places, self._name = places, name
+        self._places = places
         self._layers = decoder_layers(model)
         self._layout = ResidualLayout.of(model)
         self._columns = 0
-        self._matrices = torch.zeros(0, 0)
-        self._pooled: dict[Place, torch.Tensor] = {}
+        self._reduce: Reduction = _keep
+        self._found: dict[Place, torch.Tensor] = {}
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for place in self._places:
                 part = layer_part(self._layers[place[0]], place[1])
-                stack.callback(part.register_forward_hook(self._pool(place)).remove)
+                stack.callback(part.register_forward_hook(self._hook(place)).remove)
             deepest = self._layers[max(layer for layer, _ in self._places)]
             stack.callback(deepest.register_forward_hook(_leave).remove)
             yield
 
-    def read(self, batch: TextBatch, matrices: Float[torch.Tensor, "rows slots"]) -> torch.Tensor:
-        """`[places, rows, hidden]`: the products of `matrices` with what each place returns."""
+    def read(self, batch: TextBatch, reduce: Reduction) -> list[torch.Tensor]:
+        """For each place, `reduce` of the place and what it returns for the batch, `[slots, hidden]` in fp32."""
         self._columns = batch.inputs["input_ids"].shape[1]
-        self._matrices = matrices.to(batch.inputs["input_ids"].device)
-        self._pooled.clear()
+        self._reduce = reduce
+        self._found.clear()
         with contextlib.suppress(_DeepestLayerRead):
             self._model(**batch.inputs)
-        if len(self._pooled) < len(self._places):
+        if len(self._found) < len(self._places):
             raise CompiledModelError(
                 "The model ran without its hooks, so nothing was read: it was compiled in place. Read from the model "
                 "as it was before model.compile()."
             )
-        pooled = torch.stack([self._pooled[place].to("cpu") for place in self._places])
-        finite = torch.isfinite(pooled).all(dim=2)
-        if not bool(finite.all()):
-            place, row = (~finite).nonzero()[0].tolist()
-            text = self._name(batch.texts[row % len(batch.texts)])
-            raise ActivationError(
-                f"The activations of {text} at layer {self._places[place][0]} are NaN or infinite. Load the model in "
-                "float32 or bfloat16 (float16 overflows on some models)."
-            )
-        return pooled
+        return [self._found[place].to("cpu") for place in self._places]
 
-    def _pool(self, place: Place) -> Callable[[nn.Module, Any, Any], None]:
-        def pool(module: nn.Module, inputs: Any, output: Any) -> None:
+    def _hook(self, place: Place) -> Callable[[nn.Module, Any, Any], None]:
+        def read(module: nn.Module, inputs: Any, output: Any) -> None:
             hidden = self._layout.tokens(first_tensor(output), self._columns)
-            self._pooled[place] = self._matrices.to(hidden.device) @ hidden.reshape(-1, hidden.shape[-1]).float()
+            self._found[place] = self._reduce(place, hidden.reshape(-1, hidden.shape[-1]).float())
 
-        return pool
+        return read
+
+
+def _pooling(matrices: Float[torch.Tensor, "rows slots"]) -> Reduction:
+    def pool(place: Place, hidden: torch.Tensor) -> torch.Tensor:
+        return matrices.to(hidden.device) @ hidden
+
+    return pool
+
+
+def _keep(place: Place, hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
+
+
+def _check_finite(
+    found: Float[torch.Tensor, "places rows columns"],
+    places: Sequence[Place],
+    texts: Sequence[int],
+    name: Callable[[int], str],
+) -> None:
+    """Names layer and text of the first number that is not finite. Rows go round the texts."""
+    finite = torch.isfinite(found).all(dim=2)
+    if not bool(finite.all()):
+        place, row = (~finite).nonzero()[0].tolist()
+        raise ActivationError(
+            f"The activations of {name(texts[row % len(texts)])} at layer {places[place][0]} are NaN or infinite. "
+            "Load the model in float32 or bfloat16 (float16 overflows on some models)."
+        )
+
+
+def _progress(texts: Sequence[Sequence[int]], plan: BatchPlan, show: bool) -> tqdm[Any]:
+    total = sum(len(texts[index]) for rows in plan.batches for row in rows for index in row)
+    return tqdm(total=total, unit="tok", desc="reading activations", disable=not show)
 
 
 def _leave(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -1,0 +1,252 @@
+"""Steering vectors as probes: how much of a behaviour each token and text shows, and how well that tells texts apart.
+
+The score of a token is the projection of its residual stream, at the vector's layer, on the vector at norm 1; the score
+of a text is the mean over its tokens. The first token of a sequence, an attention sink whose norm is a hundred times
+that of the others, is left out. A difference of means read this way is among the best simple detectors of a concept
+(AxBench, Wu et al. 2025, arXiv:2501.17148).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rotalabs_steer.datasets.pairs import as_dataset
+from rotalabs_steer.datasets.rendering import RenderedText, render_pair, render_prompt
+from rotalabs_steer.decoder import text_config, transformers_model
+from rotalabs_steer.errors import DatasetError, OptionError, VectorError
+from rotalabs_steer.evaluation.intervals import Estimate, wilson_interval
+from rotalabs_steer.extraction.forward_pass import read_projections
+from rotalabs_steer.injection import check_vectors
+from rotalabs_steer.text_batches import plan_batches
+from rotalabs_steer.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from jaxtyping import Float
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectedText:
+    """A text seen by some vectors.
+
+    Attributes:
+        tokens: the text's tokens as they read; a special token by its name.
+        offsets: first and one past the last character of each token in the text; (0, 0) for a special token.
+        scores: projections, one row a vector; that of a sequence's first token is there, but counts for nothing.
+        text_scores: `[vectors]`: means over the tokens that count.
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    offsets: tuple[tuple[int, int], ...]
+    scores: Float[torch.Tensor, "vectors tokens"]
+    text_scores: Float[torch.Tensor, " vectors"]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well one vector tells the sides of pairs apart.
+
+    Attributes:
+        auroc: probability that a positive text scores above a negative one of any pair, with a bootstrap interval
+            over pairs: 0.5 is chance.
+        paired: share of pairs whose positive text scores above its own negative one, with its Wilson interval.
+        positive_scores, negative_scores: of each pair.
+    """
+
+    behavior: str
+    layer_index: int
+    auroc: Estimate
+    paired: Estimate
+    positive_scores: tuple[float, ...]
+    negative_scores: tuple[float, ...]
+
+
+def project(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[str],
+    vectors: SteeringVector | Iterable[SteeringVector],
+    *,
+    prompts: Sequence[str] | None = None,
+    show_progress: bool = False,
+) -> list[ProjectedText]:
+    """Per-token and per-text scores of texts, for any number of vectors in one pass.
+
+    Steering that is attached acts here too: it moves the projections at its layer and behind it.
+
+    Args:
+        vectors: one, several, or a set.
+        prompts: where the texts are answers, what each answers; the scores are those of the answers' tokens.
+
+    Raises:
+        DatasetError: a text has no token that counts, or is longer than the model's context.
+        OptionError: `texts` is one string, there are not as many prompts, or the tokenizer cannot say where its tokens
+            are.
+        VectorError, LayerError, ModelMismatchError: a vector does not fit the model.
+        ActivationError: an activation is not finite.
+    """
+    if isinstance(texts, str) or isinstance(prompts, str):
+        raise OptionError("texts or prompts is one string; give a list of texts.")
+    if prompts is not None and len(prompts) != len(texts):
+        raise OptionError(f"{len(prompts)} prompts for {len(texts)} texts: give one for each text, or none.")
+    if not getattr(tokenizer, "is_fast", False):
+        raise OptionError("Projecting needs to know where tokens are in a text: load the tokenizer with use_fast=True.")
+    rendered, described = [], []
+    asked: Sequence[str | None] = [None] * len(texts) if prompts is None else prompts
+    for text, prompt in zip(texts, asked, strict=True):
+        start = () if prompt is None else render_prompt(tokenizer, prompt)
+        encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=prompt is None)
+        rendered.append(RenderedText((*start, *encoded["input_ids"]), len(start)))
+        described.append(_described(tokenizer, text, encoded["input_ids"], encoded["offset_mapping"]))
+    projections = _project(model, rendered, vectors, "text {}".format, show_progress=show_progress)
+    return [
+        ProjectedText(text, *tokens, scores[:, given.response_start :], scores[:, _counting(given)].mean(dim=1))
+        for text, tokens, given, scores in zip(texts, described, rendered, projections, strict=True)
+    ]
+
+
+def detection_auroc(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    vectors: SteeringVector | Iterable[SteeringVector],
+    *,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> list[Detection]:
+    """How well each vector tells the sides of pairs apart. Give pairs that made none of the vectors.
+
+    A side is read like the texts of `project`: the response where there is a prompt, the token after which the model
+    answers where the sides differ in their prompt only.
+
+    Raises:
+        DatasetError, ChatTemplateError: a pair cannot be read.
+        VectorError, LayerError, ModelMismatchError: a vector does not fit the model.
+    """
+    vectors = _as_list(vectors)
+    longest = _context(model)
+    pairs = [
+        render_pair(tokenizer, pair, place=f"pair {number}", max_length=longest)
+        for number, pair in enumerate(as_dataset(contrast_pairs))
+    ]
+    sides = [side for pair in pairs for side in (pair.positive, pair.negative)]
+
+    def name(index: int) -> str:
+        return f"the {('positive', 'negative')[index % 2]} text of pair {index // 2}"
+
+    projections = _project(model, sides, vectors, name, show_progress=show_progress)
+    scores = torch.stack([found[:, _counting(s)].mean(dim=1) for s, found in zip(sides, projections, strict=True)], 1)
+    found = []
+    for vector, row in zip(vectors, scores, strict=True):
+        positive, negative = row[0::2].tolist(), row[1::2].tolist()
+        above = sum(high > low for high, low in zip(positive, negative, strict=True))
+        found.append(
+            Detection(
+                vector.behavior, vector.layer_index, auroc(positive, negative, paired=True, seed=seed),
+                wilson_interval(above, len(pairs)), tuple(positive), tuple(negative),
+            )
+        )  # fmt: skip
+    return found
+
+
+def auroc(
+    positive: Sequence[float], negative: Sequence[float], *, paired: bool = False, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """The probability that a positive score exceeds a negative one, ties counting half, with a bootstrap interval.
+
+    Args:
+        paired: scores come in pairs, which are drawn whole; else both sides are drawn on their own.
+
+    Raises:
+        OptionError: a side has no scores, or paired sides have different numbers.
+    """
+    if not positive or not negative or (paired and len(positive) != len(negative)):
+        raise OptionError(
+            f"An AUROC needs scores of both sides{', as many of each' if paired else ''}; "
+            f"got {len(positive)} and {len(negative)}."
+        )
+    difference = np.subtract.outer(np.asarray(positive), np.asarray(negative))
+    wins = (difference > 0) + 0.5 * (difference == 0)
+    generator = np.random.default_rng(seed)
+    rows = _shares(generator, len(positive), resamples)
+    columns = rows if paired else _shares(generator, len(negative), resamples)
+    low, high = np.quantile(np.einsum("rp,pn,rn->r", rows, wins, columns, optimize=True), [0.025, 0.975])
+    return Estimate(float(wins.mean()), float(low), float(high))
+
+
+def _shares(generator: np.random.Generator, count: int, resamples: int) -> NDArray[np.float64]:
+    """`[resamples, count]`: how much of each resample every item makes up."""
+    shares: NDArray[np.float64] = generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    return shares
+
+
+def _project(
+    model: nn.Module,
+    texts: Sequence[RenderedText],
+    vectors: SteeringVector | Iterable[SteeringVector],
+    name: Any,
+    *,
+    show_progress: bool,
+) -> list[Float[torch.Tensor, "vectors tokens"]]:
+    vectors = _as_list(vectors)
+    check_vectors(model, vectors)
+    longest = _context(model)
+    for index, text in enumerate(texts):
+        if not _counting(text):
+            raise DatasetError(
+                f"{name(index).capitalize()} has {len(text.ids)} token(s), none of which counts: the first of a "
+                "sequence is left out. Give a longer text, or the prompt that it answers."
+            )
+        if longest is not None and len(text.ids) > longest:
+            raise DatasetError(
+                f"{name(index).capitalize()} has {len(text.ids)} tokens; the model's context holds {longest}. Cut it."
+            )
+    by_layer: dict[int, list[int]] = {}
+    for number, vector in enumerate(vectors):
+        by_layer.setdefault(vector.layer_index, []).append(number)
+    units = [vector.normalize().vector.float() for vector in vectors]
+    directions = {layer: torch.stack([units[number] for number in numbers]) for layer, numbers in by_layer.items()}
+    ids = [text.ids for text in texts]
+    found = read_projections(model, ids, plan_batches(model, ids), directions, name=name, show_progress=show_progress)
+    given_order = torch.tensor([number for numbers in by_layer.values() for number in numbers]).argsort()
+    return [torch.cat(by_text, dim=1).T[given_order] for by_text in zip(*found.values(), strict=True)]
+
+
+def _counting(text: RenderedText) -> slice | None:
+    """The tokens whose mean is the text's score: the response, without the first token of a sequence."""
+    start, end = max(text.response_start, 1), len(text.ids)
+    if start < end:
+        return slice(start, end)
+    return slice(end - 1, end) if text.response_start == end > 0 else None
+
+
+def _described(
+    tokenizer: Any, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]
+) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """Tokens as they read, and where they are."""
+    tokens = [
+        text[low:high] if high > low else str(tokenizer.convert_ids_to_tokens(token))
+        for token, (low, high) in zip(ids, offsets, strict=True)
+    ]
+    return tuple(tokens), tuple((low, high) for low, high in offsets)
+
+
+def _as_list(vectors: SteeringVector | Iterable[SteeringVector]) -> list[SteeringVector]:
+    found = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
+    if not found:
+        raise VectorError("No vector given: there is nothing to project on.")
+    return found
+
+
+def _context(model: nn.Module) -> int | None:
+    return getattr(text_config(transformers_model(model)), "max_position_embeddings", None)
