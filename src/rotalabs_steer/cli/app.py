@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import rotalabs_steer
-from rotalabs_steer.cli import datasets, tuning
+from rotalabs_steer.cli import datasets, evaluate, report, tuning
 from rotalabs_steer.cli.failures import VerbGroup
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 app.add_typer(datasets.app)
 app.command()(tuning.tune)
+app.command()(evaluate.evaluate)
+app.command()(report.report)
 
 
 @app.callback(invoke_without_command=True)

@@ -4,107 +4,210 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import missing_dependency
+from rotalabs_steer.evaluation import plots
+from rotalabs_steer.evaluation.text_measures import measure_texts
 from rotalabs_steer.files.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    import os
+    from collections.abc import Mapping, Sequence
 
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rotalabs_steer.evaluation.curves import LayerCurve
+    from rotalabs_steer.evaluation.coherence import CoherenceCost
+    from rotalabs_steer.evaluation.detection import ProjectedText
+    from rotalabs_steer.evaluation.evidence import Evidence
     from rotalabs_steer.evaluation.tuned import TunedSteering
 
-_INK, _ACCENT, _GRID = "#1f2933", "#0b6e69", "#d5dbe1"
+_SIGNS = (-1.0, 0.0, 1.0)
+_STRENGTH_NAMES = {-1.0: "strength −1", 0.0: "unsteered", 1.0: "strength +1"}
+_MORE, _LESS = "230, 97, 1", "94, 60, 153"  # the ends of the figures' colour scale
+_DEEPEST = 0.55
+"""Opacity of the strongest token's colour: dark letters on it keep a contrast above 4.5."""
 
 
-def write_report(path: Path, tuned: TunedSteering, sides: Mapping[str, str]) -> None:
-    """Writes the report.
+@dataclass(frozen=True)
+class Token:
+    """A piece of a text, and the colour behind it as CSS."""
+
+    text: str
+    color: str
+    score: float
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    tuned: TunedSteering,
+    sides: Mapping[str, str] | None = None,
+    evidence: Evidence | None = None,
+) -> None:
+    """Writes the report. Missing folders are made.
 
     Args:
-        sides: what "positive" and "negative" mean.
+        sides: what "positive" and "negative" mean, in a sentence each.
+        evidence: what `gather_evidence` measured; without it the report says how to add it.
 
     Raises:
-        MissingDependencyError: matplotlib is not installed.
+        MissingDependencyError: matplotlib or jinja2 is not installed.
     """
-    from jinja2 import Environment
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise missing_dependency("The report", "plot", error) from error
 
     template = files("rotalabs_steer.evaluation").joinpath("data/report.html.jinja").read_text("utf-8")
-    answers = tuned.answers
-    page = (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            tuned=tuned,
-            sides=sides,
-            generations=list(zip(answers.prompts, *(answers.texts[sign] for sign in (-1.0, 0.0, 1.0)), strict=True)),
-            heat_map=_svg(_heat_map(tuned)),
-            curve=_svg(_curve(tuned.curve)),
-            records=json.dumps(tuned.to_record(), indent=1),
-        )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["signed"] = _signed
+    page = environment.from_string(template).render(
+        tuned=tuned,
+        sides=sides or {},
+        evidence=evidence,
+        figures=_figures(tuned),
+        answers=_side_by_side(tuned),
+        measures={_STRENGTH_NAMES[sign]: measure_texts(tuned.answers.texts[sign]) for sign in _SIGNS},
+        costs={_STRENGTH_NAMES[sign]: cost_at(tuned, sign) for sign in _SIGNS},
+        projected=_projected(evidence.projected) if evidence else [],
+        legend=[_color(step / 2) for step in (-2, -1, 0, 1, 2)],
+        provenance=_flat(tuned.provenance),
+        records=json.dumps(report_records(tuned, evidence), indent=1, ensure_ascii=False),
     )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page.encode())
 
 
-def _heat_map(tuned: TunedSteering) -> Figure:
-    """Mean change of propensity for each layer and strength."""
-    rows = sorted((finalist.curve for finalist in tuned.finalists), key=lambda curve: -curve.layer_index)
-    changes = [[change.mean for change in curve.changes()] for curve in rows]
-    limit = max(abs(value) for row in changes for value in row) or 1.0
-    figure, axes = _figure(6.4, 0.9 + 0.42 * len(rows))
-    axes.imshow(changes, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
-    for y, row in enumerate(changes):
-        for x, value in enumerate(row):
-            axes.text(
-                x, y, f"{value:+.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 * limit else _INK
-            )
-    axes.set_xticks(
-        range(len(rows[0].fractions)), [f"{fraction:+g}" if fraction else "0" for fraction in rows[0].fractions]
-    )
-    axes.set_yticks(range(len(rows)), [f"layer {curve.layer_index}" for curve in rows])
-    axes.tick_params(length=0)
-    axes.set_xlabel("strength (1 = the coherence budget at that layer)")
-    best = [curve.layer_index for curve in rows].index(tuned.layer_index)
-    axes.get_yticklabels()[best].set_fontweight("bold")
-    axes.get_yticklabels()[best].set_color(_ACCENT)
-    axes.spines[:].set_visible(False)
-    return figure
+def report_records(tuned: TunedSteering, evidence: Evidence | None = None) -> dict[str, Any]:
+    """Every number of the report as JSON has it."""
+    return tuned.to_record() | {"evidence": None if evidence is None else evidence.to_record()}
 
 
-def _curve(curve: LayerCurve) -> Figure:
-    """Propensity change against strength, with 95 % intervals."""
-    estimates = curve.changes()
-    figure, axes = _figure(6.4, 3.2)
-    axes.axhline(0, color=_GRID, linewidth=1)
-    axes.fill_between(
-        curve.fractions, [e.low for e in estimates], [e.high for e in estimates], color=_ACCENT, alpha=0.18, linewidth=0
-    )
-    axes.plot(curve.fractions, [e.mean for e in estimates], color=_ACCENT, marker="o", linewidth=2)
-    axes.set_xticks(curve.fractions, [f"{fraction:+g}" if fraction else "0" for fraction in curve.fractions])
-    axes.set_xlabel("strength (1 = the coherence budget)")
-    axes.set_ylabel("change of propensity, nats per token")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+def cost_at(tuned: TunedSteering, strength: float) -> CoherenceCost:
+    """What a measured strength costs on neutral text, at the chosen layer."""
+    return tuned.curve.costs[tuned.curve.fractions.index(strength)]
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_dependency("The report", "plot", error) from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.tick_params(colors=_INK)
-    return figure, axes
+def color_tokens(texts: Sequence[ProjectedText], neutral: float, scale: float) -> list[list[Token]]:
+    """The texts as coloured pieces, by their projections on the first vector; all characters are in some piece."""
+    colored = []
+    for text in texts:
+        pieces, done = [], 0
+        for (_, end), score in zip(text.offsets, text.scores[0].tolist(), strict=True):
+            if end > done:  # special tokens have no characters; bytes of one character share them
+                relative = (score - neutral) / scale
+                pieces.append(Token(text.text[done:end], _color(relative), relative))
+                done = end
+        colored.append([*pieces, Token(text.text[done:], "transparent", 0.0)] if done < len(text.text) else pieces)
+    return colored
 
 
-def _svg(figure: Figure) -> str:
+def _figures(tuned: TunedSteering) -> list[dict[str, str]]:
+    """The pictures as SVG, each with its title, what it shows and what a reader who does not see it should know."""
+    effect, control = tuned.curve.effect, tuned.control.effect
+    layers = ", ".join(str(finalist.layer_index) for finalist in tuned.finalists)
+    rows = [
+        (
+            plots.propensity_figure,
+            "Effect on held-out pairs",
+            f"Log-odds of a positive response over a negative one, change against the unsteered model on "
+            f"{len(tuned.curve.effects)} test pairs, with 95 % bootstrap intervals. Dashed: a random direction of the "
+            "same cost.",
+            f"Line chart. Effect at strength 1: {effect} nats per token; of a random direction: {control}.",
+        ),
+        (
+            plots.tradeoff_figure,
+            "Effect against coherence cost",
+            "Half the difference of the log-odds at plus and minus a strength, against what that strength costs on "
+            "neutral text. The star is strength 1.",
+            f"Line chart. The chosen layer reaches {effect.mean:+.2f} nats per token at a cost of "
+            f"{(cost_at(tuned, 1.0).kl + cost_at(tuned, -1.0).kl) / 2:.2f}; the budget is {tuned.budget:g}.",
+        ),
+        (
+            plots.heat_map_figure,
+            "Layer by strength",
+            "Mean change of the validation pairs' log-odds at the layers that were steered. What the model writes "
+            "decides between them, not this.",
+            f"Heat map of layers {layers} and {len(tuned.curve.fractions)} strengths.",
+        ),
+        (
+            plots.first_order_figure,
+            "Where to look: all layers to first order",
+            "Gain in log-odds for a given cost, from one backward pass. Dark: layers that were then steered.",
+            f"Bar chart of {len(tuned.first_order_scores)} layers. Steered were layers {layers}; chosen was "
+            f"{tuned.layer_index}.",
+        ),
+    ]
+    return [
+        {"title": title, "caption": caption, "svg": _svg(draw(tuned), label)} for draw, title, caption, label in rows
+    ]
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an element of the page: its letters are text, its ids do not clash with another's."""
+    import matplotlib as mpl
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": label, "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def _side_by_side(tuned: TunedSteering) -> list[dict[str, Any]]:
+    answers = tuned.answers
+    return [
+        {
+            "prompt": prompt,
+            "sides": [
+                {
+                    "name": _STRENGTH_NAMES[sign],
+                    "text": answers.texts[sign][number],
+                    "score": answers.scores[sign][number],
+                }
+                for sign in _SIGNS
+            ],
+        }
+        for number, prompt in enumerate(answers.prompts)
+    ]
+
+
+def _projected(texts: Mapping[float, tuple[ProjectedText, ...]]) -> list[dict[str, Any]]:
+    """By strength, coloured texts. Neutral is the mean of the unsteered ones: projections have no zero of their own."""
+    unsteered = [score for text in texts[0.0] for score in text.scores[0].tolist()]
+    neutral = sum(unsteered) / max(len(unsteered), 1)
+    distances = sorted(
+        abs(score - neutral) for found in texts.values() for text in found for score in text.scores[0].tolist()
+    )
+    scale = distances[int(0.95 * (len(distances) - 1))] if distances else 1.0
+    return [
+        {"name": _STRENGTH_NAMES[sign], "texts": color_tokens(texts[sign], neutral, scale or 1.0)} for sign in _SIGNS
+    ]
+
+
+def _color(relative: float) -> str:
+    opacity = min(abs(relative), 1.0) * _DEEPEST
+    return f"rgba({_MORE if relative > 0 else _LESS}, {opacity:.2f})"
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _flat(record: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """Nested facts as one table."""
+    rows: dict[str, str] = {}
+    for name, value in record.items():
+        label = f"{before}{name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            rows |= _flat(value, f"{label}: ")
+        else:
+            rows[label] = "default" if value is None else str(value)
+    return rows

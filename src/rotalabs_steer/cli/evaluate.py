@@ -1,0 +1,108 @@
+"""The verb `evaluate`: what saved vectors do to a model, and what that costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path  # noqa: TC003 - typer reads the annotation
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rotalabs_steer.errors import OptionError
+
+if TYPE_CHECKING:
+    from rotalabs_steer.evaluation.intervals import Estimate
+    from rotalabs_steer.evaluation.vector_evaluation import VectorEvaluation
+
+_REFUSAL = "refusal"
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
+    vectors: Annotated[Path, typer.Argument(help="Folder of a vector set.")],
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            "--pairs",
+            "--behavior",
+            help="A built-in behaviour, or a file: of either the test pairs. By default the vectors' own behaviour.",
+        ),
+    ] = None,
+    strength: Annotated[list[float] | None, typer.Option(help="Repeatable; by default −1 and 1.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="By default the layer that tuning chose, or the middle one.")
+    ] = None,
+    refusal: Annotated[
+        bool | None, typer.Option(help="Answer refusal prompts, too; by default where the behaviour is refusal.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut there.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Effect on held-out pairs, coherence cost, what the model still knows, and the vector as a detector."""
+    from rotalabs_steer.cli.held_out import held_out_pairs
+    from rotalabs_steer.datasets import load_evaluation
+    from rotalabs_steer.evaluation.answers import Sampling
+    from rotalabs_steer.evaluation.vector_evaluation import evaluate_vector
+    from rotalabs_steer.vectors import SteeringVectorSet
+
+    found = SteeringVectorSet.load(vectors)
+    chosen = found.get_best() if layer is None else found.get(layer)
+    if chosen is None:
+        raise OptionError(f"{vectors} has no vector at layer {layer}; it has {found.layers}.")
+    held_out = held_out_pairs(pairs or found.behavior)
+    prompts = None
+    if refusal if refusal is not None else found.behavior == _REFUSAL:
+        examples = load_evaluation(_REFUSAL)
+        prompts = tuple([e.prompt for e in side] for side in (examples.positive_examples, examples.negative_examples))
+    from rotalabs_steer.cli.loading import load_model
+
+    with Console(stderr=True).status("measuring"):
+        evaluation = evaluate_vector(
+            *load_model(model),
+            chosen,
+            held_out,
+            strength or (-1.0, 1.0),
+            refusal_prompts=prompts,  # type: ignore[arg-type]
+            sampling=Sampling(max_new_tokens=max_new_tokens),
+        )
+    if as_json:
+        typer.echo(json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print(Console(), evaluation)
+
+
+def _print(console: Console, found: VectorEvaluation) -> None:
+    console.print(
+        f"{found.behavior}, layer {found.layer_index}, {found.pairs} pairs. As a detector: AUROC "
+        f"{_rate(found.detection.auroc)}; the positive side scores higher in {found.detection.paired.mean:.0%} of the "
+        f"pairs. Perplexity of neutral text, unsteered: {found.unsteered.perplexity:.1f}.",
+        highlight=False,
+        markup=False,
+    )
+    refusals = any(row.refusal for row in found.strengths)
+    columns = ["strength", "change of log-odds, nats per token", "p", "wrong way", "KL", "perplexity", "capability"]
+    table = Table(box=None, pad_edge=False)
+    for column in [*columns, "refused: harmful", "harmless"] if refusals else columns:
+        table.add_column(column)
+    for row in found.strengths:
+        cells = [
+            f"{row.strength:+g}",
+            str(row.effect.difference),
+            f"{row.effect.p_value:.4f}",
+            f"{row.wrong_way:.0%}",
+            f"{row.cost.kl:.3f}",
+            f"{row.cost.perplexity:.1f}",
+            f"{_rate(row.capability.accuracy)}, unsteered {_rate(row.capability.unsteered, interval=False)}",
+        ]
+        if row.refusal is not None:
+            cells += [_rate(row.refusal.harmful_interval), _rate(row.refusal.benign_interval)]
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _rate(rate: Estimate | None, *, interval: bool = True) -> str:
+    if rate is None:
+        return "–"
+    return f"{rate.mean:.2f} [{rate.low:.2f}, {rate.high:.2f}]" if interval else f"{rate.mean:.2f}"

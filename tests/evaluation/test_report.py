@@ -1,0 +1,147 @@
+"""The report of a tuning whose numbers are known, and of its evidence."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.evaluation import CapabilityCheck, Detection, Estimate, PairedComparison, ProjectedText, plots
+from rotalabs_steer.evaluation.coherence import CoherenceCost
+from rotalabs_steer.evaluation.curves import FRACTIONS, LayerCurve
+from rotalabs_steer.evaluation.evidence import Evidence, gather_evidence
+from rotalabs_steer.evaluation.finalists import Answers, Finalist
+from rotalabs_steer.evaluation.report import color_tokens, write_report
+from rotalabs_steer.evaluation.tuned import TunedSteering
+
+PROMPTS = ("How do I <b>boil</b> an egg?", "Who wrote Hamlet?")
+
+
+def curve(layer, slope, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(16, generator=generator)
+    rows = torch.stack([base + f * (slope + 0.3 * torch.randn(16, generator=generator)) for f in FRACTIONS])
+    return LayerCurve(layer, 2.0, FRACTIONS, rows, tuple(CoherenceCost(0.2 * f * f, 20 + 4 * f * f) for f in FRACTIONS))
+
+
+def answers(change):
+    texts = {sign: (f"Answer {sign} one.", "Two & <three>.") for sign in (-1.0, 0.0, 1.0)}
+    return Answers(PROMPTS, texts, {sign: (change * sign, change * sign + 0.1 * sign) for sign in texts})
+
+
+def tuned_steering(slope=1.0, change=1.0, hidden=16, layers=(1, 2)):
+    vectors = [SteeringVector("calm", layer, torch.randn(hidden), "tiny") for layer in layers]
+    found = tuple(Finalist(n, 0.5 + n, 2.0, curve(n, slope, n), answers(change)) for n in layers)
+    chosen = layers[-1]
+    return TunedSteering(
+        "calm", 0.2, SteeringVectorSet("calm", vectors, {"chosen_layer": chosen}), {n: n - 0.5 for n in range(4)},
+        found, curve(chosen, slope, 9), curve(chosen, 0.0, 8), answers(change), 0.9,
+        {"model": "tiny", "date": "2026-11-24", "options": {"budget": 0.2}, "seed": 0},
+    )  # fmt: skip
+
+
+def evidence():
+    offsets, scores = ((0, 3), (3, 5), (5, 14)), torch.tensor([[-3.0, 0.0, 3.0]])
+    seen = ProjectedText("Two & <three>.", ("Two", " &", " <three>."), offsets, scores, torch.tensor([0.0]))
+    half = Estimate(0.5, 0.4, 0.6)
+    check = CapabilityCheck(half, (1.0, -1.0), half, PairedComparison(Estimate(0.0, -0.1, 0.1), 1.0, 2, 0))
+    projected = dict.fromkeys((-1.0, 0.0, 1.0), (seen,))
+    return Evidence(check, projected, Detection("calm", 2, half, half, (1.0, 2.0), (0.0, 1.5)))
+
+
+def page_of(tmp_path, tuned, found=None):
+    path = tmp_path / "made" / "report.html"
+    write_report(path, tuned, {"positive": "calm words", "negative": "excited words"}, found)
+    return path.read_text("utf-8")
+
+
+def test_the_page_holds_everything_and_needs_nothing(tmp_path):
+    page = page_of(tmp_path, tuned_steering(), evidence())
+    assert page.count('<svg role="img" aria-label="') == page.count("<svg") == 4
+    assert not re.search(r'(src|href)="(?!#)|url\((?!#)|@import', page), "the page loads something"
+    assert "How do I &lt;b&gt;boil&lt;/b&gt; an egg?" in page
+    assert "<b>boil" not in page
+    assert "does not steer" not in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)), "an id occurs twice"
+    assert re.findall(r"<h(\d)", page)[:3] == ["1", "2", "3"]
+
+
+def test_the_records_are_those_of_the_tuning(tmp_path):
+    tuned = tuned_steering()
+    page = page_of(tmp_path, tuned, evidence())
+    text = re.search(r'<pre id="records"[^>]*>(.*?)</pre>', page, re.DOTALL)[1]
+    for entity, letter in (("&#34;", '"'), ("&#39;", "'"), ("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
+        text = text.replace(entity, letter)
+    assert json.loads(text) == json.loads(json.dumps(tuned.to_record() | {"evidence": evidence().to_record()}))
+
+
+@pytest.mark.parametrize(("slope", "change", "said"), [
+    (0.0, 0.0, "Neither the log-odds of held-out pairs nor what the model writes"),
+    (-1.0, 1.0, "The log-odds of held-out pairs do not move the right way"),
+    (1.0, -1.0, "what the model writes does not, beyond doubt"),
+])  # fmt: skip
+def test_what_does_not_steer_is_said_to_the_reader(tmp_path, slope, change, said):
+    page = page_of(tmp_path, tuned_steering(slope, change))
+    assert "On this evidence the behaviour does not steer on this model." in page
+    assert said in page
+
+
+def test_without_evidence_the_page_says_how_to_add_it(tmp_path):
+    page = page_of(tmp_path, tuned_steering())
+    assert "rotalabs-steer report FOLDER --model MODEL" in page
+    assert "Which tokens carry it" not in page
+
+
+def test_the_same_numbers_give_the_same_page(tmp_path):
+    tuned = tuned_steering()
+    assert page_of(tmp_path, tuned, evidence()) == page_of(tmp_path, tuned, evidence())
+
+
+def test_pictures_show_the_numbers():
+    tuned = tuned_steering()
+    heat = plots.heat_map_figure(tuned).axes[0]
+    expected = [f"{change.mean:+.2f}" for finalist in tuned.finalists for change in finalist.curve.changes()]
+    assert [text.get_text() for text in heat.texts] == expected
+    bars = plots.first_order_figure(tuned).axes[0].patches
+    assert [bar.get_height() for bar in bars] == pytest.approx([-0.5, 0.5, 1.5, 2.5])
+    line = plots.tradeoff_figure(tuned).axes[0].lines[-1]
+    assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((0.2, tuned.curve.effect.mean))
+    curves = plots.propensity_figure(tuned).axes[0].lines
+    assert curves[2].get_ydata()[-1] == pytest.approx(tuned.curve.changes()[-1].mean)
+
+
+def test_no_character_of_a_text_is_lost_in_its_colours():
+    text = ProjectedText(
+        "né  go!", ("<s>", "n", "é", "é", "go"), ((0, 0), (0, 1), (1, 2), (1, 2), (4, 6)),
+        torch.tensor([[900.0, 1.0, -2.0, 0.0, 4.0]]), torch.tensor([0.75]),
+    )  # fmt: skip
+    (pieces,) = color_tokens([text], neutral=0.0, scale=2.0)
+    assert "".join(piece.text for piece in pieces) == text.text
+    assert [piece.text for piece in pieces] == ["n", "é", "  go", "!"]
+    assert [piece.score for piece in pieces] == [0.5, -1.0, 2.0, 0.0]
+    assert pieces[1].color.startswith("rgba(94, 60, 153")
+    assert pieces[2].color == "rgba(230, 97, 1, 0.55)"
+
+
+def test_evidence_is_kept_beside_the_tuning(tmp_path):
+    assert Evidence.load(tmp_path) is None
+    evidence().save(tmp_path)
+    assert json.dumps(Evidence.load(tmp_path).to_record()) == json.dumps(evidence().to_record())
+    (tmp_path / "evidence.json").write_text('{"capability": 3}')
+    with pytest.raises(FileFormatError, match="not the evidence of a tuning"):
+        Evidence.load(tmp_path)
+
+
+def test_evidence_is_measured_at_the_chosen_layer(llama, words, tmp_path):
+    tuned = tuned_steering(hidden=16)
+    spoken = dict.fromkeys((-1.0, 0.0, 1.0), ("w20 w21 w22", ""))
+    tuned = dataclasses.replace(tuned, answers=Answers(("w30", "w31"), spoken, tuned.answers.scores))
+    found = gather_evidence(llama, words, tuned, [{"prompt": "w30", "positive": "w40 w41", "negative": "w42 w43"}])
+    assert found.detection.layer_index == tuned.layer_index
+    assert [len(texts) for texts in found.projected.values()] == [1, 1, 1], "an empty answer has no tokens"
+    assert found.capability.change.pairs == len(found.capability.log_odds)
+    page_of(tmp_path, tuned, found)
