@@ -1,6 +1,6 @@
 """Pictures of a tuning, as matplotlib figures: for notebooks, papers and the report.
 
-They are drawn to be read at phone width: five inches wide, letters of eleven points.
+They are drawn to be read at phone width: five inches wide, letters of twelve points.
 """
 
 from __future__ import annotations
@@ -15,30 +15,36 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     from rotalabs_steer.evaluation.curves import LayerCurve
     from rotalabs_steer.evaluation.intervals import Estimate
     from rotalabs_steer.evaluation.tuned import TunedSteering
 
-INK, SOFT, GRID, ACCENT, PALE = "#1f2933", "#5b6773", "#d5dbe1", "#0b6e69", "#9fc5c2"
+INK, SOFT, GRID, ACCENT, PALE, ORANGE = "#1f2933", "#5b6773", "#d5dbe1", "#0b6e69", "#9fc5c2", "#c25100"
 DIVERGING = "PuOr_r"
 """Purple for less of the behaviour, orange for more: told apart by readers who confuse red and green."""
 
 _WIDTH = 5.0
-_LETTERS = 11
+_LETTERS = 12
 
 
 def first_order_figure(tuned: TunedSteering) -> Figure:
-    """The first-order score of every layer; layers that were steered are dark, the chosen one is named."""
-    figure, axes = _figure(2.6)
+    """The first-order score of every layer: dark where the layer was steered, with a mark on the chosen one."""
+    from matplotlib.lines import Line2D
+
+    figure, axes = _figure(2.8)
     layers = sorted(tuned.first_order_scores)
     steered = {finalist.layer_index for finalist in tuned.finalists}
     heights = [tuned.first_order_scores[layer] for layer in layers]
     axes.bar(layers, heights, color=[ACCENT if layer in steered else PALE for layer in layers], width=0.8)
     axes.axhline(0, color=INK, linewidth=0.8)
-    _leave_room(axes, above=0.22)
+    _leave_room(axes, above=0.3)
     top = max(tuned.first_order_scores[tuned.layer_index], 0.0)
-    _name(axes, f"chosen: {tuned.layer_index}", (tuned.layer_index, top), (0, 6), ha="center")
+    mark = {"marker": "v", "markersize": 9, "color": ORANGE, "linestyle": ""}
+    axes.plot(tuned.layer_index, top + 0.05 * (axes.get_ylim()[1] - axes.get_ylim()[0]), **mark)  # type: ignore[arg-type]
+    handles = [Line2D([], [], **mark), Line2D([], [], marker="s", markersize=9, color=ACCENT, linestyle="")]  # type: ignore[arg-type]
+    _legend(axes, handles, [f"chosen: layer {tuned.layer_index}", "steered"], columns=2)
     axes.set_xlabel("layer")
     axes.set_ylabel("score")
     return figure
@@ -48,13 +54,15 @@ def heat_map_figure(tuned: TunedSteering) -> Figure:
     """Mean change of the validation pairs' log-odds, by steered layer and strength, in nats per token."""
     rows = sorted((finalist.curve for finalist in tuned.finalists), key=lambda curve: curve.layer_index)
     changes = [[change.mean for change in curve.changes()] for curve in rows]
-    limit = max(abs(value) for row in changes for value in row) or 1.0
+    limit = 1.3 * max(abs(value) for row in changes for value in row) or 1.0
     figure, axes = _figure(0.9 + 0.5 * len(rows))
     axes.pcolormesh(changes, cmap=DIVERGING, vmin=-limit, vmax=limit, edgecolors="white", linewidth=2)
     for y, row in enumerate(changes):
         for x, value in enumerate(row):
-            color = "white" if abs(value) > 0.6 * limit else INK
-            axes.text(x + 0.5, y + 0.5, f"{value:+.2f}", ha="center", va="center", color=color)
+            color = "white" if abs(value) > 0.55 * limit else INK
+            axes.text(
+                x + 0.5, y + 0.5, _signed(round(value, 2), 2), ha="center", va="center", color=color, fontsize=_LETTERS
+            )
     axes.set_xticks([x + 0.5 for x in range(len(changes[0]))], [_signed(f) for f in rows[0].fractions])
     axes.set_yticks([y + 0.5 for y in range(len(rows))], [f"layer {curve.layer_index}" for curve in rows])
     for label, curve in zip(axes.get_yticklabels(), rows, strict=True):
@@ -78,7 +86,7 @@ def propensity_figure(tuned: TunedSteering) -> Figure:
     axes.set_xticks(tuned.curve.fractions, [_signed(fraction) for fraction in tuned.curve.fractions])
     axes.set_xlabel("strength (1 = the coherence budget)")
     axes.set_ylabel("change, nats per token")
-    _legend(axes, [(f"layer {tuned.layer_index}", ACCENT, "-"), ("random direction", SOFT, "--")])
+    _legend(axes, [_line(ACCENT, "-"), _line(SOFT, "--")], [f"layer {tuned.layer_index}", "random direction"])
     return figure
 
 
@@ -97,14 +105,11 @@ def tradeoff_figure(tuned: TunedSteering) -> Figure:
     axes.plot(costs[-1], means[-1], marker="*", markersize=15, color=ACCENT, markeredgecolor="white")
     _leave_room(axes, above=0.3)
     axes.set_xlim(left=0)
+    axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("cost on neutral text, KL in nats per token")
     axes.set_ylabel("effect, nats per token")
-    entries = [
-        ("chosen layer, test pairs (star: strength 1)", ACCENT, "-"),
-        ("steered layers, validation pairs", PALE, "-"),
-        ("coherence budget", SOFT, ":"),
-    ]
-    _legend(axes, entries)
+    names = ["chosen layer, test pairs (star: strength 1)", "steered layers, validation pairs", "coherence budget"]
+    _legend(axes, [_line(ACCENT, "-"), _line(PALE, "-"), _line(SOFT, ":")], names)
     return figure
 
 
@@ -133,19 +138,17 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(axes: Axes, entries: Sequence[tuple[str, str, str]]) -> None:
+def _legend(axes: Axes, handles: Sequence[Line2D], names: Sequence[str], columns: int = 1) -> None:
+    axes.legend(
+        handles, names, loc="upper left", frameon=False, fontsize=_LETTERS - 1, labelcolor=INK, ncols=columns,
+        handlelength=1.6, borderaxespad=0.2,
+    )  # fmt: skip
+
+
+def _line(color: str, style: str) -> Line2D:
     from matplotlib.lines import Line2D
 
-    lines = [Line2D([], [], color=color, linestyle=style, linewidth=2.5) for _, color, style in entries]
-    axes.legend(
-        lines, [name for name, _, _ in entries], loc="upper left", frameon=False, fontsize=_LETTERS - 1, labelcolor=INK
-    )
-
-
-def _name(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], ha: str) -> None:
-    axes.annotate(
-        text, place, offset, textcoords="offset points", ha=ha, color=INK, fontsize=_LETTERS, fontweight="bold"
-    )  # type: ignore[arg-type]
+    return Line2D([], [], color=color, linestyle=style, linewidth=2.5)  # type: ignore[arg-type]
 
 
 def _leave_room(axes: Axes, above: float) -> None:
@@ -153,5 +156,5 @@ def _leave_room(axes: Axes, above: float) -> None:
     axes.set_ylim(low, high + above * (high - low))
 
 
-def _signed(fraction: float) -> str:
-    return f"{fraction:+g}".replace("-", "−") if fraction else "0"
+def _signed(value: float, digits: int | None = None) -> str:
+    return (f"{value:+g}" if digits is None else f"{value:+.{digits}f}").replace("-", "−") if value else "0"
