@@ -30,10 +30,10 @@ from rotalabs_steer.decoder import decoder_layers
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
 from rotalabs_steer.evaluation.first_order import FirstOrder, NeutralCost
 from rotalabs_steer.evaluation.generation import generate_texts
-from rotalabs_steer.evaluation.intervals import bootstrap_mean
 from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.extraction import METHODS, ActivationStatistics, read_statistics
 from rotalabs_steer.extraction.gradients import pair_gradients
+from rotalabs_steer.intervals import bootstrap_mean
 from rotalabs_steer.sample_model import sample_model_path
 
 BUDGET = 0.2

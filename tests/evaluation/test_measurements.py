@@ -7,8 +7,8 @@ from rotalabs_steer.datasets import load_formality_pairs
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
 from rotalabs_steer.evaluation.coherence import CoherenceProbe, solve_quadratic
 from rotalabs_steer.evaluation.generation import generate_texts, generate_tokens
-from rotalabs_steer.evaluation.intervals import bootstrap_mean
 from rotalabs_steer.evaluation.propensity import pair_propensities, response_log_probs
+from rotalabs_steer.intervals import bootstrap_mean
 
 
 def reference_log_prob(model, text):

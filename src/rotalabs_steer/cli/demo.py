@@ -13,6 +13,7 @@ from rotalabs_steer.datasets import ContrastPairDataset, behavior_names, describ
 from rotalabs_steer.datasets.splits import split_pairs, spread
 from rotalabs_steer.decoder import decoder_layers
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
+from rotalabs_steer.evaluation.evidence import gather_evidence
 from rotalabs_steer.evaluation.generation import generate_texts, generate_tokens
 from rotalabs_steer.evaluation.report import write_report
 from rotalabs_steer.evaluation.tuning import tune
@@ -80,7 +81,10 @@ def run_demo(console: Console, model_name: str, behavior: str, output: Path) -> 
     _two_behaviors(console, model, tokenizer, tuned.vectors, other, prompts[0])
 
     report = output / "report.html"
-    write_report(report, tuned, about)
+    with console.status("measuring what the model still knows, and which tokens carry the behaviour"):
+        evidence = gather_evidence(model, tokenizer, tuned, [p for p in pairs if p.metadata["split"] == "test"])
+    evidence.save(folder)
+    write_report(report, tuned, about, evidence)
     console.rule()
     console.print(
         f"Report: [bold]{report.resolve()}[/]  ({time.perf_counter() - started:.0f} s)", highlight=False, soft_wrap=True

@@ -13,8 +13,8 @@ from rich.table import Table
 from rotalabs_steer.errors import OptionError
 
 if TYPE_CHECKING:
-    from rotalabs_steer.evaluation.intervals import Estimate
     from rotalabs_steer.evaluation.vector_evaluation import VectorEvaluation
+    from rotalabs_steer.intervals import Estimate
 
 _REFUSAL = "refusal"
 

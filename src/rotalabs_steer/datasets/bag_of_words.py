@@ -6,7 +6,6 @@ half, after the behaviour's own words are removed, a steering vector may have le
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rotalabs_steer.errors import missing_dependency
+from rotalabs_steer.intervals import wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,12 +96,12 @@ def measure_bag_of_words(pairs: Sequence[ContrastPair], markers: Sequence[str] =
     score = np.concatenate(scores).reshape(-1, 2)  # [pair, side]
     right = np.stack([score[:, 0] > 0, score[:, 1] <= 0])
     accuracy = float(right.mean())
-    low, high = _wilson(accuracy, len(tested))
+    interval = wilson_interval(accuracy * len(tested), len(tested))
     words = vectorizer.get_feature_names_out()[np.argsort(classifier.coef_[0])].tolist()
     margin = np.where(right.all(axis=0), score[:, 0] - score[:, 1], -np.inf)
     surest = [tested[index] for index in np.argsort(-margin)[:_SUREST] if np.isfinite(margin[index])]
     return BagOfWords(
-        accuracy, low, high, len(training), len(tested), method,
+        accuracy, interval.low, interval.high, len(training), len(tested), method,
         tuple(words[::-1][:_TELLING_WORDS]), tuple(words[:_TELLING_WORDS]), tuple(sorted(surest)),
     )  # fmt: skip
 
@@ -154,11 +154,3 @@ def _marker_pattern(markers: Sequence[str]) -> re.Pattern[str] | None:
 
 def _plain(text: str) -> str:
     return text.lower().replace("’", "'")
-
-
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    z = 1.96
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -10,13 +10,6 @@ from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_pro
 from rotalabs_steer.evaluation.capability import CapabilityCheck, capability_check, capability_questions
 from rotalabs_steer.evaluation.comparison import compare_with_baseline
 from rotalabs_steer.evaluation.detection import Detection, ProjectedText, auroc, detection_auroc, project
-from rotalabs_steer.evaluation.intervals import (
-    Estimate,
-    PairedComparison,
-    bootstrap_mean,
-    compare_paired,
-    wilson_interval,
-)
 from rotalabs_steer.evaluation.judge import JudgeCost, LLMJudge
 from rotalabs_steer.evaluation.metrics import BehaviorMetrics, EvaluationResult, RefusalCounts, RefusalMetrics
 from rotalabs_steer.evaluation.refusal import is_refusal
@@ -27,6 +20,13 @@ from rotalabs_steer.evaluation.text_measures import TextMeasures, measure_texts
 from rotalabs_steer.evaluation.tradeoffs import TradeoffResult, analyze_tradeoffs
 from rotalabs_steer.evaluation.tuned import TunedSteering
 from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, tune
+from rotalabs_steer.intervals import (
+    Estimate,
+    PairedComparison,
+    bootstrap_mean,
+    compare_paired,
+    wilson_interval,
+)
 
 __all__ = [
     "BehaviorMetrics",

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import FileFormatError, OptionError
-from rotalabs_steer.evaluation.intervals import Estimate, PairedComparison
 from rotalabs_steer.evaluation.text_measures import TextMeasures
 from rotalabs_steer.evaluation.tradeoffs import TradeoffResult
 from rotalabs_steer.files.atomic import write_atomically
+from rotalabs_steer.intervals import Estimate, PairedComparison
 
 if TYPE_CHECKING:
     import os

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset, as_dataset, parse_pair
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
-from rotalabs_steer.evaluation.intervals import Estimate, PairedComparison, compare_paired, wilson_interval
 from rotalabs_steer.evaluation.propensity import response_log_probs
+from rotalabs_steer.intervals import Estimate, PairedComparison, compare_paired, wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.intervals import compare_paired
+from rotalabs_steer.intervals import compare_paired
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

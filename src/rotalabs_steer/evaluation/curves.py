@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from rotalabs_steer.evaluation.coherence import CoherenceCost
-from rotalabs_steer.evaluation.intervals import Estimate, bootstrap_mean
 from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.intervals import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,9 +18,9 @@ from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair, render_prompt
 from rotalabs_steer.decoder import text_config, transformers_model
 from rotalabs_steer.errors import DatasetError, OptionError, VectorError
-from rotalabs_steer.evaluation.intervals import Estimate, wilson_interval
 from rotalabs_steer.extraction.forward_pass import read_projections
 from rotalabs_steer.injection import check_vectors
+from rotalabs_steer.intervals import Estimate, wilson_interval
 from rotalabs_steer.text_batches import plan_batches
 from rotalabs_steer.vectors import SteeringVector
 

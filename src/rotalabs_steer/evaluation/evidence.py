@@ -13,10 +13,10 @@ import torch
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.evaluation.capability import CapabilityCheck, capability_check
 from rotalabs_steer.evaluation.detection import Detection, ProjectedText, detection_auroc, project
-from rotalabs_steer.evaluation.intervals import Estimate, PairedComparison
 from rotalabs_steer.files.atomic import write_atomically
 from rotalabs_steer.files.reading import MAX_JSON_BYTES, parse_json_object, read_bytes
 from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.intervals import Estimate, PairedComparison
 
 if TYPE_CHECKING:
     import os

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from rotalabs_steer.evaluation.curves import LayerCurve
-from rotalabs_steer.evaluation.intervals import Estimate, bootstrap_mean
+from rotalabs_steer.intervals import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

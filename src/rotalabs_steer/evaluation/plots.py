@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rotalabs_steer.errors import missing_dependency
-from rotalabs_steer.evaluation.intervals import bootstrap_mean
+from rotalabs_steer.intervals import bootstrap_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
     from rotalabs_steer.evaluation.curves import LayerCurve
-    from rotalabs_steer.evaluation.intervals import Estimate
     from rotalabs_steer.evaluation.tuned import TunedSteering
+    from rotalabs_steer.intervals import Estimate
 
 INK, SOFT, GRID, ACCENT, PALE, ORANGE = "#1f2933", "#5b6773", "#d5dbe1", "#0b6e69", "#9fc5c2", "#c25100"
 DIVERGING = "PuOr_r"

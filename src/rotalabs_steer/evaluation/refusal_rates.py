@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
-from rotalabs_steer.evaluation.intervals import Estimate, PairedComparison, compare_paired, mean_of, rate_of
 from rotalabs_steer.evaluation.metrics import EvaluationResult, RefusalCounts, RefusalMetrics
 from rotalabs_steer.evaluation.refusal import is_refusal
 from rotalabs_steer.evaluation.strengths import outcomes
 from rotalabs_steer.evaluation.text_measures import measure_texts
 from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.intervals import Estimate, PairedComparison, compare_paired, mean_of, rate_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
-from rotalabs_steer.evaluation.intervals import compare_paired, wilson_interval
 from rotalabs_steer.evaluation.metrics import BehaviorMetrics
 from rotalabs_steer.evaluation.text_measures import measure_texts
 from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.intervals import compare_paired, wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,10 +11,10 @@ from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.capability import CapabilityCheck, capability_check
 from rotalabs_steer.evaluation.coherence import CoherenceCost, CoherenceProbe
 from rotalabs_steer.evaluation.detection import Detection, detection_auroc
-from rotalabs_steer.evaluation.intervals import PairedComparison, compare_paired
 from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
 from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.intervals import PairedComparison, compare_paired
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

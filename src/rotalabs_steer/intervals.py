@@ -45,8 +45,11 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int = 2000, seed: int 
     return Estimate(float(sample.mean()), float(low), float(high))
 
 
-def wilson_interval(successes: int, trials: int) -> Estimate:
+def wilson_interval(successes: float, trials: int) -> Estimate:
     """A rate with its 95 % score interval (Wilson 1927), which stays inside 0 to 1 and is honest near both ends.
+
+    Args:
+        successes: may be a fraction, where a trial is half a success.
 
     Raises:
         OptionError: there are no trials, or more successes than trials.

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.intervals import compare_paired, mean_of, rate_of, wilson_interval
+from rotalabs_steer.intervals import compare_paired, mean_of, rate_of, wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (0, 10), (3, 10), (10, 10), (47, 100), (1, 1000)])
