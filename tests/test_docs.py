@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import rotalabs_steer
+from made_up_tuning import tuned_steering
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.extraction import METHODS
 from rotalabs_steer.sample_model import sample_model_path
@@ -102,6 +103,17 @@ def test_datasets(tmp_path, monkeypatch):
     assert given["pairs"][0].metadata == {"source": "mine"}
     assert [finding.reason for finding in given["report"].findings if finding.measure != "words"] == []
     assert given["boldness"][0].asks_differently
+
+
+@pytest.mark.real_model
+def test_evaluation(smollm, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"model": smollm, "tokenizer": tokenizer, "tuned": tuned_steering()}
+    run("evaluation.md", given)
+    assert float(given["letter"].text_scores) > float(given["note"].text_scores)
+    assert given["detection"].auroc.mean > 0.9
+    assert given["check"].unsteered.mean > 0.7
+    assert Path("report.html").stat().st_size > 20_000
 
 
 @pytest.mark.real_model

@@ -20,6 +20,7 @@ from rotalabs_steer.evaluation.text_measures import TextMeasures, measure_texts
 from rotalabs_steer.evaluation.tradeoffs import TradeoffResult, analyze_tradeoffs
 from rotalabs_steer.evaluation.tuned import TunedSteering
 from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, tune
+from rotalabs_steer.evaluation.vector_evaluation import StrengthEvaluation, VectorEvaluation, evaluate_vector
 from rotalabs_steer.intervals import (
     Estimate,
     PairedComparison,
@@ -44,12 +45,14 @@ __all__ = [
     "RefusalCounts",
     "RefusalMetrics",
     "Sampling",
+    "StrengthEvaluation",
     "TextMeasures",
     "TimedAnswers",
     "TradeoffResult",
     "TunedSteering",
     "Tuner",
     "TuningOptions",
+    "VectorEvaluation",
     "analyze_tradeoffs",
     "answer_prompts",
     "auroc",
@@ -61,6 +64,7 @@ __all__ = [
     "detection_auroc",
     "evaluate_refusal",
     "evaluate_steering_strength",
+    "evaluate_vector",
     "find_optimal_strength",
     "generate_response",
     "is_refusal",
