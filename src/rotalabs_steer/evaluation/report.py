@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import missing_dependency
@@ -68,6 +68,7 @@ def write_report(
     environment.filters["signed"] = _signed
     page = environment.from_string(template).render(
         tuned=tuned,
+        model=PurePath(str(tuned.provenance.get("model") or tuned.vectors.model_name)).name,
         sides=sides or {},
         evidence=evidence,
         figures=_figures(tuned),
@@ -198,7 +199,8 @@ def _color(relative: float) -> str:
 
 
 def _signed(value: float, digits: int = 2) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
+    rounded = round(value, digits) + 0.0  # no minus before a zero
+    return f"{rounded:+.{digits}f}".replace("-", "−")
 
 
 def _flat(record: Mapping[str, Any], before: str = "") -> dict[str, str]:
