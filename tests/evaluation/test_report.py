@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from made_up_tuning import tuned_steering
 from rotalabs_steer.errors import FileFormatError
@@ -109,11 +110,13 @@ def test_evidence_is_kept_beside_the_tuning(tmp_path):
         Evidence.load(tmp_path)
 
 
-def test_evidence_is_measured_at_the_chosen_layer(llama, words, tmp_path):
-    tuned = tuned_steering(hidden=16)
-    spoken = dict.fromkeys((-1.0, 0.0, 1.0), ("w20 w21 w22", ""))
-    tuned = dataclasses.replace(tuned, answers=Answers(("w30", "w31"), spoken, tuned.answers.scores))
-    found = gather_evidence(llama, words, tuned, [{"prompt": "w30", "positive": "w40 w41", "negative": "w42 w43"}])
+@pytest.mark.real_model
+def test_evidence_is_measured_at_the_chosen_layer(small_model, tokenizer, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(small_model)
+    tuned = tuned_steering(hidden=32)
+    spoken = dict.fromkeys((-1.0, 0.0, 1.0), ("Boil it.", ""))
+    tuned = dataclasses.replace(tuned, answers=Answers(("An egg?", "And now?"), spoken, tuned.answers.scores))
+    found = gather_evidence(model, tokenizer, tuned, [{"prompt": "Well?", "positive": "Yes, sir.", "negative": "Yep."}])
     assert found.detection.layer_index == tuned.layer_index
     assert [len(texts) for texts in found.projected.values()] == [1, 1, 1], "an empty answer has no tokens"
     assert found.capability.change.pairs == len(found.capability.log_odds)
