@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from made_up_tuning import tuned_steering
 from rotalabs_steer.errors import FileFormatError
@@ -111,8 +111,8 @@ def test_evidence_is_kept_beside_the_tuning(tmp_path):
 
 
 @pytest.mark.real_model
-def test_evidence_is_measured_at_the_chosen_layer(small_model, tokenizer, tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(small_model)
+def test_evidence_is_measured_at_the_chosen_layer(small_model, tmp_path):
+    model, tokenizer = (kind.from_pretrained(small_model) for kind in (AutoModelForCausalLM, AutoTokenizer))
     tuned = tuned_steering(hidden=32)
     spoken = dict.fromkeys((-1.0, 0.0, 1.0), ("Boil it.", ""))
     tuned = dataclasses.replace(tuned, answers=Answers(("An egg?", "And now?"), spoken, tuned.answers.scores))
