@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.errors import ChatTemplateError, DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rotalabs_steer.datasets.pairs import ContrastPair
 
@@ -86,23 +86,37 @@ def render_prompt(tokenizer: Any, prompt: str, system: str | None = None) -> tup
     Raises:
         ChatTemplateError: the tokenizer has no chat template, or its template refuses the messages.
     """
+    messages = [{"role": "user", "content": prompt}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    text = render_messages(tokenizer, messages)
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def render_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """A conversation as text, up to and with the header of the assistant's turn.
+
+    Args:
+        messages: dicts with `role` and `content`, and what else the template knows.
+        options: for the template, such as `tools`.
+
+    Raises:
+        ChatTemplateError: the tokenizer has no chat template, or its template refuses the messages.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise ChatTemplateError(
             "The tokenizer has no chat template, so a prompt cannot be rendered as the model expects it. Set "
             "tokenizer.chat_template (for a base model, for example \"{% for m in messages %}{{ m['content'] }}\\n"
             '{% endfor %}"), or give pairs without prompts: two plain texts.'
         )
-    messages = [{"role": "user", "content": prompt}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
     except Exception as error:  # templates raise whatever their author chose
         raise ChatTemplateError(
             f"The tokenizer's chat template refused the messages (roles {[m['role'] for m in messages]}): {error}. "
             "If it has no system role, put the system message into the prompt."
         ) from error
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return str(text)
 
 
 def _render_side(tokenizer: Any, prompt: str | None, system: str | None, text: str, span: str | None) -> RenderedText:

@@ -32,6 +32,13 @@ def generate_tokens(
     """
     systems = [system] * len(prompts) if system is None or isinstance(system, str) else system
     rows = [render_prompt(tokenizer, prompt, own) for prompt, own in zip(prompts, systems, strict=True)]
+    return continue_rows(model, tokenizer, rows, max_new_tokens, **options)
+
+
+def continue_rows(
+    model: nn.Module, tokenizer: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, **options: Any
+) -> list[list[int]]:
+    """What the model writes after each row of token ids, as `generate_tokens` gives it."""
     length = max(len(row) for row in rows)
     device = next(model.parameters()).device
     ends = _end_tokens(model, tokenizer)
@@ -46,7 +53,7 @@ def generate_tokens(
         output = model.generate(  # type: ignore[operator]
             input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens, **settings
         )
-    return [_until(row, ends) for row in output[:, length:].tolist()]
+    return [_until(row, ends | {pad}) for row in output[:, length:].tolist()]
 
 
 def generate_texts(

@@ -1,0 +1,1 @@
+"""Other frameworks, steered: LangChain, lm-evaluation-harness and Inspect."""

@@ -1,0 +1,227 @@
+"""Steered answers to rendered prompts: a batch at once, or one piece by piece."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import queue
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from rotalabs_steer.decoder import text_config
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.evaluation.generation import continue_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from rotalabs_steer.integrations.langchain.steering import Steering
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are generated; `options` go to `model.generate` as they are."""
+
+    max_new_tokens: int
+    temperature: float
+    stop: tuple[str, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0:
+            raise OptionError(
+                f"max_new_tokens must be at least 1 and temperature at least 0, got {self.max_new_tokens} and "
+                f"{self.temperature}."
+            )
+
+    def for_generate(self, tokenizer: Any) -> dict[str, Any]:
+        """The keyword arguments of `model.generate`, but for the number of tokens."""
+        chosen: dict[str, Any] = {"do_sample": self.temperature > 0}
+        if self.temperature > 0:
+            chosen["temperature"] = self.temperature
+        if self.stop:
+            chosen |= {"stop_strings": list(self.stop), "tokenizer": tokenizer}
+        return chosen | dict(self.options)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, as token ids, with the strengths that it is answered at."""
+
+    ids: tuple[int, ...]
+    strengths: Mapping[str, float] = field(hash=False)
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote, up to a stop string.
+
+    Attributes:
+        finished: the model came to an end by itself or to a stop string; False where it was cut at `max_new_tokens`.
+    """
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    finished: bool
+
+
+class Generator:
+    """A model with its tokenizer and steering."""
+
+    def __init__(self, tokenizer: Any, steering: Steering) -> None:
+        self.tokenizer = tokenizer
+        self.steering = steering
+        self.window: int | None = getattr(text_config(steering.model), "max_position_embeddings", None)
+
+    def request(self, text: str, strengths: Mapping[str, float], sampling: Sampling, *, special: bool) -> Request:
+        """A rendered prompt as a request. `special`: the text is plain, so special tokens such as BOS are still to add.
+
+        Raises:
+            OptionError: the prompt is empty or fills the model's context.
+        """
+        ids = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        if not ids:
+            raise OptionError("The prompt is empty: there is nothing to answer.")
+        if self.window is not None and len(ids) >= self.window:
+            raise OptionError(f"The prompt has {len(ids)} tokens; the model's context holds {self.window}. Shorten it.")
+        return Request(ids, strengths, sampling)
+
+    def answers(self, requests: Sequence[Request]) -> list[Answer]:
+        """The answers to requests, in their order: one batch for each way of sampling, strengths by row."""
+        answers: dict[int, Answer] = {}
+        for sampling in dict.fromkeys(request.sampling for request in requests):
+            numbers = [number for number, request in enumerate(requests) if request.sampling == sampling]
+            batch = [requests[number] for number in numbers]
+            for number, request, (row, finished) in zip(numbers, batch, self.generate(batch, {}), strict=True):
+                text = self.tokenizer.decode(row, skip_special_tokens=True)
+                before = "".join(up_to([text], sampling.stop))
+                answers[number] = Answer(before, len(request.ids), len(row), finished)
+        return [answers[number] for number in range(len(requests))]
+
+    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[tuple[list[int], bool]]:
+        """New tokens for each request, all sampled in one way, and whether they came to an end."""
+        sampling = requests[0].sampling
+        most = sampling.max_new_tokens
+        if self.window is not None:
+            most = min(most, self.window - max(len(request.ids) for request in requests))
+        injector = self.steering.injector([request.strengths for request in requests])
+        with injector.scoped() if injector is not None else contextlib.nullcontext():
+            rows = continue_rows(
+                self.steering.model,
+                self.tokenizer,
+                [request.ids for request in requests],
+                most,
+                **sampling.for_generate(self.tokenizer),
+                **options,
+            )
+        return [(row, len(row) < most) for row in rows]
+
+    def stream(self, request: Request) -> AnswerStream:
+        """The answer to a request, piece by piece."""
+        return AnswerStream(self, request)
+
+
+class AnswerStream:
+    """Iterates over the pieces of one answer; `answer` is there once the last has been read.
+
+    The model runs in a thread of its own, where it is steered. A reader who leaves early stops it.
+    """
+
+    def __init__(self, generator: Generator, request: Request) -> None:
+        self._generator = generator
+        self._request = request
+        self.answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        left = threading.Event()
+
+        def run() -> None:
+            options = {
+                "streamer": _Pieces(self._generator.tokenizer, pieces),
+                "stopping_criteria": StoppingCriteriaList([_Left(left)]),
+            }
+            try:
+                pieces.put(self._generator.generate([self._request], options)[0])
+            except BaseException as error:  # raised where the pieces are read
+                pieces.put(error)
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
+        thread.start()
+        text = ""
+        outcome: list[tuple[list[int], bool]] = []
+        try:
+            for piece in up_to(_read(pieces, outcome), self._request.sampling.stop):
+                text += piece
+                yield piece
+            ((row, finished),) = outcome
+            self.answer = Answer(text, len(self._request.ids), len(row), finished)
+        finally:
+            left.set()
+            thread.join()
+
+
+def up_to(pieces: Iterable[str], ends: Sequence[str]) -> Iterator[str]:
+    """The text before the first of some ends. What could be the beginning of an end is held back until it is not.
+
+    All pieces are read, also those behind an end.
+    """
+    held = ""
+    ended = False
+    for piece in pieces:
+        if ended:
+            continue
+        held += piece
+        places = [place for end in ends if (place := held.find(end)) >= 0]
+        ended = bool(places)
+        safe = min(places) if ended else len(held) - _begun(held, ends)
+        if safe:
+            yield held[:safe]
+        held = "" if ended else held[safe:]
+    if held:
+        yield held
+
+
+def _begun(text: str, ends: Sequence[str]) -> int:
+    """How many characters at the end of a text may be the beginning of an end."""
+    lengths = (n for end in ends for n in range(len(end) - 1, 0, -1) if text.endswith(end[:n]))
+    return max(lengths, default=0)
+
+
+def _read(pieces: queue.SimpleQueue[Any], outcome: list[tuple[list[int], bool]]) -> Iterator[str]:
+    """The pieces as they come; what follows them goes to `outcome`, or is raised."""
+    while isinstance(piece := pieces.get(), str):
+        yield piece
+    if isinstance(piece, BaseException):
+        raise piece
+    outcome.append(piece)
+
+
+class _Pieces(TextStreamer):  # type: ignore[misc]
+    """Puts what the model writes into a queue, in pieces that end between words."""
+
+    def __init__(self, tokenizer: Any, pieces: queue.SimpleQueue[Any]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._queue = pieces
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called for every piece, empty ones included."""
+        if text:
+            self._queue.put(text)
+
+
+class _Left(StoppingCriteria):  # type: ignore[misc]
+    """Stops a generation that nobody reads any more."""
+
+    def __init__(self, left: threading.Event) -> None:
+        self._left = left
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
+        """One answer for each row."""
+        return torch.full((input_ids.shape[0],), self._left.is_set(), device=input_ids.device)

@@ -1,0 +1,132 @@
+"""Behaviours of one model and how strongly each acts: now, and for single calls."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.injection import MultiVectorInjector, check_vectors
+from rotalabs_steer.integrations.vector_sources import Vectors, at_layer, load_vectors
+from rotalabs_steer.plans import check_strength
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from rotalabs_steer.positions import Scope
+    from rotalabs_steer.vectors import SteeringVectorSet
+
+_CONFIG_KEYS = {"vector_path", "vectors", "strength", "layer"}
+
+
+class Steering:
+    """Vector sets by behaviour, with the strength at which each acts unless a call says otherwise.
+
+    Args:
+        configs: by behaviour (any name), a dict with `vector_path` (a set or a single vector) or `vectors` (one in
+            hand); `strength`, by default 1.0; and `layer`, by default the set's own choice.
+
+    Raises:
+        OptionError: a dict with other keys, without vectors, or with a strength that is no finite number.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        configs: Mapping[str, Mapping[str, Any]],
+        injection_mode: Scope = "all",
+        *,
+        check_model: bool = True,
+    ) -> None:
+        self.model = model
+        self.injection_mode = injection_mode
+        self.check_model = check_model
+        self._sets: dict[str, SteeringVectorSet] = {}
+        self._strengths: dict[str, float] = {}
+        for behavior, config in configs.items():
+            vectors, layer, strength = _read_config(behavior, config)
+            self.add(behavior, vectors, strength, layer)
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """The present strength of each behaviour."""
+        return dict(self._strengths)
+
+    def add(
+        self,
+        behavior: str,
+        vectors: str | os.PathLike[str] | Vectors,
+        strength: float = 1.0,
+        layer: int | None = None,
+    ) -> None:
+        """Adds a behaviour, or replaces its vectors. Vectors that do not fit the model are refused."""
+        loaded = at_layer(load_vectors(vectors), layer)
+        check_vectors(self.model, [loaded.get_best()], check_model=self.check_model)
+        number = _one_number(strength)
+        self._sets[behavior] = loaded
+        self._strengths[behavior] = number
+
+    def set_strength(self, behavior: str, strength: float) -> None:
+        """Changes a strength, from the next call on. KeyError for an unknown behaviour."""
+        self.get_strength(behavior)
+        self._strengths[behavior] = _one_number(strength)
+
+    def get_strength(self, behavior: str) -> float:
+        """The present strength of a behaviour. KeyError for an unknown one."""
+        if behavior not in self._strengths:
+            raise KeyError(f"No vectors for behaviour {behavior!r}; there are {list(self._sets)}.")
+        return self._strengths[behavior]
+
+    def merged(self, overrides: Mapping[str, float] | None) -> dict[str, float]:
+        """The strengths of one call: the present ones, but for those that the call names.
+
+        Raises:
+            OptionError: a behaviour without vectors, or a strength that is no finite number.
+        """
+        unknown = [name for name in overrides or {} if name not in self._sets]
+        if unknown:
+            raise OptionError(f"Strength for {unknown[0]!r}, but there are vectors for {list(self._sets)} only.")
+        return self.strengths | {name: _one_number(number) for name, number in (overrides or {}).items()}
+
+    def injector(self, rows: Sequence[Mapping[str, float]]) -> MultiVectorInjector | None:
+        """What steers a batch, each row by its own strengths; None where there is nothing to steer by."""
+        if not self._sets:
+            return None
+        strengths: dict[str, float | list[float]] = {}
+        for behavior in rows[0]:
+            column = [row[behavior] for row in rows]
+            strengths[behavior] = column[0] if len(set(column)) == 1 else column
+        sets = {behavior: self._sets[behavior] for behavior in rows[0]}
+        return MultiVectorInjector(self.model, sets, strengths, self.injection_mode, check_model=self.check_model)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Layer and digest of each acting vector: what a cache must not mix up."""
+        acting = {behavior: vectors.get_best() for behavior, vectors in self._sets.items()}
+        return {
+            behavior: f"layer {vector.layer_index} of "
+            + hashlib.sha256(vector.vector.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
+            for behavior, vector in acting.items()
+        }
+
+
+def _read_config(behavior: str, config: Mapping[str, Any]) -> tuple[Any, int | None, float]:
+    unknown = set(config) - _CONFIG_KEYS
+    if unknown:
+        raise OptionError(
+            f"The steering config of {behavior!r} has {sorted(unknown)}; it takes vector_path or vectors, strength and "
+            "layer."
+        )
+    sources = [config[key] for key in ("vector_path", "vectors") if config.get(key) is not None]
+    if len(sources) != 1:
+        raise OptionError(f"The steering config of {behavior!r} needs vector_path or vectors: one of them.")
+    return sources[0], config.get("layer"), config.get("strength", 1.0)
+
+
+def _one_number(strength: float) -> float:
+    checked = check_strength(strength)
+    if isinstance(checked, tuple):
+        raise OptionError(f"Strength {strength!r} is a list; each call takes one number a behaviour.")
+    return checked

@@ -1,0 +1,121 @@
+"""Vector sets from wherever a user has them, and a model that is steered by them from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rotalabs_steer.errors import LayerError, OptionError, VectorError
+from rotalabs_steer.injection import MultiVectorInjector
+from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
+
+if TYPE_CHECKING:
+    import os
+
+    from torch import nn
+
+    from rotalabs_steer.positions import Scope
+
+Vectors = SteeringVectorSet | SteeringVector
+
+
+def load_vectors(source: str | os.PathLike[str] | Vectors) -> SteeringVectorSet:
+    """The vector set at a path, or a single vector (there or in hand) as a set of one.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+        FileFormatError: it is damaged, unsafe or holds no vectors.
+    """
+    if isinstance(source, SteeringVectorSet):
+        return source
+    if isinstance(source, SteeringVector):
+        return SteeringVectorSet(source.behavior, [source])
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return SteeringVectorSet.load(path)
+    if path.suffix in {".json", ".pt"} or path.with_name(f"{path.name}.json").exists():
+        return load_vectors(SteeringVector.load(path))
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There are no steering vectors at {path}: neither a folder of a set nor {path.name}.json with its .pt."
+        )
+    return SteeringVectorSet.load(path)
+
+
+def load_vector_sets(source: str | os.PathLike[str]) -> dict[str, SteeringVectorSet]:
+    """All sets at a path, by behaviour: one set, one vector, or every set in a folder of sets.
+
+    Raises:
+        VectorError: two sets are of one behaviour, or the folder holds none.
+    """
+    path = Path(source).expanduser()
+    if not path.is_dir() or (path / "metadata.json").exists():
+        only = load_vectors(path)
+        return {only.behavior: only}
+    sets: dict[str, SteeringVectorSet] = {}
+    for folder in sorted(inner for inner in path.iterdir() if (inner / "metadata.json").exists()):
+        found = load_vectors(folder)
+        if found.behavior in sets:
+            raise VectorError(f"{path} holds two sets of {found.behavior!r}. Name the folder of the one you mean.")
+        sets[found.behavior] = found
+    if not sets:
+        raise VectorError(f"{path} is a folder without vector sets: no metadata.json in it or in a folder of it.")
+    return sets
+
+
+def at_layer(vectors: SteeringVectorSet, layer: int | None) -> SteeringVectorSet:
+    """The set with only the vector of one layer; the whole set where `layer` is None.
+
+    Raises:
+        LayerError: the set has no vector there.
+    """
+    if layer is None:
+        return vectors
+    chosen = vectors.get(layer)
+    if chosen is None:
+        raise LayerError(f"The set of {vectors.behavior!r} has no vector at layer {layer}; it has {vectors.layers}.")
+    return SteeringVectorSet(vectors.behavior, [chosen], vectors.metadata)
+
+
+def strength_by_behavior(
+    sets: Mapping[str, SteeringVectorSet], strength: float | str | Mapping[str, float]
+) -> dict[str, float]:
+    """One number for every behaviour, or the numbers as given; text is taken for a number.
+
+    Raises:
+        OptionError: text that is no number.
+    """
+    if isinstance(strength, Mapping):
+        return dict(strength)
+    try:
+        return dict.fromkeys(sets, float(strength))
+    except (TypeError, ValueError):
+        raise OptionError(
+            f"strength is {strength!r}; give a number, or one for each behaviour such as {dict.fromkeys(sets, 1.0)}."
+        ) from None
+
+
+def steer_model(
+    model: nn.Module,
+    vectors: str | os.PathLike[str],
+    strength: float | str | Mapping[str, float] = 1.0,
+    *,
+    layer: int | None = None,
+    injection_mode: Scope = "all",
+    check_model: bool = True,
+) -> MultiVectorInjector:
+    """Steers every call of a model from now on; call `detach` of what is returned to end it.
+
+    Args:
+        vectors: path of one set, one vector, or a folder of sets, which all act.
+        strength: one number for every behaviour, or a number by behaviour (1.0 for those left out).
+        layer: where every behaviour acts; by default the layer that tuning chose, else the set's best.
+        injection_mode, check_model: as in `MultiVectorInjector`.
+    """
+    sets = load_vector_sets(vectors)
+    injector = MultiVectorInjector(
+        model, sets, strength_by_behavior(sets, strength), injection_mode, layer, check_model=check_model
+    )
+    injector.attach()
+    return injector
