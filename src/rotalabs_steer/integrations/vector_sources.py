@@ -81,18 +81,22 @@ def at_layer(vectors: SteeringVectorSet, layer: int | None) -> SteeringVectorSet
 def strength_by_behavior(
     sets: Mapping[str, SteeringVectorSet], strength: float | str | Mapping[str, float]
 ) -> dict[str, float]:
-    """One number for every behaviour, or the numbers as given; text is taken for a number.
+    """One number for every behaviour, or numbers by behaviour: a mapping, or text like "formality:1;refusal:-0.5".
 
     Raises:
-        OptionError: text that is no number.
+        OptionError: text that is neither.
     """
     if isinstance(strength, Mapping):
         return dict(strength)
     try:
+        if isinstance(strength, str) and ":" in strength:
+            named = [part.rpartition(":") for part in strength.split(";")]
+            return {behavior.strip(): float(number) for behavior, _, number in named}
         return dict.fromkeys(sets, float(strength))
     except (TypeError, ValueError):
         raise OptionError(
-            f"strength is {strength!r}; give a number, or one for each behaviour such as {dict.fromkeys(sets, 1.0)}."
+            f"strength is {strength!r}; give a number, or one for each behaviour such as "
+            f"{';'.join(f'{behavior}:1.0' for behavior in sets)!r}."
         ) from None
 
 

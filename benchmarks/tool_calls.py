@@ -1,0 +1,105 @@
+"""How often an agent's model calls a tool, steered by `tool_restraint` and not.
+
+    python benchmarks/tool_calls.py --model FOLDER_OR_ID --strengths -2 2
+
+The vector comes from the built-in pairs (train split). Prompts are those of the test split, which need no tool, and of
+`evaluation.jsonl`, half of which need one. What is counted is the first turn of an agent that has been given three
+tools. Rates have Wilson intervals; changes are paired by prompt. One whole agent run a strength is printed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.tools import tool
+
+from rotalabs_steer.datasets import load_tool_restraint_pairs
+from rotalabs_steer.datasets.builtin import load_evaluation
+from rotalabs_steer.evaluation.intervals import compare_paired, rate_of
+from rotalabs_steer.extraction import extract_caa_vectors
+from rotalabs_steer.integrations.langchain import SteeredAgentExecutor, SteeredChatModel
+from rotalabs_steer.sample_model import sample_model_path
+
+SYSTEM = "You are a helpful assistant."
+
+
+@tool
+def web_search(query: str) -> str:
+    """Search the public web."""
+    return f"No results for {query}."
+
+
+@tool
+def calculator(expression: str) -> str:
+    """Evaluate an arithmetic expression."""
+    return f"{expression} = 42"
+
+
+@tool
+def get_weather(city: str) -> str:
+    """Weather forecast for a place."""
+    return f"Rain in {city}."
+
+
+TOOLS = [web_search, calculator, get_weather]
+
+
+def main() -> None:
+    options = read_options()
+    chat: Any = SteeredChatModel(
+        model_name=options.model or str(sample_model_path()), temperature=0, max_new_tokens=options.tokens
+    )
+    pairs = load_tool_restraint_pairs("train")[: options.pairs]
+    vectors = extract_caa_vectors(chat.model, chat.tokenizer, pairs, [options.layer])
+    chat.add_vector("tool_restraint", vectors, 0.0)
+    print(f"layer {options.layer}, norm {vectors[options.layer].norm:.1f}, {len(pairs)} pairs")
+
+    prompts = [(example.prompt, example.expected_behavior) for example in load_evaluation("tool_restraint")]
+    prompts += [(pair.prompt, True) for pair in load_tool_restraint_pairs("test")]
+    prompts = prompts[: options.prompts]
+    strengths = [0.0, *options.strengths]
+    outcomes = {strength: first_turns(chat, [prompt for prompt, _ in prompts], strength) for strength in strengths}
+
+    for needless, label in ((True, "no tool needed"), (False, "a tool needed")):
+        rows = [number for number, (_, direct) in enumerate(prompts) if direct is needless]
+        print(f"\n{label}: {len(rows)} prompts")
+        for strength in strengths:
+            called = [outcomes[strength][row][0] for row in rows]
+            tried = sum(outcomes[strength][row][1] for row in rows)
+            line = f"  strength {strength:+.1f}: called {sum(called)}, rate {rate_of(called)}, unreadable calls {tried}"
+            if strength:
+                before = [float(outcomes[0.0][row][0]) for row in rows]
+                change = compare_paired(before, [float(one) for one in called])
+                line += f", change {change.difference} (p = {change.p_value:.3f})"
+            print(line)
+
+    for strength in strengths:
+        chat.set_strength("tool_restraint", strength)
+        agent = SteeredAgentExecutor(chat, TOOLS, SYSTEM, max_iterations=2)
+        print(f"\nagent at {strength:+.1f}: {agent.run(prompts[0][0])!r}")
+
+
+def first_turns(chat: Any, prompts: list[str], strength: float) -> list[tuple[bool, bool]]:
+    """For each prompt: a tool was called; something that was meant as a call could not be read."""
+    inputs = [[SystemMessage(SYSTEM), HumanMessage(prompt)] for prompt in prompts]
+    answers = chat.bind_tools(TOOLS).batch(inputs, {"configurable": {"strengths": {"tool_restraint": strength}}})
+    for answer in answers[:2]:
+        print(f"  {strength:+.1f}  {answer.content[:100]!r} {answer.tool_calls}")
+    return [(bool(answer.tool_calls), bool(answer.invalid_tool_calls)) for answer in answers]
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="Hugging Face id or folder; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--layer", type=int, default=15)
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--strengths", type=float, nargs="+", default=[-2.0, 2.0])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

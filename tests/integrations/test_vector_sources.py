@@ -1,0 +1,64 @@
+import pytest
+
+from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer.errors import LayerError, OptionError, VectorError
+from rotalabs_steer.integrations.vector_sources import (
+    at_layer,
+    load_vector_sets,
+    load_vectors,
+    steer_model,
+    strength_by_behavior,
+)
+from tiny import make_vector
+
+
+def test_a_set_a_vector_or_a_folder_of_sets(vector_folder, llama, tmp_path):
+    formality = SteeringVectorSet.load(vector_folder / "formality")
+    assert load_vectors(vector_folder / "formality") == load_vectors(formality) == formality
+    assert load_vector_sets(vector_folder / "formality") == {"formality": formality}
+    assert list(load_vector_sets(vector_folder)) == ["formality", "refusal"]
+    vector = make_vector(llama, behavior="humor")
+    vector.save(tmp_path / "humor.v1")
+    for path in ("humor.v1", "humor.v1.json", "humor.v1.pt"):
+        assert list(load_vectors(tmp_path / path)) == [vector]
+    assert isinstance(load_vectors(vector), SteeringVectorSet)
+    assert list(load_vector_sets(tmp_path / "humor.v1")) == ["humor"]
+
+
+def test_paths_without_vectors(vector_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There are no steering vectors at .*nowhere: neither a folder"):
+        load_vectors(tmp_path / "nowhere")
+    with pytest.raises(VectorError, match="is a folder without vector sets"):
+        load_vector_sets(tmp_path)
+    for name in ("a", "b"):
+        SteeringVectorSet.load(vector_folder / "refusal").save(tmp_path / name)
+    with pytest.raises(VectorError, match="holds two sets of 'refusal'"):
+        load_vector_sets(tmp_path)
+
+
+def test_one_layer_of_a_set(vector_folder):
+    formality = load_vectors(vector_folder / "formality")
+    assert at_layer(formality, None) is formality
+    assert at_layer(formality, 2).layers == [2]
+    with pytest.raises(LayerError, match=r"'formality' has no vector at layer 7; it has \[1, 2\]"):
+        at_layer(formality, 7)
+
+
+def test_strengths(vector_folder):
+    sets = load_vector_sets(vector_folder)
+    assert strength_by_behavior(sets, "1.5") == {"formality": 1.5, "refusal": 1.5}
+    assert strength_by_behavior(sets, "formality:1; refusal:-0.5") == {"formality": 1.0, "refusal": -0.5}
+    assert strength_by_behavior(sets, {"refusal": 2.0}) == {"refusal": 2.0}
+    with pytest.raises(OptionError, match=r"strength is 'much'; give a number, or .*'formality:1.0;refusal:1.0'"):
+        strength_by_behavior(sets, "much")
+
+
+def test_a_model_steered_from_then_on(llama, vector_folder):
+    injector = steer_model(llama, vector_folder, "refusal:-1.0", layer=2)
+    assert injector.attached
+    assert injector.strengths == {"formality": 1.0, "refusal": -1.0}
+    assert {vector.layer_index for vector in injector.vectors.values()} == {2}
+    injector.detach()
+    with pytest.raises(OptionError, match="Strength for 'wit'"):
+        steer_model(llama, vector_folder, {"wit": 1.0})
+    assert isinstance(next(iter(injector.vectors.values())), SteeringVector)
