@@ -24,6 +24,19 @@ def run(page, given):
         exec(compile(block, page, "exec"), given)
 
 
+SAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TASK = """
+task: my_task
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: answer
+doc_to_choice: choices
+"""
+
+
 def vector_set(behavior):
     return SteeringVectorSet(behavior, [SteeringVector(behavior, n, torch.randn(576), "SmolLM2") for n in (14, 15)])
 
@@ -124,3 +137,32 @@ def test_the_readme(capsys, tmp_path, monkeypatch):
     answers = re.findall(r"^(?:-1\.0|0\.0|1\.0) (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert len(set(answers)) == 3
     assert SteeringVectorSet.load("vectors/formality").layers == list(range(30))
+
+
+@pytest.mark.real_model
+def test_langchain(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vector_set("formality").scale(0.1).save("vectors/formality")
+    given = {}
+    for block in blocks("langchain.md"):
+        exec(block.replace(SAMPLE, str(sample_model_path())), given)
+    formal, casual = given["answers"]
+    assert formal.content != casual.content
+    assert formal.response_metadata["strengths"] == {"formality": 1.5, "politeness": 0.0}
+    assert given["agent"].get_strength("formality") == 0.5
+
+
+@pytest.mark.real_model
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # the harness's own
+def test_harnesses(tmp_path, monkeypatch):
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    vector_set("formality").scale(0.1).save("vectors/formality")
+    Path("rows.jsonl").write_text('{"question": "Grass is", "choices": [" green", " blue"], "answer": 0}\n')
+    Path("my_task.yaml").write_text(TASK)
+    given = {"tasks": TaskManager(include_path=".", include_defaults=False)}
+    (block,) = blocks("harnesses.md")
+    exec(block.replace(SAMPLE, str(sample_model_path())), given)
+    assert given["results"]["config"]["steering"]["strengths"] == {"formality": 1.0}

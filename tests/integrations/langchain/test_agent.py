@@ -1,4 +1,4 @@
-"""Agents: the graph, the tools and the chat template are real; what the model writes is given, as no small model would."""
+"""Agents: graph, tools and chat template are real; what the model writes is given, as no small model would."""
 
 import asyncio
 import json
