@@ -61,8 +61,8 @@ def test_a_template_that_knows_tools_gets_them_as_they_are(tokenizer, monkeypatc
     monkeypatch.setattr(tokenizer, "chat_template", KNOWS_TOOLS)
     text = render_chat(tokenizer, CONVERSATION, [WEATHER])
     assert text.startswith("TOOLS [")
-    assert "<assistant>Let me see.CALLS Oslo\n" in text
-    assert "<tool>Rain in Oslo.\n" in text
+    assert "<assistant>Let me see.CALLS Oslo" in text
+    assert "<tool>Rain in Oslo." in text
     assert "tool_call>" not in text
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models.llms import BaseLLM
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from rotalabs_steer.integrations.langchain.generation import Answer, Request
+
+_LANGCHAINS_OWN = {"callbacks", "tags", "metadata", "run_name", "run_id"}
+_CALL: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("rotalabs_steer_llm_call")
 
 
 class SteeredLLM(SteeredModelFields, BaseLLM):
@@ -91,6 +96,22 @@ class SteeredLLM(SteeredModelFields, BaseLLM):
                 texts |= zip(group.numbers, written, strict=True)
         return [texts[number] for number in range(len(inputs))]
 
+    def generate(self, prompts: list[str], stop: list[str] | None = None, *args: Any, **options: Any) -> LLMResult:
+        """What LangChain makes of its calls."""
+        with _known_to_the_cache(options):
+            return super().generate(prompts, stop, *args, **options)
+
+    async def agenerate(
+        self, prompts: list[str], stop: list[str] | None = None, *args: Any, **options: Any
+    ) -> LLMResult:
+        """`generate` for asyncio."""
+        with _known_to_the_cache(options):
+            return await super().agenerate(prompts, stop, *args, **options)
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {**super()._identifying_params, "call": _CALL.get({})}
+
     def _parts(
         self,
         inputs: Sequence[LanguageModelInput],
@@ -159,6 +180,16 @@ class SteeredLLM(SteeredModelFields, BaseLLM):
             if run_manager is not None:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
+
+
+@contextlib.contextmanager
+def _known_to_the_cache(options: Mapping[str, Any]) -> Iterator[None]:
+    """LangChain's cache knows a plain-text model by its settings only: here, those of the call count among them."""
+    token = _CALL.set({name: value for name, value in sorted(options.items()) if name not in _LANGCHAINS_OWN})
+    try:
+        yield
+    finally:
+        _CALL.reset(token)
 
 
 class _Group:
