@@ -20,9 +20,9 @@ pytestmark = [
 ]
 
 ROWS = [
-    {"question": "The capital of France is", "choices": [" Paris", " a river in the north"], "answer": 0},
-    {"question": "Two and two make", "choices": [" a good deal more than five", " four"], "answer": 1},
-    {"question": "Grass is", "choices": [" green", " wet"], "answer": 0},
+    {"question": "The capital of France is", "choices": ["Paris", "a river in the north"], "answer": 0},
+    {"question": "Two and two make", "choices": ["a good deal more than five", "four"], "answer": 1},
+    {"question": "Grass is", "choices": ["green", "wet"], "answer": 0},
 ]
 TASK = """
 task: {name}
@@ -76,7 +76,7 @@ def steered(folder, vectors, strengths):
 
 def score(model, tokenizer, question, choice):
     """Log-probability of a choice, unpadded."""
-    start, whole = (tokenizer(text, return_tensors="pt")["input_ids"] for text in (question, question + choice))
+    start, whole = (tokenizer(text, return_tensors="pt")["input_ids"] for text in (question, f"{question} {choice}"))
     with torch.no_grad():
         logs = model(whole).logits.log_softmax(-1)[0]
     return sum(float(logs[n - 1, whole[0, n]]) for n in range(start.shape[1], whole.shape[1]))

@@ -67,9 +67,14 @@ class SteeredLM(HFLM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes into its results, and how the model was steered."""
-        acting = {name: vector.layer_index for name, vector in self.injector.vectors.items()}
-        steering = {"vectors": str(self._vectors), "strengths": self.injector.strengths, "layers": acting}
-        return super().get_model_info() | {"steering": steering | {"injection_mode": self.injector.injection_mode}}
+        info: dict[str, Any] = super().get_model_info()
+        info["steering"] = {
+            "vectors": str(self._vectors),
+            "strengths": self.injector.strengths,
+            "layers": {name: vector.layer_index for name, vector in self.injector.vectors.items()},
+            "injection_mode": str(self.injector.injection_mode),
+        }
+        return info
 
 
 def main() -> None:
