@@ -56,6 +56,9 @@ class SteeredChatModel(SteeredModelFields, BaseChatModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
+    streaming: bool = False
+    """Whether `invoke` streams inside, for callbacks that want each piece."""
+
     @classmethod
     def sharing(cls, other: SteeredModelFields) -> SteeredChatModel:
         """A chat model on the model, vectors and strengths of another: what changes in one changes in both."""
