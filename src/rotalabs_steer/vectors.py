@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.errors import FileFormatError, OptionError, VectorError
-from rotalabs_steer.files.native import load_vector, load_vector_set, save_vector, save_vector_set, strip_suffix
+from rotalabs_steer.files.artefact import MAX_VECTORS, StoredSet, check_description, describe
+from rotalabs_steer.files.formats import read_set, write_set
+from rotalabs_steer.files.native import load_vector, save_vector, strip_suffix
 
 if TYPE_CHECKING:
     import os
@@ -99,7 +101,7 @@ class SteeringVector:
             FileFormatError: the files are damaged, unsafe or not a steering vector.
         """
         document, vector = load_vector(Path(path))
-        return cls._from_document(document, vector, str(strip_suffix(Path(path))))
+        return cls._from_document(document, vector, f"{strip_suffix(Path(path))}.json")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SteeringVector):
@@ -120,7 +122,7 @@ class SteeringVector:
         return dataclasses.replace(self, vector=vector, metadata={**self.metadata, **metadata})
 
     def _document(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _VECTOR_FIELDS} | {"vector_shape": [self.dim]}
+        return {name: getattr(self, name) for name in _VECTOR_FIELDS} | describe(self.vector)
 
     @classmethod
     def _from_document(cls, document: Mapping[str, Any], vector: torch.Tensor, source: str) -> SteeringVector:
@@ -130,11 +132,10 @@ class SteeringVector:
         texts = isinstance(behavior, str) and isinstance(model, str) and isinstance(method, str)
         if not texts or not isinstance(metadata, dict) or isinstance(layer, bool) or not isinstance(layer, int):
             raise FileFormatError(
-                f"{source}.json is not the metadata of a steering vector: it needs behavior, model_name and "
+                f"{source} is not the metadata of a steering vector: it needs behavior, model_name and "
                 "extraction_method as text, layer_index as a number and metadata as an object."
             )
-        if document.get("vector_shape", [vector.shape[0]]) != [vector.shape[0]]:
-            raise FileFormatError(f"{source}.json says shape {document['vector_shape']!r:.80}, the tensor has another.")
+        check_description(document, vector, source)
         return cls(behavior, layer, vector, model, method, metadata)
 
 
@@ -178,7 +179,7 @@ class SteeringVectorSet:
     def chosen_layer(self) -> int | None:
         """The layer that tuning chose, if it did."""
         layer = self.metadata.get("chosen_layer")
-        return layer if layer in self._vectors else None
+        return layer if isinstance(layer, int) and layer in self._vectors else None
 
     def add(self, vector: SteeringVector) -> None:
         """Puts a vector in its layer's place, replacing one that is there."""
@@ -211,7 +212,7 @@ class SteeringVectorSet:
             raise VectorError(f"The vector set of {self.behavior!r} is empty.")
         if metric is None and self.chosen_layer is not None:
             return self._vectors[self.chosen_layer]
-        depths = {vector.metadata.get("fingerprint", {}).get("num_layers") for vector in self}
+        depths = {_model_depth(vector) for vector in self}
         depth = depths.pop() if len(depths) == 1 else None
         if metric is None and depth:
             return min(self, key=lambda vector: abs((vector.layer_index + 1) / depth - _BEST_DEPTH))
@@ -225,30 +226,40 @@ class SteeringVectorSet:
         """Every vector times `factor`."""
         return SteeringVectorSet(self.behavior, [vector.scale(factor) for vector in self], self.metadata)
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `metadata.json` and `layer_N.json` / `layer_N.pt` into a folder. A reader sees all of it or none."""
-        document = {"behavior": self.behavior, "model_name": self.model_name, "metadata": self.metadata}
-        vectors = {vector.layer_index: (vector._document(), vector.vector) for vector in self}
-        save_vector_set(Path(directory), document, vectors)
+    def save(self, path: str | os.PathLike[str], format: str | None = None) -> None:  # noqa: A002 - as in torchvision
+        """Writes the set. A reader sees all of it or none.
+
+        Args:
+            path: a folder, which gets `metadata.json` and `layer_N.json` / `layer_N.pt`; or one file, by its ending.
+            format: "native" or "safetensors", where the ending does not say it.
+        """
+        write_set(Path(path), self._stored(), format)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> SteeringVectorSet:
-        """Reads what `save`, or rotalabs-steer 1.2, wrote. Nothing in the files is executed.
+    def load(cls, path: str | os.PathLike[str]) -> SteeringVectorSet:
+        """Reads what `save`, or rotalabs-steer 1.2, wrote: a folder or one file. Nothing in the files is executed.
 
         Raises:
             FileNotFoundError: there is no such set.
             FileFormatError: the files are damaged, unsafe or not a vector set.
         """
-        document, stored = load_vector_set(Path(directory))
-        behavior, metadata = document.get("behavior"), document.get("metadata", {})
+        return cls._from_stored(read_set(Path(path)), Path(path))
+
+    def _stored(self) -> StoredSet:
+        document = {"behavior": self.behavior, "model_name": self.model_name, "metadata": self.metadata}
+        return StoredSet(document, {vector.layer_index: (vector._document(), vector.vector) for vector in self})
+
+    @classmethod
+    def _from_stored(cls, stored: StoredSet, path: Path) -> SteeringVectorSet:
+        behavior, metadata = stored.metadata.get("behavior"), stored.metadata.get("metadata", {})
         if not isinstance(behavior, str) or not isinstance(metadata, dict):
-            raise FileFormatError(f"{Path(directory) / 'metadata.json'} needs a behavior (text).")
+            raise FileFormatError(f"The metadata of {path} needs a behavior (text).")
         vectors = []
-        for layer, (about, tensor) in stored.items():
-            vector = SteeringVector._from_document(about, tensor, str(Path(directory) / f"layer_{layer}"))
+        for layer, (about, tensor) in stored.vectors.items():
+            vector = SteeringVector._from_document(about, tensor, f"{path}, layer_{layer}")
             if vector.layer_index != layer or vector.behavior != behavior:
                 raise FileFormatError(
-                    f"{directory}: layer_{layer} is the vector of {vector.behavior!r} at layer {vector.layer_index}."
+                    f"{path}: layer_{layer} is the vector of {vector.behavior!r} at layer {vector.layer_index}."
                 )
             vectors.append(vector)
         return cls(behavior, vectors, metadata)
@@ -279,6 +290,13 @@ class SteeringVectorSet:
 
     def __repr__(self) -> str:
         return f"SteeringVectorSet({self.behavior!r}, layers {self.layers}, {self.model_name!r})"
+
+
+def _model_depth(vector: SteeringVector) -> int | None:
+    """How many layers the model has, where extraction recorded it. Whatever else a file may say there is ignored."""
+    fingerprint = vector.metadata.get("fingerprint")
+    depth = fingerprint.get("num_layers") if isinstance(fingerprint, dict) else None
+    return depth if isinstance(depth, int) and 0 < depth < MAX_VECTORS else None
 
 
 def _check_tensor(vector: torch.Tensor) -> None:

@@ -97,7 +97,7 @@ def edit(path, **changes):
     ({"behavior": 7}, "needs behavior, model_name and extraction_method as text"),
     ({"layer_index": "3"}, "layer_index as a number"),
     ({"metadata": []}, "metadata as an object"),
-    ({"vector_shape": [9]}, r"says shape \[9\]"),
+    ({"vector_shape": [9]}, r"says vector_shape \[9\], the tensor has another: \[8\]"),
     ({"schema_version": "3.0"}, "schema version '3.0'; this release reads up to 2. Upgrade"),
     ({"schema_version": {}}, "schema version"),
     ({"sha256": "0" * 64}, "changed or damaged after it was saved"),

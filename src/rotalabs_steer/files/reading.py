@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
+import math
+import os
+import re
+import stat
+import struct
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -17,25 +21,58 @@ from rotalabs_steer.errors import FileFormatError
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import BinaryIO
 
-MAX_JSON_BYTES = 16 * 2**20
+MAX_JSON_BYTES = 4 * 2**20
+MAX_JSON_ITEMS = 100_000
+"""Parsed, an item takes up to a hundred times its length in the file: what is parsed must be bounded, not only read."""
+
 MAX_TENSOR_BYTES = 256 * 2**20
 """Far above any steering vector: a hidden size of a million in float64 takes 8 MB."""
 
+ZIP_ERRORS = (
+    zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError, EOFError, LookupError, struct.error,
+)  # fmt: skip
+"""What zipfile raises on damaged archives: fuzzing has seen most of them."""
+
+_MAX_DIGITS = 400
+"""Of an integer. A float64 has at most 309 before the point."""
+
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes."""
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise FileFormatError(f"{path} is larger than {limit} bytes, which no file of this kind is. Not read.")
-    return content
+    """The content of a regular file of at most `limit` bytes, which is not a link out of its folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: it is larger, a device or a pipe, or a link to elsewhere.
+    """
+    with _open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise FileFormatError(f"{path} is larger than {limit} bytes, which no file of this kind is. Not read.")
+        return file.read(size)
+
+
+def read_start(path: Path, count: int) -> bytes:
+    """The first bytes of a file, under the rules of `read_bytes`."""
+    with _open_regular(path) as file:
+        return file.read(count)
 
 
 def parse_json_object(content: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object, without NaN, infinities or anything else that JSON does not have."""
+    """A JSON object, without NaN, infinities, endless integers, half characters or more items than make sense."""
+    items = sum(content.count(mark) for mark in (b",", b"[", b"{"))
+    if items > MAX_JSON_ITEMS:
+        raise FileFormatError(f"{path} holds about {items:,} JSON items, more than {MAX_JSON_ITEMS:,}. Not parsed.")
     try:
-        value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(
+            content.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_int=_parse_integer,
+            parse_float=_parse_float,
+        )
+        if re.search(rb"\\u[dD][89a-fA-F]", content):
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is not valid JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
@@ -49,14 +86,14 @@ def parse_vector(content: bytes, path: Path) -> torch.Tensor:
     The file is first loaded without its data (on the meta device), so that a small file which claims a huge tensor
     is refused before anything is allocated.
     """
-    _check_archive(content, path)
-    claimed = _load(content, path, "meta")
+    check_archive(content, path)
+    claimed = load_tensors(content, path, "meta")
     if not isinstance(claimed, torch.Tensor):
         raise FileFormatError(f"{path} holds a {type(claimed).__name__}, expected one tensor.")
     check_vector_layout(claimed, str(path))
     if claimed.numel() * claimed.element_size() > len(content):
         raise FileFormatError(f"{path} claims {claimed.numel()} numbers, more than its {len(content)} bytes can hold.")
-    vector: torch.Tensor = _load(content, path, "cpu")
+    vector: torch.Tensor = load_tensors(content, path, "cpu")
     check_finite(vector, str(path))
     if vector.untyped_storage().nbytes() > vector.numel() * vector.element_size():
         raise FileFormatError(f"{path} carries more data than its tensor shows.")
@@ -81,25 +118,60 @@ def check_finite(vector: torch.Tensor, source: str) -> None:
         raise FileFormatError(f"{source} holds NaN or infinite numbers; such a vector destroys generation.")
 
 
-def _load(content: bytes, path: Path, device: str) -> Any:
+def _open_regular(path: Path) -> BinaryIO:
+    _check_link(path)
+    no_waiting = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its writer
+    file = os.fdopen(os.open(path, os.O_RDONLY | no_waiting | getattr(os, "O_BINARY", 0)), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise FileFormatError(f"{path} is not a regular file. Not read.")
+    return file
+
+
+def _check_link(path: Path) -> None:
+    """Refuses a link that leads out of its folder, but for the blobs of the Hugging Face cache."""
+    if not path.is_symlink():
+        return
+    folder, target = path.parent.resolve(), path.resolve()
+    snapshots = next((parent for parent in folder.parents if parent.name == "snapshots"), None)
+    allowed = [folder] if snapshots is None else [folder, snapshots.with_name("blobs")]
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise FileFormatError(f"{path} is a link to {target}, outside its folder. Not read: name that file itself.")
+
+
+def load_tensors(content: bytes, path: Path, device: str) -> Any:
+    """What torch.save wrote, of plain tensors and containers. Device "meta" loads shapes without data."""
     try:
         return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged input makes the unpickler raise whatever its opcodes run into
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise FileFormatError(f"{path} is not a plain PyTorch tensor file: {reason}") from error
-    except (IndexError, OSError, MemoryError, RecursionError, AssertionError, NotImplementedError) as error:
-        raise FileFormatError(f"{path} is damaged: {type(error).__name__}") from error
 
 
-def _check_archive(content: bytes, path: Path) -> None:
-    """A `.pt` file is an uncompressed zip archive whose members add up to no more than its own size."""
+def check_archive(content: bytes, path: Path) -> None:
+    """Refuses what is no zip archive, a compressed one, or one that would unpack to more than its own size."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+            members = archive.infolist()
+    except ZIP_ERRORS as error:
         raise FileFormatError(f"{path} is not a PyTorch file (a zip archive written by torch.save).") from error
+    unpacked = sum(member.file_size for member in members)
     if unpacked > len(content):
         raise FileFormatError(f"{path} would unpack to {unpacked} bytes from {len(content)}. Not read.")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise FileFormatError(f"{path} is a compressed archive. Write it with torch.save or numpy.savez.")
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(text):,} digits")
+    return int(text)
+
+
+def _parse_float(text: str) -> float:
+    if math.isfinite(value := float(text)):
+        return value
+    raise ValueError(f"{text:.40} is beyond all floating-point numbers")
 
 
 def _refuse_constant(name: str) -> None:

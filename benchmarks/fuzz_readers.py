@@ -1,0 +1,197 @@
+"""Fuzzes every reader of vector files with atheris: `python benchmarks/fuzz_readers.py --seconds 3600`.
+
+Whatever bytes a file holds, a reader may return a vector or raise one of this package's errors, and nothing else: no
+other exception, no crash, no code executed, no file written, no process or connection started. atheris must be
+installed beside the package: `pip install atheris`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+FORBIDDEN = ("exec", "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.", "socket.", "shutil.", "os.re")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--corpus", type=Path, default=None, help="folder that keeps inputs with new coverage")
+    options = parser.parse_args()
+
+    import atheris
+
+    warnings.simplefilter("ignore")  # torch warns of odd pickle protocols before it refuses them
+
+    with atheris.instrument_imports(include=["rotalabs_steer", "torch._weights_only_unpickler", "zipfile", "json"]):
+        import torch._weights_only_unpickler  # noqa: F401
+    corpus = options.corpus or Path(tempfile.mkdtemp(prefix="corpus-"))
+    corpus.mkdir(parents=True, exist_ok=True)
+    write_seeds(corpus)
+    target = Target()
+    started = time.monotonic()
+
+    def once(data: bytes) -> None:
+        target(data)
+        if target.calls % 20_000 == 0:
+            print(target.report(time.monotonic() - started), flush=True)
+
+    import atexit
+
+    atexit.register(lambda: print("END", target.report(time.monotonic() - started), flush=True))
+    arguments = [sys.argv[0], f"-max_total_time={options.seconds}", "-rss_limit_mb=3000", "-timeout=20"]
+    atheris.Setup([*arguments, "-max_len=20000", "-print_final_stats=1", str(corpus)], once)
+    atheris.Fuzz()
+
+
+class Target:
+    """Gives bytes to every reader, and counts what comes of it."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.outcomes: Counter[str] = Counter()
+        self.reading = False
+        self.warm_up()
+        sys.addaudithook(self.watch)
+
+    def __call__(self, data: bytes) -> None:
+        from rotalabs_steer.errors import SteeringError
+
+        self.calls += 1
+        kind, content = data[:1], data[1:]
+        self.reading = True
+        try:
+            for name, read in readers(kind, content):
+                try:
+                    read()
+                    self.outcomes[f"{name} accepted"] += 1
+                except SteeringError:
+                    self.outcomes[f"{name} refused"] += 1
+        finally:
+            self.reading = False
+
+    def watch(self, event: str, arguments: tuple[object, ...]) -> None:
+        """Ends the process when a file that is being read does anything."""
+        if not self.reading:
+            return
+        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        if writes or event.startswith(FORBIDDEN):
+            self.outcomes["EXECUTIONS"] += 1
+            print(f"a file made its reader do {event} {arguments!r:.300}", flush=True)
+            os.abort()
+
+    def warm_up(self) -> None:
+        """What torch imports when it first loads something is not the file's doing."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_seeds(Path(folder))
+            for seed in Path(folder).iterdir():
+                Target.__call__(self, seed.read_bytes())
+        self.calls, self.outcomes = 0, Counter()
+
+    def report(self, seconds: float) -> str:
+        return json.dumps({"seconds": round(seconds), "inputs": self.calls, **dict(sorted(self.outcomes.items()))})
+
+
+def readers(kind: bytes, content: bytes):
+    """The readers that get these bytes. The first byte says where in a file they stand, so that fuzzing comes deep."""
+    from rotalabs_steer.files import foreign, one_file, reading
+    from rotalabs_steer.importing import import_vectors
+    from rotalabs_steer.vectors import SteeringVectorSet
+
+    path = Path("stranger")
+    number = kind[0] % 6 if kind else 0
+    if number == 0:
+        yield "json", lambda: reading.parse_json_object(content, path)
+        yield "pt", lambda: reading.parse_vector(content, path)
+        yield "foreign", lambda: foreign.parse_foreign(content, path)
+    elif number == 1:
+        archive = pt_archive(content)
+        yield "pickle", lambda: reading.parse_vector(archive, path)
+        yield "foreign pickle", lambda: foreign.parse_foreign(archive, path)
+    elif number == 2:
+        whole = len(content).to_bytes(8, "little") + content + bytes(64)
+        yield "header", lambda: one_file.parse_safetensors(whole, path)
+    elif number == 3:
+        yield (
+            "set document",
+            lambda: SteeringVectorSet._from_stored(one_file.parse_one_file(set_file(content), path), path).get_best(),
+        )
+    elif number == 4:
+        array = b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little", signed=False) if len(content) < 65536 else b""
+        yield "npy", lambda: foreign.parse_foreign(array + content + bytes(64), path)
+    else:
+        yield "one file", lambda: SteeringVectorSet._from_stored(one_file.parse_one_file(content, path), path)
+        yield "import", lambda: import_vectors(foreign.parse_foreign(content, path), behavior="x", model_name="x")
+
+
+def pt_archive(pickled: bytes) -> bytes:
+    """A `.pt` file around a pickle, with two storages it may use."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/byteorder", "little")
+        for key in ("0", "1"):
+            archive.writestr(f"archive/data/{key}", bytes(32))
+        archive.writestr("archive/version", "3\n")
+    return buffer.getvalue()
+
+
+def set_file(document: bytes) -> bytes:
+    """A safetensors set of two layers whose document is these bytes."""
+    about = {"format": "pt", "rotalabs_steer": document.decode("utf-8", "replace")}
+    entries = {f"layer_{n}": {"dtype": "F32", "shape": [4], "data_offsets": [16 * n, 16 * n + 16]} for n in (0, 1)}
+    header = json.dumps({"__metadata__": about, **entries}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(32)
+
+
+def write_seeds(corpus: Path) -> None:
+    """One good input for each place."""
+    import numpy as np
+    import torch
+
+    from rotalabs_steer import SteeringVector, SteeringVectorSet
+    from rotalabs_steer.files.artefact import json_bytes
+    from rotalabs_steer.files.one_file import one_file_bytes
+
+    calm = SteeringVectorSet("calm", [SteeringVector("calm", n, torch.zeros(4), "m") for n in (0, 1)])
+    stored = calm._stored()
+    document = dict(stored.metadata) | {"vectors": {str(n): about for n, (about, _) in stored.vectors.items()}}
+    buffer, many, arrays = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.save(torch.ones(8), buffer)
+    torch.save({1: torch.ones(8), 2: torch.ones(8)}, many)
+    np.savez(arrays, layer_1=np.ones(4, np.float32))
+    array = io.BytesIO()
+    np.save(array, np.ones(16, np.float32))
+    with zipfile.ZipFile(buffer) as archive:
+        pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    with zipfile.ZipFile(many) as archive:
+        pickled_dict = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    one_file = one_file_bytes(stored)
+    header = json.dumps({"layer_1": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}).encode()
+    seeds = {
+        "json": b"\0" + json_bytes(document),
+        "pt": b"\0" + buffer.getvalue(),
+        "pt-dict": b"\0" + many.getvalue(),
+        "npz": b"\0" + arrays.getvalue(),
+        "pickle": b"\1" + pickled,
+        "pickle-dict": b"\1" + pickled_dict,
+        "header": b"\2" + header,
+        "document": b"\3" + json_bytes(document),
+        "npy": b"\4" + array.getvalue()[10:-64],
+        "one-file": b"\5" + one_file,
+    }
+    for name, content in seeds.items():
+        (corpus / f"seed-{name}").write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Vector files of other tools, as tensors by the number the file gives them. Nothing in a file is executed.
+
+Read are `.pt` (also `.pth`, `.bin`) with a tensor, a dict or list of tensors, or a pickled `SteeringVector` of
+steering-vectors; `.npy` and `.npz`; and safetensors with one number in each tensor's name.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import zipfile
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.files.artefact import MAX_VECTORS
+from rotalabs_steer.files.one_file import looks_like_safetensors, parse_safetensors
+from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, ZIP_ERRORS, check_archive, load_tensors, read_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_NPY_MAGIC = b"\x93NUMPY"
+_ZIP_MAGIC = b"PK\x03\x04"
+_NPY_DTYPES = {"<f2": 2, "<f4": 4, "<f8": 8}
+_MAX_NPY_HEADER = 10_000
+
+
+@dataclass(eq=False)
+class PickledSteeringVector:
+    """Stands in for the class of steering-vectors, so that its pickles are read without that package or its code."""
+
+    layer_activations: dict[int, torch.Tensor] = field(default_factory=dict)
+    layer_type: str = "decoder_block"
+
+
+def read_foreign(path: Path) -> Any:
+    """What another tool's file holds: a tensor, tensors by layer, or a `PickledSteeringVector`.
+
+    Raises:
+        FileFormatError: it is none of the known kinds, unsafe or damaged.
+    """
+    return parse_foreign(read_bytes(path, MAX_TENSOR_BYTES), path)
+
+
+def parse_foreign(content: bytes, path: Path) -> Any:
+    """The same of a file's content."""
+    if content.startswith(_NPY_MAGIC):
+        return _parse_npy(content, str(path))
+    if content.startswith(_ZIP_MAGIC):
+        check_archive(content, path)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+        if names and all(name.endswith(".npy") for name in names):
+            return _parse_npz(content, names, path)
+        return _parse_pickle(content, path)
+    if looks_like_safetensors(content[:16]):
+        tensors, _ = parse_safetensors(content, path)
+        return _by_number(tensors, path)
+    raise FileFormatError(
+        f"{path} is no vector file that can be read safely. Those are safetensors, GGUF control vectors, .npy, .npz, "
+        "and .pt files of torch.save (not of pickle.dump: reading such a file runs code)."
+    )
+
+
+def _by_number(tensors: Mapping[str, Any], path: Path) -> dict[int, Any]:
+    """Tensors by the one number in their names, as in `layer_14` or `blocks.14.vector`."""
+    found: dict[int, Any] = {}
+    for name, tensor in tensors.items():
+        numbers = re.findall(r"\d+", name)
+        if len(numbers) != 1 or len(numbers[0]) > 6 or int(numbers[0]) in found:
+            raise FileFormatError(
+                f"{path}: the tensor {name!r:.80} does not name one layer of its own. "
+                "Read the file yourself and pass {layer: tensor}."
+            )
+        found[int(numbers[0])] = tensor
+    return found
+
+
+def _parse_pickle(content: bytes, path: Path) -> Any:
+    stand_in = (PickledSteeringVector, "steering_vectors.steering_vector.SteeringVector")
+    with torch.serialization.safe_globals([stand_in]):
+        claimed = load_tensors(content, path, "meta")
+        _check_tensors(claimed, path, len(content))
+        loaded = load_tensors(content, path, "cpu")
+    if isinstance(loaded, dict) and loaded and all(isinstance(key, str) for key in loaded):
+        return _by_number(loaded, path)
+    return dict(enumerate(loaded)) if isinstance(loaded, list | tuple) else loaded
+
+
+def _check_tensors(value: Any, path: Path, size: int) -> None:
+    """Refuses what claims more data than the file has, and what is no tensor, by layer at most."""
+    if isinstance(value, PickledSteeringVector):
+        value = vars(value).get("layer_activations")
+    tensors = [value]
+    if isinstance(value, dict | list | tuple):
+        tensors = list(value.values() if isinstance(value, dict) else value)
+    if not 0 < len(tensors) <= MAX_VECTORS or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        raise FileFormatError(f"{path} holds a {type(value).__name__}, expected tensors: one, or one a layer.")
+    for tensor in tensors:
+        if tensor.layout is not torch.strided or tensor.is_quantized or not tensor.dtype.is_floating_point:
+            raise FileFormatError(f"{path} holds a {tensor.layout} tensor of {tensor.dtype}, expected plain numbers.")
+        if not tensor.is_contiguous():
+            raise FileFormatError(f"{path} holds a tensor with stride {tensor.stride()}, expected a contiguous one.")
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > size:
+        raise FileFormatError(f"{path} claims more numbers than its {size} bytes can hold.")
+
+
+def _parse_npz(content: bytes, names: list[str], path: Path) -> dict[int, torch.Tensor]:
+    if len(names) > MAX_VECTORS:
+        raise FileFormatError(f"{path} holds {len(names):,} arrays, at most {MAX_VECTORS:,} are read.")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = {name: archive.read(name) for name in names}
+    except ZIP_ERRORS as error:
+        raise FileFormatError(f"{path} is damaged: {str(error)[:200]}") from error
+    arrays = {name: _parse_npy(member, f"{path}, {name!r:.80}") for name, member in members.items()}
+    return _by_number({name.removesuffix(".npy"): array for name, array in arrays.items()}, path)
+
+
+def _parse_npy(content: bytes, source: str) -> torch.Tensor:
+    """An array of real numbers, in the layout that numpy documents as format 1.0 to 3.0; never an object array."""
+    width = 2 if content[6:7] == b"\x01" else 4
+    begin = 8 + width
+    end = begin + int.from_bytes(content[8:begin], "little")
+    try:
+        if not content.startswith(_NPY_MAGIC) or not begin < end <= min(len(content), begin + _MAX_NPY_HEADER):
+            raise ValueError("no header")
+        header = ast.literal_eval(content[begin:end].decode("utf-8").strip())
+        dtype, shape = header["descr"], header["shape"]
+        sizes = isinstance(shape, tuple) and all(type(size) is int and 0 < size < 2**40 for size in shape)
+        if dtype not in _NPY_DTYPES or header["fortran_order"] or not sizes or not 0 < len(shape) <= 2:
+            raise ValueError(f"it holds {dtype!r:.40} of shape {shape!r:.80}, expected real numbers, [hidden]")
+        if shape[0] * (shape[1] if len(shape) > 1 else 1) * _NPY_DTYPES[dtype] != len(content) - end:
+            raise ValueError(f"it claims shape {shape}, and has {len(content) - end} bytes")
+    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        raise FileFormatError(f"{source} is not an array of numbers: {str(error)[:200]}") from error
+    return torch.from_numpy(np.frombuffer(content, dtype, offset=end).reshape(shape).copy())

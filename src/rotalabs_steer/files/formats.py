@@ -1,0 +1,80 @@
+"""The formats a vector set can be stored in: what a path holds, and which reader and writer it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rotalabs_steer.errors import FileFormatError, OptionError
+from rotalabs_steer.files.native import load_vector_set, save_vector_set
+from rotalabs_steer.files.one_file import load_one_file, looks_like_one_file, save_one_file
+from rotalabs_steer.files.reading import read_start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from rotalabs_steer.files.artefact import StoredSet
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to store a set.
+
+    Attributes:
+        suffix: ending of its files; empty for a folder.
+        recognises: whether the first 256 bytes of a file are of this format; None for a folder.
+    """
+
+    name: str
+    suffix: str
+    read: Callable[[Path], StoredSet]
+    write: Callable[[Path, StoredSet], None]
+    recognises: Callable[[bytes], bool] | None
+
+
+FORMATS = {
+    found.name: found
+    for found in (
+        Format("native", "", load_vector_set, save_vector_set, None),
+        Format("safetensors", ".safetensors", load_one_file, save_one_file, looks_like_one_file),
+    )
+}
+
+
+def read_set(path: Path) -> StoredSet:
+    """The set at a path, in whatever format it is: its content decides, not its name.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+        FileFormatError: it is no vector set, or a damaged or unsafe one.
+    """
+    found = find_format(path)
+    if found is None:
+        raise FileFormatError(
+            f"{path} is no vector set of this package ({', '.join(FORMATS)}). Use import_vectors for other files."
+        )
+    return found.read(path)
+
+
+def write_set(path: Path, stored: StoredSet, name: str | None = None) -> None:
+    """Writes a set, by default in the format that the path's ending names, else as a folder.
+
+    Raises:
+        OptionError: there is no such format.
+    """
+    if name is not None and name not in FORMATS:
+        raise OptionError(f"Unknown format {name!r}. Use one of {', '.join(FORMATS)}.")
+    by_ending = next((found for found in FORMATS.values() if found.suffix and path.suffix == found.suffix), None)
+    chosen = FORMATS[name] if name is not None else by_ending or FORMATS["native"]
+    if not chosen.suffix and path.is_file():
+        raise FileFormatError(f"{path} is a file; a {chosen.name} set is a folder. Name another path, or remove it.")
+    chosen.write(path, stored)
+
+
+def find_format(path: Path) -> Format | None:
+    """The format of what is at a path; None if it is none of this package's."""
+    if path.is_dir():
+        return FORMATS["native"]
+    start = read_start(path, 256)
+    return next((found for found in FORMATS.values() if found.recognises and found.recognises(start)), None)

@@ -1,0 +1,152 @@
+"""A vector set in one safetensors file: tensors `layer_N`, and the document in the header's metadata.
+
+The safetensors library reads and writes the tensors. Before it sees a stranger's file, everything the header claims is
+checked here against the size of the file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.files.artefact import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
+from rotalabs_steer.files.atomic import locked, remove_strays, write_atomically
+from rotalabs_steer.files.reading import (
+    MAX_JSON_BYTES,
+    MAX_TENSOR_BYTES,
+    check_finite,
+    check_vector_layout,
+    parse_json_object,
+    read_bytes,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+SUFFIX = ".safetensors"
+
+_KEY = "rotalabs_steer"
+_LENGTH_BYTES = 8
+_ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+def save_one_file(path: Path, stored: StoredSet) -> None:
+    """Writes the set, atomically."""
+    content = one_file_bytes(stored)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        write_atomically(path, content)
+        remove_strays(path.parent, {path.name})
+
+
+def load_one_file(path: Path) -> StoredSet:
+    """Reads what `save_one_file` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: it is damaged, unsafe, of a newer version, or not a vector set.
+    """
+    return parse_one_file(read_bytes(path, MAX_TENSOR_BYTES), path)
+
+
+def one_file_bytes(stored: StoredSet) -> bytes:
+    """The content of the file."""
+    document = stamp(stored.metadata) | {"vectors": {str(n): about for n, (about, _) in sorted(stored.vectors.items())}}
+    tensors = {
+        f"layer_{layer}": tensor.detach().to("cpu").contiguous().clone()
+        for layer, (_, tensor) in sorted(stored.vectors.items())
+    }
+    return safetensors.torch.save(tensors, {"format": "pt", _KEY: json_bytes(document).decode()})
+
+
+def parse_one_file(content: bytes, path: Path) -> StoredSet:
+    """The set in the content of such a file."""
+    tensors, about = parse_safetensors(content, path)
+    text = about.get(_KEY)
+    if text is None:
+        raise FileFormatError(
+            f"{path} is no vector set of this package: its header has no {_KEY!r}. Use import_vectors for other files."
+        )
+    document = parse_json_object(text.encode(), path)
+    check_version(document, path)
+    described: Any = document.pop("vectors", None)
+    if not isinstance(described, dict) or {f"layer_{layer}" for layer in described} != set(tensors):
+        raise FileFormatError(f"{path} does not describe the tensors it holds.")
+    vectors = {}
+    for layer, facts in described.items():
+        if not isinstance(facts, dict) or not re.fullmatch(r"0|[1-9]\d{0,5}", layer):
+            raise FileFormatError(f"{path} describes layer {layer!r:.40} by {facts!r:.80}.")
+        vectors[int(layer)] = (facts, tensors[f"layer_{layer}"])
+    return StoredSet(document, vectors)
+
+
+def looks_like_safetensors(start: bytes) -> bool:
+    """Whether the first nine bytes of a file could be those of a safetensors file."""
+    return len(start) > _LENGTH_BYTES and start[_LENGTH_BYTES:][:1] == b"{" and start[4:_LENGTH_BYTES] == bytes(4)
+
+
+def looks_like_one_file(start: bytes) -> bool:
+    """Whether the first 256 bytes are those of a set that `save_one_file` wrote: the library puts metadata first."""
+    return looks_like_safetensors(start) and f'"{_KEY}":'.encode() in start
+
+
+def parse_safetensors(content: bytes, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Vectors by name, and the header's metadata, of any safetensors file that holds nothing but vectors."""
+    header = _checked_header(content, path)
+    about = header.pop("__metadata__", {})
+    if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
+        raise FileFormatError(f"{path}: the metadata of a safetensors header is text by name.")
+    try:
+        tensors = safetensors.torch.load(content)
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise FileFormatError(f"{path} is not a safetensors file: {str(error)[:200]}") from error
+    for name, tensor in tensors.items():
+        check_vector_layout(tensor, f"{path}, {name!r:.80}")
+        check_finite(tensor, f"{path}, {name!r:.80}")
+    return tensors, about
+
+
+def _checked_header(content: bytes, path: Path) -> dict[str, Any]:
+    """The header, once all that it claims is possible and no more than the file holds."""
+    length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+    end = _LENGTH_BYTES + length
+    if len(content) < _LENGTH_BYTES or end > len(content):
+        raise FileFormatError(f"{path} is not a safetensors file: {len(content)} bytes, a header of {length} claimed.")
+    if length > MAX_JSON_BYTES:
+        raise FileFormatError(f"{path} has a header of {length:,} bytes; {MAX_JSON_BYTES:,} are allowed. Not parsed.")
+    header = parse_json_object(content[_LENGTH_BYTES:end], path)
+    names = set(header) - {"__metadata__"}
+    if not 0 < len(names) <= MAX_VECTORS:
+        raise FileFormatError(f"{path} holds {len(names):,} tensors, expected 1 to {MAX_VECTORS:,}.")
+    spans = sorted(_span(header[name], f"{path}, {name!r:.80}") for name in names)
+    starts, ends = [begin for begin, _ in spans], [stop for _, stop in spans]
+    if starts != [0, *ends[:-1]] or ends[-1] != len(content) - end:
+        raise FileFormatError(f"{path}: the tensors do not fill the {len(content) - end} bytes behind the header.")
+    return header
+
+
+def _span(entry: Any, source: str) -> tuple[int, int]:
+    """Where the data of a tensor lie, if it is a vector of real numbers."""
+    dtype, shape, offsets = (
+        (entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else (0, 0, 0)
+    )
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise FileFormatError(f"{source}: the header does not say what it holds: {entry!r:.120}")
+    if not isinstance(dtype, str) or dtype not in _ITEM_SIZES:
+        raise FileFormatError(f"{source} holds {dtype!r:.20}, expected one of {', '.join(_ITEM_SIZES)}.")
+    if len(shape) != 1 or shape[0] == 0:
+        raise FileFormatError(f"{source} holds a tensor of shape {shape!r:.80}, expected [hidden].")
+    if offsets[1] - offsets[0] != math.prod(shape) * _ITEM_SIZES[dtype]:
+        raise FileFormatError(f"{source} claims {shape[0]} numbers in {offsets[1] - offsets[0]} bytes.")
+    return offsets[0], offsets[1]
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)

@@ -1,0 +1,161 @@
+"""Vectors of other tools as steering vectors: each tool's own numbering of layers turned into ours.
+
+| from | its layer number means |
+|---|---|
+| steering-vectors | the 0-based decoder block whose output is read and changed: ours |
+| repeng, EasySteer | the 0-based block too; repeng reads its last block after the final norm |
+| rotalabs-steer 1.2 | the 0-based block |
+| an index into `output_hidden_states` | one more than the block: `layer_offset=-1` |
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rotalabs_steer.errors import OptionError, VectorError
+from rotalabs_steer.files.foreign import read_foreign
+from rotalabs_steer.files.formats import find_format
+from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_RESIDUAL = {"decoder_block", "hidden_states", None}
+"""How steering-vectors and EasySteer name the output of a decoder layer; None where an older file does not say."""
+
+
+def import_vectors(
+    source: Any,
+    *,
+    behavior: str | None = None,
+    model_name: str | None = None,
+    layers: Sequence[int] | None = None,
+    layer_offset: int = 0,
+) -> SteeringVectorSet:
+    """A set of steering vectors from whatever holds some.
+
+    Args:
+        source: a path of a file or folder; a `SteeringVector` of steering-vectors; a `ControlVector` of repeng or
+            EasySteer; `{layer: vector}`; a tensor or array `[layers, hidden]` or `[hidden]`.
+        behavior: name of the behaviour; by default the file's own, its name, or "imported".
+        model_name: the model the vectors were made from; by default what the source says.
+        layers: the numbers of the rows of a tensor, which does not say them itself.
+        layer_offset: added to the source's numbers, where it counts otherwise: −1 for an index into
+            `output_hidden_states`, or for files of llama.cpp's own generator.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: the file is damaged, unsafe, or of no known kind.
+        VectorError: vectors that cannot steer, or that belong elsewhere than to a decoder layer's output.
+        OptionError: `layers` is missing or does not fit, or a layer number would be negative.
+    """
+    name, about = behavior, {"imported_from": type(source).__module__.partition(".")[0]}
+    if isinstance(source, str | Path) or hasattr(source, "__fspath__"):
+        path = Path(source)
+        own = _read_own(path)
+        if own is not None:
+            return _renamed(own, behavior, model_name, layer_offset)
+        source, name = read_foreign(path), behavior or path.stem
+        about = {"imported_from": path.name}
+    if isinstance(source, SteeringVector | SteeringVectorSet):
+        own = source if isinstance(source, SteeringVectorSet) else SteeringVectorSet(source.behavior, [source])
+        return _renamed(own, behavior, model_name, layer_offset)
+    rows, method, model = _rows(source, layers)
+    if not rows:
+        raise VectorError("There are no vectors in it.")
+    vectors = [
+        SteeringVector(
+            name or "imported", _layer(number, layer_offset), _as_vector(row), model_name or model, method, about
+        )
+        for number, row in rows.items()
+    ]
+    return SteeringVectorSet(name or "imported", vectors)
+
+
+def _read_own(path: Path) -> SteeringVectorSet | None:
+    """A set, or a vector saved alone, in a format of this package; None for another tool's file."""
+    if path.suffix == ".json" or (path.suffix == ".pt" and path.with_suffix(".json").exists()):
+        vector = SteeringVector.load(path)
+        return SteeringVectorSet(vector.behavior, [vector])
+    return SteeringVectorSet.load(path) if find_format(path) is not None else None
+
+
+def _rows(source: Any, layers: Sequence[int] | None) -> tuple[dict[Any, Any], str, str]:
+    """Vectors by the source's own layer number, the method and the model they were made by, as far as it says."""
+    target = getattr(source, "layer_type", None) or getattr(source, "component", None)
+    if target not in _RESIDUAL:
+        raise VectorError(
+            f"These vectors were read at {target!r:.80}. Only those of a decoder layer's output can be added to it."
+        )
+    for attribute, method in (("layer_activations", "steering-vectors"), ("directions", "repeng")):
+        rows = getattr(source, attribute, None)
+        if isinstance(rows, dict):
+            return rows, str(getattr(source, "method", method)), str(getattr(source, "model_type", ""))
+    if isinstance(source, dict):
+        return source, "imported", ""
+    return _numbered(source, layers), "imported", ""
+
+
+def _numbered(source: Any, layers: Sequence[int] | None) -> dict[Any, Any]:
+    table = _as_tensor(source)
+    table = table.unsqueeze(0) if table.dim() == 1 else table
+    if table.dim() != 2:
+        raise VectorError(f"Vectors have shape [hidden] or [layers, hidden], got {list(table.shape)}.")
+    if layers is None or len(layers) != len(table):
+        raise OptionError(
+            f"The tensor has {len(table)} rows and does not say which layers they belong to: pass layers=, "
+            f"{len(table)} numbers{'' if layers is None else f', not {len(layers)}'}."
+        )
+    return dict(zip(layers, table, strict=True))
+
+
+def _layer(number: Any, offset: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise OptionError(f"{number!r:.80} is no layer number.")
+    if number + offset < 0:
+        raise OptionError(
+            f"Layer {number} of the source with layer_offset {offset} is before the first decoder layer, 0."
+        )
+    return number + offset
+
+
+def _as_vector(row: Any) -> torch.Tensor:
+    tensor = _as_tensor(row)
+    if tensor.dim() > 1 and tensor.numel() == tensor.shape[-1]:
+        tensor = tensor.reshape(-1)  # [1, hidden] and [1, 1, hidden], as some tools store
+    return tensor.clone()
+
+
+def _as_tensor(value: Any) -> torch.Tensor:
+    try:
+        return torch.as_tensor(value).detach().to("cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise VectorError(
+            f"A {type(value).__name__} is no vector: {str(error)[:200]}. Known are paths, steering-vectors and repeng "
+            "objects, {layer: vector}, tensors and arrays."
+        ) from error
+
+
+def _renamed(
+    vectors: SteeringVectorSet, behavior: str | None, model_name: str | None, layer_offset: int
+) -> SteeringVectorSet:
+    if behavior is None and model_name is None and layer_offset == 0:
+        return vectors
+    name, metadata = behavior or vectors.behavior, dict(vectors.metadata)
+    if layer_offset and vectors.chosen_layer is not None:
+        metadata["chosen_layer"] = _layer(vectors.chosen_layer, layer_offset)
+    moved = [
+        SteeringVector(
+            name,
+            _layer(vector.layer_index, layer_offset),
+            vector.vector,
+            model_name or vector.model_name,
+            vector.extraction_method,
+            vector.metadata,
+        )
+        for vector in vectors
+    ]
+    return SteeringVectorSet(name, moved, metadata)
