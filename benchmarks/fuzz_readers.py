@@ -8,6 +8,7 @@ installed beside the package: `pip install atheris`.
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import os
@@ -32,8 +33,12 @@ def main() -> None:
 
     warnings.simplefilter("ignore")  # torch warns of odd pickle protocols before it refuses them
 
-    with atheris.instrument_imports(include=["rotalabs_steer", "torch._weights_only_unpickler", "zipfile", "json"]):
-        import torch._weights_only_unpickler  # noqa: F401
+    import torch  # first and as it is: of torch only the unpickler is of interest
+
+    with atheris.instrument_imports():
+        for module in (torch._weights_only_unpickler, zipfile, json.decoder):
+            importlib.reload(module)
+        import rotalabs_steer.importing  # noqa: F401
     corpus = options.corpus or Path(tempfile.mkdtemp(prefix="corpus-"))
     corpus.mkdir(parents=True, exist_ok=True)
     write_seeds(corpus)
@@ -42,12 +47,9 @@ def main() -> None:
 
     def once(data: bytes) -> None:
         target(data)
-        if target.calls % 20_000 == 0:
+        if target.calls % 5_000 == 0:
             print(target.report(time.monotonic() - started), flush=True)
 
-    import atexit
-
-    atexit.register(lambda: print("END", target.report(time.monotonic() - started), flush=True))
     arguments = [sys.argv[0], f"-max_total_time={options.seconds}", "-rss_limit_mb=3000", "-timeout=20"]
     atheris.Setup([*arguments, "-max_len=20000", "-print_final_stats=1", str(corpus)], once)
     atheris.Fuzz()
@@ -98,7 +100,8 @@ class Target:
         self.calls, self.outcomes = 0, Counter()
 
     def report(self, seconds: float) -> str:
-        return json.dumps({"seconds": round(seconds), "inputs": self.calls, **dict(sorted(self.outcomes.items()))})
+        spent = {"seconds": round(seconds), "cpu_seconds": round(time.process_time())}
+        return json.dumps({**spent, "inputs": self.calls, **dict(sorted(self.outcomes.items()))})
 
 
 def readers(kind: bytes, content: bytes):

@@ -12,6 +12,7 @@
     ├── ActivationError         activations that are missing or not finite
     ├── PositionError           a forward call whose token positions cannot be known
     ├── FileFormatError         a file that is not what it should be
+    ├── DownloadError           a repository that cannot be reached
     ├── SteeringConflictError   two threads steer one model at odds, or hooks would not act
     ├── CompiledModelError      the model was compiled before the hooks were attached
     ├── JudgeError              a language model that judges texts cannot be asked
@@ -69,6 +70,10 @@ class PositionError(SteeringError, ValueError):
 
 class FileFormatError(SteeringError, ValueError):
     """A file that is not what its name or metadata says, or that would be unsafe to read."""
+
+
+class DownloadError(SteeringError, RuntimeError):
+    """A repository cannot be reached, or does not give what it lists."""
 
 
 class SteeringConflictError(SteeringError, RuntimeError):

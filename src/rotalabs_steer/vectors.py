@@ -14,12 +14,15 @@ import torch
 from rotalabs_steer.errors import FileFormatError, OptionError, VectorError
 from rotalabs_steer.files.artefact import MAX_VECTORS, StoredSet, check_description, describe
 from rotalabs_steer.files.formats import read_set, write_set
+from rotalabs_steer.files.hub import find_folder, push_files
 from rotalabs_steer.files.native import load_vector, save_vector, strip_suffix
+from rotalabs_steer.files.pretrained import load_pretrained_folder, pretrained_files, save_pretrained_folder
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
+    from huggingface_hub import CommitInfo
     from jaxtyping import Float
 
 _VECTOR_FIELDS = ("behavior", "layer_index", "model_name", "extraction_method", "metadata")
@@ -244,6 +247,55 @@ class SteeringVectorSet:
             FileFormatError: the files are damaged, unsafe or not a vector set.
         """
         return cls._from_stored(read_set(Path(path)), Path(path))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes a folder to share: `steering_config.json`, `vectors.safetensors` and a model card, atomically.
+
+        A `README.md` that somebody has written stays as it is.
+        """
+        save_pretrained_folder(Path(save_directory), self._stored())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> SteeringVectorSet:
+        """Reads what `save_pretrained` or `push_to_hub` wrote, from a folder or the Hugging Face Hub.
+
+        Only JSON and safetensors are fetched and read. The arguments are those of transformers' `from_pretrained`.
+
+        Raises:
+            FileNotFoundError: the folder or repository holds no such set.
+            FileFormatError: a file is damaged, unsafe or too large.
+            OSError: the Hub refuses or cannot be reached; the error is huggingface_hub's own.
+        """
+        folder = find_folder(
+            pretrained_model_name_or_path,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        return cls._from_stored(load_pretrained_folder(folder), folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
+        """Uploads the files of `save_pretrained` to the Hugging Face Hub in one commit.
+
+        Args:
+            repo_id: `name` or `owner/name`; it is made if it does not exist.
+            options: of transformers' `push_to_hub`: `commit_message`, `commit_description`, `private`, `token`,
+                `revision`, `create_pr`; and `subfolder`.
+        """
+        return push_files(repo_id, pretrained_files(self._stored(), repo_id), **options)
 
     def _stored(self) -> StoredSet:
         document = {"behavior": self.behavior, "model_name": self.model_name, "metadata": self.metadata}

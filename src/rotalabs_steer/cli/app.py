@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import rotalabs_steer
-from rotalabs_steer.cli import datasets, evaluate, report, tuning
+from rotalabs_steer.cli import datasets, evaluate, report, tuning, vectors
 from rotalabs_steer.cli.failures import VerbGroup
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(datasets.app)
+app.add_typer(vectors.app)
 app.command()(tuning.tune)
 app.command()(evaluate.evaluate)
 app.command()(report.report)

@@ -103,11 +103,6 @@ class _Dataset(ABC, Generic[_Row]):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
-    def sha256(self) -> str:
-        """A digest of the rows, whatever the dataset is called: equal for equal rows in the same order."""
-        rows = json.dumps([_without_defaults(row) for row in self._rows], sort_keys=True, default=str)
-        return hashlib.sha256(rows.encode()).hexdigest()
-
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Reads what `save`, or rotalabs-steer 1.2, wrote.
@@ -162,6 +157,12 @@ class ContrastPairDataset(_Dataset[ContrastPair]):
     def add_pair(self, positive: str, negative: str, **metadata: Any) -> None:
         """Appends a pair of plain texts."""
         self.add(ContrastPair(positive, negative, metadata))
+
+    @property
+    def sha256(self) -> str:
+        """A digest of the texts, in order: what a vector's metadata names its dataset by."""
+        texts = [{name: value for name, value in vars(pair).items() if name != "metadata"} for pair in self]
+        return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
     @property
     def positives(self) -> list[str]:

@@ -143,12 +143,12 @@ class Tuner:
         dataset = as_dataset(contrast_pairs)
         splits = split_pairs(dataset)
         folder = None if output is None else Path(output)
-        work = self._work(dataset, judge)
+        work = self._work(splits, judge)
         if folder is not None and (folder / RECORD_FILE).exists():
             return _finished(folder, work)
         steps = FinishedSteps(None if folder is None else folder / _STEPS_FILE, work)
         tuned = self._run(splits, steps, judge or TextJudge.fit(list(splits["train"])), folder)
-        provenance = {**self._provenance(splits), "dataset_sha256": dataset.sha256(), "work": work}
+        provenance = {**self._provenance(splits), "dataset_sha256": dataset.sha256, "work": work}
         tuned = dataclasses.replace(tuned, provenance=provenance, vectors=_with_evidence(tuned, provenance))
         if folder is not None:
             tuned.save(folder)
@@ -236,10 +236,11 @@ class Tuner:
     def _probe(self) -> CoherenceProbe:
         return CoherenceProbe(self._model, self._tokenizer)
 
-    def _work(self, dataset: ContrastPairDataset, judge: Judge | None) -> str:
+    def _work(self, splits: Mapping[str, ContrastPairDataset], judge: Judge | None) -> str:
         model = (model_name(self._model), model_fingerprint(self._model))
         judged_by = None if judge is None else getattr(judge, "__qualname__", type(judge).__qualname__)
-        work = (model, dataset.behavior, dataset.sha256(), self.options.to_record(), judged_by)
+        pairs = [(split, found.behavior, found.sha256) for split, found in splits.items()]
+        work = (model, pairs, self.options.to_record(), judged_by)
         return hashlib.sha256(repr(work).encode()).hexdigest()
 
     def _provenance(self, splits: Mapping[str, ContrastPairDataset]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class ActivationStatistics:
     layers: Mapping[tuple[str, str], Mapping[int, LayerStatistics]]
     model_name: str
     fingerprint: Mapping[str, str | int]
+    dataset_sha256: str
 
     def vectors(
         self, method: str = DEFAULT_METHOD, token_position: str | None = None, component: str = "residual"
@@ -75,7 +76,12 @@ class ActivationStatistics:
         for need in sorted(found.needs - self._present(component, token_position)):
             raise OptionError(f"Method {method!r} needs {need}, not read: pass methods=[{method!r}, …] when reading.")
         layers = self.layers[component, token_position].values()
-        about = {"token_position": token_position, "component": component, "fingerprint": dict(self.fingerprint)}
+        about = {
+            "token_position": token_position,
+            "component": component,
+            "dataset_sha256": self.dataset_sha256,
+            "fingerprint": dict(self.fingerprint),
+        }
         vectors = [self._vector(method, statistics, about) for statistics in layers]
         return SteeringVectorSet(self.behavior, vectors)
 
@@ -203,7 +209,7 @@ def read_statistics(
         for component in components
         for position in reading.position_names
     }
-    return ActivationStatistics(dataset.behavior, found, model_name(model), model_fingerprint(model))
+    return ActivationStatistics(dataset.behavior, found, model_name(model), model_fingerprint(model), dataset.sha256)
 
 
 def _render(model: nn.Module, tokenizer: Any, dataset: ContrastPairDataset, *, truncate: bool) -> list[RenderedPair]:

@@ -1,0 +1,232 @@
+"""The verbs of `rotalabs-steer vectors`: show, verify, convert, push and pull vector sets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rotalabs_steer.errors import OptionError, SteeringError
+
+if TYPE_CHECKING:
+    from rotalabs_steer.vectors import SteeringVectorSet
+
+app = typer.Typer(name="vectors", help="Show, verify, convert and share steering vectors.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+PathOrId = Annotated[str, typer.Argument(metavar="PATH_OR_ID", help="A file, a folder, or a repository on the Hub.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")]
+Subfolder = Annotated[str, typer.Option(help="Folder in the repository.")]
+Token = Annotated[
+    str | None, typer.Option(envvar="HF_TOKEN", help="Access token; by default that of `hf auth login`.", hidden=False)
+]
+Layer = Annotated[
+    list[int] | None,
+    typer.Option("--layer", help="Layer of a row, for files that do not say it. Repeat it once for each row."),
+]
+LayerOffset = Annotated[int, typer.Option(help="Added to the file's layer numbers, where it counts otherwise.")]
+
+
+@app.command()
+def show(
+    source: PathOrId,
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    layer: Layer = None,
+    as_json: Json = False,
+) -> None:
+    """What a set holds: behaviour, model, layers, norms, and what tuning found."""
+    vectors = _load(source, revision, subfolder, token, layer)
+    facts = _facts(vectors)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    console = Console()
+    console.print(f"[bold]{escape(vectors.behavior)}[/]  {escape(vectors.model_name or 'no model recorded')}")
+    for name, value in facts["metadata"].items():
+        console.print(f"[cyan]{escape(name)}:[/] {escape(json.dumps(value))}", highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    columns = ("layer", "dim", "norm", "dtype", "method", "read at")
+    for column in columns:
+        table.add_column(column, justify="left" if column in {"dtype", "method", "read at"} else "right")
+    for row in facts["vectors"]:
+        mark = "*" if row["layer"] == vectors.chosen_layer else ""
+        cells = [mark + str(row["layer"]), row["dim"], f"{row['norm']:.4g}", row["dtype"], row["method"]]
+        table.add_row(*(escape(str(cell)) for cell in cells), escape(str(row["token_position"] or "")))
+    console.print(table)
+    if vectors.chosen_layer is not None:
+        console.print("* the layer that tuning chose")
+
+
+@app.command()
+def verify(
+    sources: Annotated[list[str], typer.Argument(metavar="PATH_OR_ID...", help="Files, folders or repositories.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or Hugging Face id: also check that the vectors fit it.")
+    ] = None,
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Reads sets with every check there is. Exit code 1 if one of them cannot be trusted."""
+    found: list[dict[str, Any]] = []
+    for source in sources:
+        try:
+            vectors = _load(source, revision, subfolder, token)
+            if model is not None:
+                _check_fits(vectors, model)
+            found.append({"source": source, "sound": True, "behavior": vectors.behavior, "layers": vectors.layers})
+        except (SteeringError, OSError) as error:
+            found.append({"source": source, "sound": False, "reason": str(error)})
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        console = Console(soft_wrap=True, highlight=False)
+        for row in found:
+            said = f"{row['behavior']}, {len(row['layers'])} vectors" if row["sound"] else row["reason"]
+            mark = "[green]sound[/]  " if row["sound"] else "[bold red]unsound[/]"
+            console.print(f"{mark} {escape(row['source'])}: {escape(said)}")
+    if not all(row["sound"] for row in found):
+        sys.exit(1)
+
+
+@app.command()
+def convert(
+    source: PathOrId,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write.")],
+    to: Annotated[str | None, typer.Option(help="Format; by default what the name of OUT says, else a folder.")] = None,
+    behavior: Annotated[str | None, typer.Option(help="Name of the behaviour, where the file has none.")] = None,
+    model_name: Annotated[str | None, typer.Option(help="Model the vectors were made from, if not recorded.")] = None,
+    layer: Layer = None,
+    layer_offset: LayerOffset = 0,
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+) -> None:
+    """Writes vectors of any tool in a format of this package; `--to pretrained` a folder to share."""
+    vectors = _load(source, revision, subfolder, token, layer, behavior, model_name, layer_offset)
+    _write(vectors, target, to)
+
+
+@app.command()
+def push(
+    source: Annotated[str, typer.Argument(metavar="PATH", help="A file or folder with a set.")],
+    repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; made if it does not exist.")],
+    private: Annotated[bool | None, typer.Option(help="Whether a repository that is made is private.")] = None,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+) -> None:
+    """Uploads a set with a model card to the Hugging Face Hub."""
+    if not Path(source).exists():
+        raise OptionError(f"There is no {source} to upload.")
+    done = _load(source).push_to_hub(
+        repo_id,
+        private=private,
+        commit_message=message,
+        create_pr=create_pr,
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+    )
+    typer.echo(done.pr_url or done.commit_url)
+
+
+@app.command()
+def pull(
+    repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face Hub.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write.")],
+    to: Annotated[str | None, typer.Option(help="Format; by default what the name of OUT says, else a folder.")] = None,
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+) -> None:
+    """Downloads a set, checks it, and writes it where you say."""
+    from rotalabs_steer.vectors import SteeringVectorSet
+
+    vectors = SteeringVectorSet.from_pretrained(repo_id, revision=revision, subfolder=subfolder, token=token)
+    _write(vectors, target, to)
+
+
+def _load(
+    source: str,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | None = None,
+    layers: list[int] | None = None,
+    behavior: str | None = None,
+    model_name: str | None = None,
+    layer_offset: int = 0,
+) -> SteeringVectorSet:
+    """A set from a path in any format, or from the Hub where there is nothing at that path."""
+    from rotalabs_steer.files.pretrained import CONFIG_FILE
+    from rotalabs_steer.importing import import_vectors
+    from rotalabs_steer.vectors import SteeringVectorSet
+
+    path = Path(source)
+    names_no_path = not path.exists() and not path.with_name(path.name + ".json").exists()
+    found: Any = source
+    if names_no_path and source.count("/") < 2 and not path.suffix:
+        found = SteeringVectorSet.from_pretrained(source, revision=revision, subfolder=subfolder, token=token)
+    elif (path / subfolder / CONFIG_FILE).exists():
+        found = SteeringVectorSet.from_pretrained(path, subfolder=subfolder)
+    elif not path.exists() and not names_no_path:
+        found = path.with_name(path.name + ".json")
+    return import_vectors(
+        found, behavior=behavior, model_name=model_name, layers=layers or None, layer_offset=layer_offset
+    )
+
+
+def _facts(vectors: SteeringVectorSet) -> dict[str, Any]:
+    return {
+        "behavior": vectors.behavior,
+        "model_name": vectors.model_name,
+        "metadata": vectors.metadata,
+        "vectors": [
+            {
+                "layer": vector.layer_index,
+                "dim": vector.dim,
+                "norm": vector.norm,
+                "dtype": str(vector.vector.dtype).removeprefix("torch."),
+                "method": vector.extraction_method,
+                "token_position": vector.metadata.get("token_position"),
+                "metadata": vector.metadata,
+            }
+            for vector in vectors
+        ],
+    }
+
+
+def _check_fits(vectors: SteeringVectorSet, model: str) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config(decoder=True)
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    for vector in vectors:
+        if vector.dim != hidden or vector.layer_index >= layers:
+            raise OptionError(
+                f"The vector of layer {vector.layer_index} has {vector.dim} numbers; {model} has {layers} layers, "
+                f"0 to {layers - 1}, of {hidden}."
+            )
+
+
+def _write(vectors: SteeringVectorSet, target: Path, to: str | None) -> None:
+    if to == "pretrained":
+        vectors.save_pretrained(target)
+    else:
+        vectors.save(target, to)
+    _say(f"{len(vectors)} vector{'' if len(vectors) == 1 else 's'} of {vectors.behavior!r} written to {target}")
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)

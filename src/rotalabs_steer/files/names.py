@@ -1,0 +1,37 @@
+"""Names of files and folders that come from outside: safe to use on Windows, macOS and Linux alike, or refused."""
+
+from __future__ import annotations
+
+import re
+
+from rotalabs_steer.errors import FileFormatError
+
+_MAX_BYTES = 200
+"""Systems allow 255; what is written beside a file has a longer name."""
+
+_FAULTS = (
+    (r"|\.|\.\.", "it names a folder relative to another"),
+    (r'.*[\x00-\x1f\x7f<>:"/\\|?*\[\]].*', "it has a character that some systems read as more than a letter"),
+    (r" .*|.*[. ]", "Windows drops spaces and dots at its ends"),
+    (r"~.*", "a shell would read it as a home folder"),
+    (r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?", "it is a device on Windows"),
+)
+
+
+def check_name(name: str) -> str:
+    """The name of one file or folder.
+
+    Raises:
+        FileFormatError: some system would take it for a path, a device or another file.
+    """
+    reasons = [reason for pattern, reason in _FAULTS if re.fullmatch(pattern, name, re.IGNORECASE | re.DOTALL)]
+    if len(name.encode("utf-8", "replace")) > _MAX_BYTES:
+        reasons.append("it is too long")
+    if reasons:
+        raise FileFormatError(f"{name!r:.120} is no safe file name: {reasons[0]}.")
+    return name
+
+
+def check_relative(path: str) -> list[str]:
+    """The parts of a relative path with forward slashes, each a safe name; none for an empty path."""
+    return [check_name(part) for part in path.split("/")] if path else []

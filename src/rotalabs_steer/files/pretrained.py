@@ -1,0 +1,103 @@
+"""A vector set as a model repository: `steering_config.json`, `vectors.safetensors` and a model card.
+
+The configuration is the commit point: it names the vectors by SHA-256 (see `kept`), so a folder is never read as a
+mixture of two saves. What it says besides repeats the header of the vectors, for people and other programs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.files.artefact import STEERING, StoredSet, check_version, json_bytes, stamp
+from rotalabs_steer.files.atomic import locked, write_atomically
+from rotalabs_steer.files.kept import clean, digest, keep, read_named, retry
+from rotalabs_steer.files.model_card import CARD_FILE, GENERATED, model_card
+from rotalabs_steer.files.one_file import one_file_bytes, parse_one_file
+from rotalabs_steer.files.reading import MAX_JSON_BYTES, MAX_TENSOR_BYTES, parse_json_object, read_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG_FILE = "steering_config.json"
+VECTORS_FILE = "vectors.safetensors"
+
+_SET_FACTS = ("chosen_layer", "calibration", "effect", "answers")
+_VECTOR_FACTS = ("token_position", "component", "num_pairs", "dataset_sha256", "fingerprint")
+
+
+def pretrained_files(stored: StoredSet, repo_id: str | None = None) -> dict[str, bytes]:
+    """The content of the three files, by name, in the order in which they are to be written.
+
+    Raises:
+        FileFormatError: the set is empty, or its metadata is no JSON.
+    """
+    if not stored.vectors:
+        raise FileFormatError("The vector set is empty: there is nothing to save.")
+    vectors = one_file_bytes(stored)
+    config = json_bytes(steering_config(stored) | {"vectors_sha256": digest(vectors)})
+    return {
+        VECTORS_FILE: vectors,
+        CARD_FILE: model_card(stored, repo_id).encode(),
+        CONFIG_FILE: config,
+    }
+
+
+def steering_config(stored: StoredSet) -> dict[str, Any]:
+    """What other programs need to know of a set: model, layers, how the vectors are applied, and what tuning found."""
+    about = next(facts for facts, _ in stored.vectors.values())
+    vectors = {n: tensor for n, (_, tensor) in sorted(stored.vectors.items())}
+    facts, known = stored.metadata.get("metadata", {}), about.get("metadata", {})
+    return stamp({
+        "library_name": "rotalabs-steer",
+        "behavior": stored.metadata.get("behavior"),
+        "base_model_name_or_path": stored.metadata.get("model_name"),
+        "extraction_method": about.get("extraction_method"),
+        "layers": list(vectors),
+        "hidden_size": len(next(iter(vectors.values()))),
+        "norms": {str(n): float(tensor.double().norm()) for n, tensor in vectors.items()},
+        "dtype": about.get("dtype"),
+        "steering": dict(STEERING),
+        **{name: facts[name] for name in _SET_FACTS if name in facts},
+        **{name: known[name] for name in _VECTOR_FACTS if name in known},
+    })  # fmt: skip
+
+
+def save_pretrained_folder(directory: Path, stored: StoredSet) -> None:
+    """Writes the three files. A card that somebody has written stays."""
+    files = pretrained_files(stored)
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):
+        keep(directory / VECTORS_FILE)
+        for name, content in files.items():
+            if name != CARD_FILE or may_replace_card(directory / CARD_FILE):
+                write_atomically(directory / name, content)
+        clean(directory, set(files))
+
+
+def load_pretrained_folder(directory: Path) -> StoredSet:
+    """Reads such a folder.
+
+    Raises:
+        FileNotFoundError: it has no `steering_config.json`.
+        FileFormatError: a file is damaged, unsafe, of a newer version, or the two do not belong together.
+    """
+    return retry(lambda: _load_once(directory))
+
+
+def may_replace_card(path: Path) -> bool:
+    """Whether there is no card at the path, or only one that was generated."""
+    return not path.exists() or GENERATED.encode() in read_bytes(path, MAX_JSON_BYTES)
+
+
+def _load_once(directory: Path) -> StoredSet:
+    path = directory / CONFIG_FILE
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{directory} has no {CONFIG_FILE}, so save_pretrained did not write it. "
+            "Use SteeringVectorSet.load for sets that save wrote, import_vectors for files of other tools."
+        )
+    config = parse_json_object(read_bytes(path, MAX_JSON_BYTES), path)
+    check_version(config, path)
+    vectors = directory / VECTORS_FILE
+    return parse_one_file(read_named(vectors, config.get("vectors_sha256"), MAX_TENSOR_BYTES), vectors)
