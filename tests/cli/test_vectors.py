@@ -1,0 +1,118 @@
+"""The verbs of `rotalabs-steer vectors` as a user in a hurry runs them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from files.conftest import hub  # noqa: F401
+from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer.cli.app import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["vectors", *(str(argument) for argument in arguments)], env={"COLUMNS": "200"})
+
+
+def calm(size=8):
+    about = {"token_position": "response"}
+    vectors = [SteeringVector("calm", n, torch.ones(size), "org/model", metadata=about) for n in (1, 2)]
+    return SteeringVectorSet("calm", vectors, {"chosen_layer": 2})
+
+
+@pytest.mark.parametrize("name", ["native", "one.safetensors", "shared"])
+def test_show_in_every_format(tmp_path, name):
+    (calm().save_pretrained if name == "shared" else calm().save)(tmp_path / name)
+    result = run("show", tmp_path / name)
+    assert result.exit_code == 0, result.output
+    assert "calm  org/model" in result.stdout
+    assert "chosen_layer: 2" in result.stdout
+    assert [line.split() for line in result.stdout.splitlines() if line.strip().startswith("*2 ")] == [
+        ["*2", "8", "2.828", "float32", "caa", "response"]
+    ]
+    facts = json.loads(run("show", tmp_path / name, "--json").stdout)
+    assert [row["layer"] for row in facts["vectors"]] == [1, 2]
+    assert facts["metadata"] == {"chosen_layer": 2}
+
+
+def test_show_of_a_vector_saved_alone(tmp_path):
+    calm()[1].save(tmp_path / "v1.5")
+    for name in ("v1.5", "v1.5.json", "v1.5.pt"):
+        assert json.loads(run("show", tmp_path / name, "--json").stdout)["vectors"][0]["layer"] == 1
+
+
+def test_verify(tmp_path):
+    calm().save(tmp_path / "good")
+    calm().save(tmp_path / "bad")
+    (tmp_path / "bad" / "layer_1.pt").write_bytes(b"broken")
+    result = run("verify", tmp_path / "good")
+    assert result.exit_code == 0
+    assert f"sound   {tmp_path / 'good'}: calm, 2 vectors" in result.stdout
+    result = run("verify", tmp_path / "good", tmp_path / "bad", "--json")
+    assert result.exit_code == 1
+    good, bad = json.loads(result.stdout)
+    assert good["sound"]
+    assert not bad["sound"]
+    assert "SHA-256 differs" in bad["reason"]
+
+
+def test_verify_against_a_model(tmp_path, llama):
+    llama.save_pretrained(tmp_path / "model")
+    calm(16).save(tmp_path / "fits.safetensors")
+    calm(8).save(tmp_path / "not.safetensors")
+    assert run("verify", tmp_path / "fits.safetensors", "--model", tmp_path / "model").exit_code == 0
+    result = run("verify", tmp_path / "not.safetensors", "--model", tmp_path / "model")
+    assert result.exit_code == 1
+    assert "has 8 numbers;" in result.stdout
+    assert "has 4 layers, 0 to 3, of 16" in result.stdout
+
+
+def test_convert_there_and_back(tmp_path):
+    calm().save(tmp_path / "a")
+    for source, target, to in (("a", "b.safetensors", None), ("b.safetensors", "c", "pretrained"), ("c", "d", None)):
+        result = run("convert", tmp_path / source, tmp_path / target, *(["--to", to] if to else []))
+        assert result.exit_code == 0, result.output
+        assert "2 vectors of 'calm' written to" in result.stderr
+    assert SteeringVectorSet.load(tmp_path / "d") == SteeringVectorSet.load(tmp_path / "a")
+    assert (tmp_path / "c" / "README.md").exists()
+
+
+def test_convert_from_another_tool(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((2, 8), np.float32))
+    result = run("convert", tmp_path / "x.npy", tmp_path / "y")
+    assert result.exit_code == 1
+    assert "pass layers=, 2 numbers" in result.stderr
+    options = ["--layer", 5, "--layer", 6, "--layer-offset", -1, "--behavior", "calm", "--model-name", "org/model"]
+    assert run("convert", tmp_path / "x.npy", tmp_path / "y", *options).exit_code == 0
+    made = SteeringVectorSet.load(tmp_path / "y")
+    assert (made.behavior, made.model_name, made.layers) == ("calm", "org/model", [4, 5])
+
+
+def test_push_and_pull(tmp_path, hub):  # noqa: F811
+    calm().save(tmp_path / "calm")
+    result = run("push", tmp_path / "calm", "me/calm", "--token", "hf_x", "--private")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == f"{hub.url}/me/calm/commit/{hub.sha('me/calm', 'main')}"
+    assert "2 vectors of 'calm'" in run("pull", "me/calm", tmp_path / "back.safetensors").stderr
+    assert SteeringVectorSet.load(tmp_path / "back.safetensors") == SteeringVectorSet.load(tmp_path / "calm")
+    assert json.loads(run("show", "me/calm", "--json").stdout)["behavior"] == "calm"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["show", "nothing.safetensors"], "No such file"),
+    (["show", "a/b/c"], "No such file"),
+    (["push", "nothing", "me/x"], "There is no nothing to upload."),
+    (["convert", "good", "out", "--to", "pickle"], "Unknown format 'pickle'. Use one of native, safetensors"),
+    (["show", "text.txt"], "no vector file that can be read safely"),
+])  # fmt: skip
+def test_mistakes_are_one_message_and_write_nothing(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    calm().save(tmp_path / "good")
+    (tmp_path / "text.txt").write_text("hello")
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good", "text.txt"]

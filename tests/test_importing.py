@@ -1,0 +1,224 @@
+"""Vectors of other tools. Files of steering-vectors are written by stand-ins of its class under its own module name."""
+
+import dataclasses
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer.errors import FileFormatError, OptionError, VectorError
+from rotalabs_steer.importing import import_vectors
+
+
+def numbers(seed, size=8):
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+TENSORS = {3: numbers(3), 12: numbers(12)}
+
+
+def same(vectors, expected=TENSORS):
+    assert vectors.layers == list(expected)
+    assert all(torch.equal(vectors[layer].vector, tensor) for layer, tensor in expected.items())
+    return True
+
+
+@pytest.fixture
+def peer_class(monkeypatch):
+    """`steering_vectors.steering_vector.SteeringVector` as that package defines it: a dataclass of these two fields."""
+
+    @dataclasses.dataclass
+    class SteeringVector:
+        layer_activations: dict
+        layer_type: str = "decoder_block"
+
+    name = "steering_vectors.steering_vector"
+    SteeringVector.__module__, SteeringVector.__qualname__ = name, "SteeringVector"
+    module = types.ModuleType(name)
+    module.SteeringVector = SteeringVector
+    monkeypatch.setitem(sys.modules, "steering_vectors", types.ModuleType("steering_vectors"))
+    monkeypatch.setitem(sys.modules, name, module)
+    return SteeringVector
+
+
+@dataclasses.dataclass
+class ControlVector:
+    """Fields of repeng's class."""
+
+    model_type: str
+    directions: dict
+
+
+@dataclasses.dataclass
+class StatisticalControlVector:
+    """Fields of EasySteer's class."""
+
+    method: str
+    directions: dict
+    metadata: dict | None = None
+    model_type: str = "unknown"
+    component: str | None = None
+
+
+def test_steering_vectors_objects_and_files(peer_class, tmp_path, monkeypatch):
+    theirs = peer_class(TENSORS)
+    assert same(import_vectors(theirs, behavior="calm", model_name="org/model"))
+    torch.save(theirs, tmp_path / "calm.pt")
+    monkeypatch.delitem(sys.modules, "steering_vectors.steering_vector")
+    vectors = import_vectors(tmp_path / "calm.pt")
+    assert same(vectors)
+    assert vectors.behavior == "calm"
+    assert vectors[3].extraction_method == "steering-vectors"
+    assert vectors[3].metadata["imported_from"] == "calm.pt"
+    with pytest.raises(VectorError, match=r"These vectors were read at 'mlp'. Only those of a decoder layer's output"):
+        import_vectors(peer_class(TENSORS, "mlp"))
+
+
+def test_repeng_and_easysteer_objects():
+    arrays = {layer: tensor.numpy() for layer, tensor in TENSORS.items()}
+    vectors = import_vectors(ControlVector("llama", arrays), behavior="calm")
+    assert same(vectors)
+    assert (vectors.model_name, vectors[3].extraction_method) == ("llama", "repeng")
+    vectors = import_vectors(StatisticalControlVector("diffmean", arrays, component="hidden_states"))
+    assert same(vectors)
+    assert vectors[3].extraction_method == "diffmean"
+    with pytest.raises(VectorError, match="read at 'attention_heads'"):
+        import_vectors(StatisticalControlVector("diffmean", arrays, component="attention_heads"))
+
+
+def test_plain_tensors_and_arrays():
+    assert same(import_vectors(TENSORS))
+    assert same(import_vectors({layer: tensor.tolist() for layer, tensor in TENSORS.items()}))
+    assert same(import_vectors({layer: tensor[None, None] for layer, tensor in TENSORS.items()}))
+    assert same(import_vectors(torch.stack(list(TENSORS.values())), layers=[3, 12]))
+    assert same(import_vectors(np.stack([tensor.numpy() for tensor in TENSORS.values()]), layers=[3, 12]))
+    assert same(import_vectors(TENSORS[3], layers=[3]), {3: TENSORS[3]})
+    one = SteeringVector("calm", 3, TENSORS[3], "m")
+    assert import_vectors(one) == SteeringVectorSet("calm", [one])
+
+
+def test_files_of_tensors_and_arrays(tmp_path):
+    torch.save(TENSORS, tmp_path / "dict.pt")
+    torch.save({f"layer_{layer}": tensor for layer, tensor in TENSORS.items()}, tmp_path / "named.bin")
+    np.savez(tmp_path / "arrays.npz", **{f"blocks.{layer}": tensor.numpy() for layer, tensor in TENSORS.items()})
+    for name in ("dict.pt", "named.bin", "arrays.npz"):
+        assert same(import_vectors(tmp_path / name))
+    torch.save(torch.stack(list(TENSORS.values())), tmp_path / "table.pt")
+    np.save(tmp_path / "table.npy", torch.stack(list(TENSORS.values())).numpy())
+    for name in ("table.pt", "table.npy"):
+        assert same(import_vectors(tmp_path / name, layers=[3, 12]))
+    torch.save([TENSORS[3], TENSORS[12]], tmp_path / "list.pt")
+    assert import_vectors(tmp_path / "list.pt").layers == [0, 1]
+
+
+def test_foreign_safetensors_and_our_own_formats(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({f"layers.{layer}.vector": tensor for layer, tensor in TENSORS.items()}, tmp_path / "x.safetensors")
+    assert same(import_vectors(tmp_path / "x.safetensors"))
+    mine = import_vectors(TENSORS, behavior="calm", model_name="m")
+    mine.save(tmp_path / "native")
+    mine.save(tmp_path / "one.safetensors")
+    mine[3].save(tmp_path / "single")
+    assert import_vectors(tmp_path / "native") == mine
+    assert import_vectors(tmp_path / "one.safetensors") == mine
+    assert import_vectors(tmp_path / "single.json") == import_vectors(tmp_path / "single.pt")
+    assert import_vectors(tmp_path / "single.json")[3] == mine[3]
+
+
+def test_an_index_into_hidden_states_becomes_the_block_before(llama, tmp_path):
+    """Checked on a model: what `hidden_states[i]` shows is what a vector of layer i − 1 is added to."""
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
+    states = llama(**inputs, output_hidden_states=True).hidden_states
+    vectors = import_vectors({2: states[2][0, -1]}, layer_offset=-1, behavior="x", model_name="tiny")
+    from rotalabs_steer import extract_activations
+
+    ours = extract_activations(llama, inputs, [1], token_position="last")
+    assert vectors.layers == [1]
+    assert torch.allclose(vectors[1].vector, ours[1].reshape(-1))
+    with pytest.raises(
+        OptionError, match="Layer 0 of the source with layer_offset -1 is before the first decoder layer"
+    ):
+        import_vectors({0: TENSORS[3]}, layer_offset=-1)
+
+
+def test_our_own_sets_can_be_renamed_and_moved(tmp_path):
+    tuned = SteeringVectorSet("calm", list(import_vectors(TENSORS, behavior="calm")), {"chosen_layer": 12})
+    moved = import_vectors(tuned, behavior="quiet", model_name="org/new", layer_offset=-1)
+    assert (moved.behavior, moved.model_name, moved.layers, moved.chosen_layer) == ("quiet", "org/new", [2, 11], 11)
+
+
+class Opener:
+    """What a pickle that runs code looks like."""
+
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (Opener(), "is not a plain PyTorch tensor file"),
+    ({3: "text"}, "expected tensors: one, or one a layer"),
+    ({}, "expected tensors: one, or one a layer"),
+    ({"layer_3": torch.ones(2), "also_3": torch.ones(2)}, "does not name one layer of its own"),
+    ({"norm": torch.ones(2)}, "does not name one layer of its own"),
+    ({3: torch.ones(1).expand(2**40)}, "expected a contiguous one"),
+    ({3: torch.empty(2**40, device="meta")}, "claims more numbers than its"),
+    ({3: torch.ones(2, dtype=torch.int64)}, "torch.int64, expected plain numbers"),
+], ids=range(8))  # fmt: skip
+def test_strangers_torch_files(tmp_path, capsys, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(FileFormatError, match=message):
+        import_vectors(tmp_path / "x.pt")
+    assert "executed" not in capsys.readouterr().out
+
+
+def npy(header, data=b"", version=b"\1\0"):
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text + data
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"hello", "no vector file that can be read safely"),
+    (b"\x80\x04N.", "no vector file that can be read safely.*reading such a file runs code"),
+    (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627775,)}"), "it claims shape"),
+    (npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"\x80\x04N."), r"it holds '\|O'"),
+    (npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1,)}", bytes(8)), "it holds '<i8'"),
+    (npy("__import__('os').system('echo executed')"), "is not an array of numbers"),
+    (npy("(" * 5000), "is not an array of numbers"),
+    (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1, 1)}", bytes(4)), "expected real numbers"),
+], ids=range(8))  # fmt: skip
+def test_strangers_other_files(tmp_path, capfd, content, message):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(FileFormatError, match=message):
+        import_vectors(tmp_path / "x", layers=[1])
+    assert "executed" not in capfd.readouterr().out
+
+
+def test_compressed_archives_are_refused(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", layer_1=np.zeros(10_000, np.float32))
+    with pytest.raises(FileFormatError, match="would unpack to"):
+        import_vectors(tmp_path / "x.npz")
+    np.savez_compressed(tmp_path / "y.npz", layer_1=numbers(0, 64).numpy())
+    with pytest.raises(
+        FileFormatError, match=r"compressed archive. Write it with torch.save or numpy.savez|would unpack"
+    ):
+        import_vectors(tmp_path / "y.npz")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"source": torch.ones(3, 8)}, "has 3 rows and does not say which layers they belong to: pass layers=, 3 numbers"),
+    ({"source": torch.ones(3, 8), "layers": [1]}, "pass layers=, 3 numbers, not 1"),
+    ({"source": {"3": torch.ones(8)}}, "'3' is no layer number"),
+    ({"source": {True: torch.ones(8)}}, "True is no layer number"),
+    ({"source": torch.ones(2, 2, 8), "layers": [1, 2]}, r"shape \[hidden\] or \[layers, hidden\]"),
+    ({"source": {3: torch.ones(2, 8)}}, r"shape \[hidden\], got \[2, 8\]"),
+    ({"source": {3: torch.ones(8), 4: torch.ones(1)}}, "A vector of 1 numbers does not go with one of 8"),
+    ({"source": {}}, "There are no vectors in it"),
+    ({"source": object()}, "A object is no vector"),
+])  # fmt: skip
+def test_sources_that_do_not_say_enough(arguments, message):
+    with pytest.raises((OptionError, VectorError), match=message):
+        import_vectors(**arguments)
