@@ -90,9 +90,7 @@ def test_unsafe_names_in_a_repository_are_left_there(collection, tmp_path):
 
 
 def test_what_cannot_be_downloaded_is_said(collection, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"has no vectors of 'wild' for 'qwen3-8b'. list_avail"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"has no vectors of 'wild' for 'qwen3-8b'. list_avail"):
         download_vectors("wild", "qwen3-8b", tmp_path / "out")
     with pytest.raises(DownloadError, match="cannot be downloaded from nobody/none"):
         download_vectors("calm", "qwen3-8b", tmp_path / "out", repo_id="nobody/none")

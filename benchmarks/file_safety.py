@@ -1,0 +1,309 @@
+"""What becomes of vector files under kills, a full disk, many writers and strangers' files, for docs/security.md.
+
+    python benchmarks/file_safety.py kills --count 500
+    python benchmarks/file_safety.py full-disk            # as root: it mounts a small tmpfs
+    python benchmarks/file_safety.py writers --count 4 --saves 100
+    python benchmarks/file_safety.py attacks
+
+Each prints one JSON object; the exit code is 1 if anything was not as it should be. POSIX only: it forks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import io
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer.errors import SteeringError
+from rotalabs_steer.importing import import_vectors
+
+LAYERS = (1, 2, 3)
+
+
+def calm(value: float, size: int = 64) -> SteeringVectorSet:
+    return SteeringVectorSet("calm", [SteeringVector("calm", n, torch.full((size,), value), "m") for n in LAYERS])
+
+
+FORMS = {
+    "folder": (lambda value, place: calm(value).save(place / "folder"), "folder"),
+    "one file": (lambda value, place: calm(value).save(place / "one.safetensors"), "one.safetensors"),
+    "to share": (lambda value, place: calm(value).save_pretrained(place / "shared"), "shared"),
+}
+
+
+def read_value(form: str, place: Path) -> float:
+    """The number that the whole set is made of; an error if it is made of two."""
+    path = place / FORMS[form][1]
+    found = SteeringVectorSet.from_pretrained(path) if form == "to share" else SteeringVectorSet.load(path)
+    (value,) = {number for vector in found for number in vector.vector.tolist()}
+    return value
+
+
+def strays(place: Path) -> list[str]:
+    return sorted(path.name for path in place.rglob("*") if path.name.startswith("."))
+
+
+def forked(work) -> int:
+    """A child that does the work and ends, with exit code 1 if it raises."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+        finally:
+            os._exit(code)
+    return child
+
+
+def kills(count: int) -> dict:
+    """Kills writers at random moments. Whatever is found afterwards must be one whole set that was saved."""
+    chance, found = random.Random(0), {"kills": 0, "old": 0, "new": 0, "mixed or unreadable": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for form in FORMS:
+            FORMS[form][0](0.0, place)
+        for number in range(1, count + 1):
+            form = list(FORMS)[number % len(FORMS)]
+            before = read_value(form, place)
+
+            def write(form=form, number=number) -> None:
+                FORMS[form][0](float(number), place)
+                time.sleep(10)
+
+            child = forked(write)
+            time.sleep(chance.uniform(0.0, 0.03))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            found["kills"] += 1
+            try:
+                value = read_value(form, place)
+                found["old" if value == before else "new" if value == number else "mixed or unreadable"] += 1
+            except (SteeringError, OSError, ValueError) as error:
+                print(error, file=sys.stderr)
+                found["mixed or unreadable"] += 1
+        found["stray files before the next save"] = len(strays(place))
+        for form in FORMS:
+            FORMS[form][0](-1.0, place)
+        found["stray files after the next save"] = len(strays(place))
+    found["sound"] = found["mixed or unreadable"] == 0 and found["stray files after the next save"] == 0
+    return found
+
+
+def full_disk(size: str = "256k") -> dict:
+    """Saves ever larger sets onto a small disk until it is full."""
+    found = {"saves refused for want of space": 0, "old set intact": 0, "stray files after the next save": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+        try:
+            place = Path(folder)
+            for form, (write, name) in FORMS.items():
+                write(1.0, place)
+                for width in (1_000, 4_000, 16_000, 64_000):
+                    large = calm(2.0, width)
+                    save = large.save_pretrained if form == "to share" else large.save
+                    before = read_value(form, place)
+                    try:
+                        save(place / name)
+                    except OSError as error:
+                        if error.errno != errno.ENOSPC:
+                            raise
+                        found["saves refused for want of space"] += 1
+                        found["old set intact"] += read_value(form, place) == before
+                write(3.0, place)
+            found["stray files after the next save"] = len(strays(place))
+        finally:
+            subprocess.run(["umount", folder], check=True)
+    refused = found["saves refused for want of space"]
+    found["sound"] = refused == found["old set intact"] > 0 == found["stray files after the next save"]
+    return found
+
+
+def writers(count: int, saves: int) -> dict:
+    """Several processes save to one path while this one reads."""
+    found = {"writers": count, "saves each": saves, "reads": 0, "mixed or unreadable": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for write, _ in FORMS.values():
+            write(0.0, place)
+
+        def work(number: int) -> None:
+            for save in range(saves):
+                for write, _ in FORMS.values():
+                    write(float(1 + number * saves + save), place)
+
+        children = {forked(lambda number=number: work(number)) for number in range(count)}
+        failed = 0
+        while children:
+            for form in FORMS:
+                found["reads"] += 1
+                try:
+                    read_value(form, place)
+                except (SteeringError, OSError, ValueError) as error:
+                    print(error, file=sys.stderr)
+                    found["mixed or unreadable"] += 1
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            children -= {ended}
+            failed += bool(ended and status)
+        found["writers that failed"] = failed
+        found["stray files"] = len(strays(place))
+    found["sound"] = not failed and found["mixed or unreadable"] == found["stray files"] == 0
+    return found
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.system, ("touch executed",))
+
+
+def saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def tensor_file(entries: dict, data: bytes = b"", about: str = "") -> bytes:
+    header = json.dumps({"__metadata__": {"rotalabs_steer": about}, **entries}).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def sparse(size: int) -> torch.Tensor:
+    return torch.sparse_coo_tensor([[0]], [1.0], (size,), check_invariants=True)
+
+
+def zip_bomb() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(200_000_000))
+    return buffer.getvalue()
+
+
+def strangers_files() -> dict[str, tuple[str, bytes]]:
+    """Name of a file and its content, by what it attempts."""
+    entry = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
+    many = {f"layer_{n}": {"dtype": "F32", "shape": [1], "data_offsets": [4 * n, 4 * n + 4]} for n in range(300_000)}
+    nan = np.full(4, np.nan, np.float32).tobytes()
+    good = {"layer_1": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
+    return {
+        "pickle that runs a command": ("x.pt", saved(Bomb())),
+        "sparse tensor of 2^40": ("x.pt", saved(sparse(2**40))),
+        "stride 0, 2^40 numbers": ("x.pt", saved(torch.ones(1).expand(2**40))),
+        "no data, 2^40 numbers": ("x.pt", saved(torch.empty(2**40, device="meta"))),
+        "zip bomb, 200 MB": ("x.pt", zip_bomb()),
+        "int64": ("x.pt", saved(torch.ones(4, dtype=torch.int64))),
+        "NaN": ("x.safetensors", tensor_file(good, nan)),
+        "header that claims 2^40 numbers": ("x.safetensors", tensor_file({"layer_1": entry}, bytes(16))),
+        "header of 300,000 tensors": ("x.safetensors", tensor_file(many, bytes(1_200_000))),
+        "header that claims 2^62 bytes": ("x.safetensors", (2**62).to_bytes(8, "little") + b"{" + bytes(64)),
+        "JSON 100,000 deep": ("x.safetensors", tensor_file(good, bytes(16), "[" * 100_000)),
+        "JSON of 2,000,000 empty lists": ("x.json", b"[" + b"[]," * 1_300_000 + b"[]]"),
+        "integer of 10^6 digits": ("x.json", b'{"behavior": ' + b"9" * 1_000_000 + b"}"),
+        "array that claims 2^40 numbers": ("x.npy", npy(2**40 - 1)),
+    }
+
+
+def npy(size: int) -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({size},)}}\n".encode()
+    return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header
+
+
+def attacks() -> dict:
+    """Reads each file in a process of its own, and says what it cost."""
+    found: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "huge.json").touch()
+        os.truncate(place / "huge.json", 10**9)
+        files = {"integer of 10^9 digits (1 GB file)": place / "huge.json"}
+        for number, (attempt, (name, content)) in enumerate(strangers_files().items()):
+            files[attempt] = place / str(number) / name
+            files[attempt].parent.mkdir()
+            files[attempt].write_bytes(content)
+        os.mkfifo(place / "pipe.pt")
+        files["pipe that never ends"] = place / "pipe.pt"
+        (place / "link.safetensors").symlink_to("/etc/hostname")
+        files["link to another folder"] = place / "link.safetensors"
+        large = calm(1.0, 4_000_000)
+        large.save(place / "good.safetensors")
+        large[1].save(place / "good")
+        files["(sound, safetensors)"], files["(sound, .pt)"] = place / "good.safetensors", place / "good.pt"
+        with contextlib.chdir(place):
+            for attempt, path in files.items():
+                found[attempt] = attack(path)
+            found["executed"] = Path("executed").exists()
+    wrong = [
+        attempt
+        for attempt, row in found.items()
+        if isinstance(row, dict) and (row["refused"] == attempt.startswith("(") or row["peak_over_size"] > 2)
+    ]
+    return {**found, "wrong": wrong, "sound": not wrong and not found["executed"]}
+
+
+def attack(path: Path) -> dict:
+    size = path.stat().st_size
+    reading, writing = os.pipe()
+
+    def read() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            import_vectors(path)
+            message = ""
+        except SteeringError as error:
+            message = str(error)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        os.write(writing, json.dumps([grown, message.replace(str(path), path.name)[:300]]).encode())
+
+    _, status = os.waitpid(forked(read), 0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+        content = answer.read()
+    grown, message = json.loads(content) if status == 0 else (0, f"CRASHED with status {status}")
+    allowance = 32 * 2**20
+    return {
+        "bytes": size,
+        "grown_mb": round(grown / 2**20, 1),
+        "peak_over_size": round(max(0, grown - allowance) / max(size, 1), 2),
+        "refused": bool(message) and status == 0,
+        "message": message,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["kills", "full-disk", "writers", "attacks"])
+    parser.add_argument("--count", type=int, default=None, help="kills, or writing processes")
+    parser.add_argument("--saves", type=int, default=100, help="of each writing process")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    if options.what == "kills":
+        found = kills(options.count or 500)
+    elif options.what == "writers":
+        found = writers(options.count or 4, options.saves)
+    else:
+        found = full_disk() if options.what == "full-disk" else attacks()
+    print(json.dumps({**found, "seconds": round(time.monotonic() - started, 1)}, indent=2, ensure_ascii=False))
+    if not found["sound"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
