@@ -118,6 +118,13 @@ def test_datasets(tmp_path, monkeypatch):
     assert given["boldness"][0].asks_differently
 
 
+def test_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"vectors": vector_set("calm")}
+    run("files.md", given)
+    assert given["vectors"] == SteeringVectorSet.load("calm.safetensors") == SteeringVectorSet.load("calm")
+
+
 @pytest.mark.real_model
 def test_evaluation(smollm, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from files.conftest import hub  # noqa: F401
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.cli.app import app
 
@@ -90,7 +89,7 @@ def test_convert_from_another_tool(tmp_path):
     assert (made.behavior, made.model_name, made.layers) == ("calm", "org/model", [4, 5])
 
 
-def test_push_and_pull(tmp_path, hub):  # noqa: F811
+def test_push_and_pull(tmp_path, hub):
     calm().save(tmp_path / "calm")
     result = run("push", tmp_path / "calm", "me/calm", "--token", "hf_x", "--private")
     assert result.exit_code == 0, result.output
@@ -103,6 +102,7 @@ def test_push_and_pull(tmp_path, hub):  # noqa: F811
 @pytest.mark.parametrize(("arguments", "message"), [
     (["show", "nothing.safetensors"], "No such file"),
     (["show", "a/b/c"], "No such file"),
+    (["show", "clam"], "No such file"),
     (["push", "nothing", "me/x"], "There is no nothing to upload."),
     (["convert", "good", "out", "--to", "pickle"], "Unknown format 'pickle'. Use one of native, safetensors"),
     (["show", "text.txt"], "no vector file that can be read safely"),

@@ -1,13 +1,15 @@
 """Files that a stranger wrote."""
 
 import io
+import json
+import os
 import pickle
 import zipfile
 
 import pytest
 import torch
 
-from rotalabs_steer import SteeringVector
+from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.reading import MAX_JSON_BYTES, parse_json_object, parse_vector, read_bytes
 
@@ -58,7 +60,10 @@ def test_tensors_that_are_not_vectors_are_refused(tmp_path, capsys, content, mes
     (b"\xff\xfe", "not valid JSON"),
     (b'{"a": NaN}', "NaN is not JSON"),
     (b"[" * 100_000, "not valid JSON"),
-    (b'{"a": ' + b"9" * 100_000 + b"}", "not valid JSON"),
+    (b'{"a": ' + b"9" * 100_000 + b"}", "an integer of 100,000 digits"),
+    (b'{"a": 1e999}', "1e999 is beyond all floating-point numbers"),
+    (b'{"a": "\\ud800"}', "not valid JSON"),
+    (b"[" + b"[]," * 100_000 + b"[]]", "about 200,002 JSON items, more than 100,000. Not parsed"),
 ])  # fmt: skip
 def test_json_that_is_none_is_refused(tmp_path, content, message):
     with pytest.raises(FileFormatError, match=message):
@@ -83,3 +88,66 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     (tmp_path / "v.pt").write_bytes(content)
     with pytest.raises(FileFormatError, match="changed or damaged"):
         SteeringVector.load(tmp_path / "v")
+
+
+def calm_at(folder):
+    SteeringVectorSet("calm", [SteeringVector("calm", 1, torch.ones(8), "m")]).save(folder)
+    return folder
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+def test_links_out_of_the_folder_and_pipes_are_not_read(tmp_path):
+    folder, outside = calm_at(tmp_path / "set"), tmp_path / "secret.pt"
+    (folder / "layer_1.pt").rename(outside)
+    (folder / "layer_1.pt").symlink_to(outside)
+    with pytest.raises(FileFormatError, match=r"layer_1.pt is a link to .*secret.pt, outside its folder. Not read"):
+        SteeringVectorSet.load(folder)
+    (folder / "layer_1.pt").unlink()
+    (folder / "layer_1.pt").symlink_to("layer_1.pt")
+    with pytest.raises(FileFormatError, match="is a link that leads nowhere"):
+        SteeringVectorSet.load(folder)
+    (folder / "layer_1.pt").unlink()
+    os.mkfifo(folder / "layer_1.pt")
+    with pytest.raises(FileFormatError, match="is not a regular file"):
+        SteeringVectorSet.load(folder)
+    calm_at(folder)
+    assert SteeringVectorSet.load(folder).layers == [1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_saving_replaces_a_link_and_never_writes_through_it(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "set").mkdir()
+    for name in ("metadata.json", "layer_1.pt", "layer_1.json"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "mine.txt")
+    calm_at(tmp_path / "set")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert SteeringVectorSet.load(tmp_path / "set").layers == [1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_links_within_the_folder_and_into_the_hub_cache_are_read(tmp_path):
+    folder = calm_at(tmp_path / "set")
+    (folder / "layer_1.pt").rename(folder / "data")
+    (folder / "layer_1.pt").symlink_to("data")
+    assert SteeringVectorSet.load(folder).layers == [1]
+    snapshot = calm_at(tmp_path / "models--me--calm" / "snapshots" / "abc")
+    blobs = tmp_path / "models--me--calm" / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    assert SteeringVectorSet.load(snapshot).layers == [1]
+
+
+@pytest.mark.parametrize("metadata", [
+    {"chosen_layer": []}, {"chosen_layer": "1"}, {"chosen_layer": None},
+])  # fmt: skip
+def test_metadata_that_makes_no_sense_chooses_no_layer(tmp_path, metadata):
+    folder = calm_at(tmp_path / "set")
+    document = json.loads((folder / "metadata.json").read_text("utf-8"))
+    document["metadata"] = metadata
+    document["vectors"]["1"]["metadata"]["fingerprint"] = ["not", "a", "fingerprint"]
+    (folder / "metadata.json").write_text(json.dumps(document))
+    assert SteeringVectorSet.load(folder).chosen_layer is None
+    assert SteeringVectorSet.load(folder).get_best().layer_index == 1

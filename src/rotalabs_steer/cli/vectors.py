@@ -30,6 +30,7 @@ Layer = Annotated[
     list[int] | None,
     typer.Option("--layer", help="Layer of a row, for files that do not say it. Repeat it once for each row."),
 ]
+_FILE_ENDINGS = {".json", ".pt", ".pth", ".bin", ".safetensors", ".gguf", ".npy", ".npz"}
 LayerOffset = Annotated[int, typer.Option(help="Added to the file's layer numbers, where it counts otherwise.")]
 
 
@@ -174,14 +175,15 @@ def _load(
     from rotalabs_steer.vectors import SteeringVectorSet
 
     path = Path(source)
-    names_no_path = not path.exists() and not path.with_name(path.name + ".json").exists()
+    single = path.with_name(path.name + ".json")
     found: Any = source
-    if names_no_path and source.count("/") < 2 and not path.suffix:
+    if path.exists():
+        if (path / subfolder / CONFIG_FILE).exists():
+            found = SteeringVectorSet.from_pretrained(path, subfolder=subfolder)
+    elif single.exists():
+        found = single
+    elif source.count("/") == 1 and path.suffix not in _FILE_ENDINGS:
         found = SteeringVectorSet.from_pretrained(source, revision=revision, subfolder=subfolder, token=token)
-    elif (path / subfolder / CONFIG_FILE).exists():
-        found = SteeringVectorSet.from_pretrained(path, subfolder=subfolder)
-    elif not path.exists() and not names_no_path:
-        found = path.with_name(path.name + ".json")
     return import_vectors(
         found, behavior=behavior, model_name=model_name, layers=layers or None, layer_offset=layer_offset
     )

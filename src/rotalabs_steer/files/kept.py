@@ -37,7 +37,9 @@ def digest(content: bytes) -> str:
 
 
 def keep(path: Path) -> None:
-    """Gives data that is about to be replaced its second name. Nothing happens where there is none yet."""
+    """Gives data that is about to be replaced its second name. Links, pipes and what is not there yet are no data."""
+    if path.is_symlink() or not path.is_file():
+        return
     with contextlib.suppress(FileNotFoundError):
         with path.open("rb") as file:
             kept = _kept(path, hashlib.file_digest(file, "sha256").hexdigest())

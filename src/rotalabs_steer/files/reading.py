@@ -132,7 +132,10 @@ def _check_link(path: Path) -> None:
     """Refuses a link that leads out of its folder, but for the blobs of the Hugging Face cache."""
     if not path.is_symlink():
         return
-    folder, target = path.parent.resolve(), path.resolve()
+    try:
+        folder, target = path.parent.resolve(), path.resolve()
+    except (RuntimeError, OSError) as error:
+        raise FileFormatError(f"{path} is a link that leads nowhere: {error}") from error
     snapshots = next((parent for parent in folder.parents if parent.name == "snapshots"), None)
     allowed = [folder] if snapshots is None else [folder, snapshots.with_name("blobs")]
     if not any(target.is_relative_to(place) for place in allowed):
