@@ -17,6 +17,7 @@ from rotalabs_steer.files.formats import read_set, write_set
 from rotalabs_steer.files.hub import find_folder, push_files
 from rotalabs_steer.files.native import load_vector, save_vector, strip_suffix
 from rotalabs_steer.files.pretrained import load_pretrained_folder, pretrained_files, save_pretrained_folder
+from rotalabs_steer.files.reading import is_finite
 
 if TYPE_CHECKING:
     import os
@@ -358,5 +359,5 @@ def _check_tensor(vector: torch.Tensor) -> None:
         raise VectorError(f"A steering vector has shape [hidden], got {list(vector.shape)}.")
     if not vector.dtype.is_floating_point:
         raise VectorError(f"A steering vector holds floating-point numbers, got {vector.dtype}. Use vector.float().")
-    if not bool(torch.isfinite(vector).all()):
+    if not is_finite(vector):
         raise VectorError("The steering vector holds NaN or infinite numbers; such a vector destroys generation.")

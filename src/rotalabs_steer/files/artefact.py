@@ -6,13 +6,14 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from rotalabs_steer.errors import FileFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
     from jaxtyping import Float
 
 SCHEMA_VERSION = "2.0"
@@ -77,7 +78,7 @@ def describe(vector: Float[torch.Tensor, " hidden"]) -> dict[str, Any]:
     return {
         "vector_shape": list(vector.shape),
         "dtype": str(vector.dtype).removeprefix("torch."),
-        "norm": float(vector.double().norm()),
+        "norm": float(torch.linalg.vector_norm(vector, dtype=torch.float64)),
         "steering": dict(STEERING),
     }
 

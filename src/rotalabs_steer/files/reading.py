@@ -114,7 +114,7 @@ def check_vector_layout(vector: torch.Tensor, source: str) -> None:
 
 def check_finite(vector: torch.Tensor, source: str) -> None:
     """Refuses NaN and infinities."""
-    if not bool(torch.isfinite(vector).all()):
+    if not is_finite(vector):
         raise FileFormatError(f"{source} holds NaN or infinite numbers; such a vector destroys generation.")
 
 
@@ -142,12 +142,19 @@ def _check_link(path: Path) -> None:
         raise FileFormatError(f"{path} is a link to {target}, outside its folder. Not read: name that file itself.")
 
 
+def is_finite(vector: torch.Tensor) -> bool:
+    """Whether all numbers are finite, found out in pieces: `isfinite` needs as much memory as it is given."""
+    return all(bool(torch.isfinite(piece).all()) for piece in vector.reshape(-1).split(2**16))
+
+
 def load_tensors(content: bytes, path: Path, device: str) -> Any:
     """What torch.save wrote, of plain tensors and containers. Device "meta" loads shapes without data."""
     try:
         return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:  # damaged input makes the unpickler raise whatever its opcodes run into
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        if "weights_only" in reason:  # torch's message goes on to recommend running the file's code
+            reason = "it holds more than plain tensors, and reading that could run code"
         raise FileFormatError(f"{path} is not a plain PyTorch tensor file: {reason}") from error
 
 
