@@ -215,7 +215,7 @@ class MultiVectorInjector(_Injector):
         if not vector_sets:
             raise VectorError("No vector sets given: an injector without vectors would silently not steer.")
         self.vector_sets = dict(vector_sets)
-        self.vectors = {name: _acting(name, chosen, default_layer) for name, chosen in self.vector_sets.items()}
+        self.vectors = {name: acting_vector(name, chosen, default_layer) for name, chosen in self.vector_sets.items()}
         self._strengths: dict[str, Strength] = dict.fromkeys(self.vector_sets, 1.0)
         for behavior, strength in (strengths or {}).items():
             if behavior not in self._strengths:
@@ -297,7 +297,12 @@ def _short(name: str) -> str:
     return PurePath(name).name.lower()
 
 
-def _acting(behavior: str, vectors: SteeringVectorSet, default_layer: int | None) -> SteeringVector:
+def acting_vector(behavior: str, vectors: SteeringVectorSet, default_layer: int | None) -> SteeringVector:
+    """The vector of a set that acts: at the default layer where one is given, else the set's best.
+
+    Raises:
+        LayerError: the set has no vector at the default layer.
+    """
     if default_layer is None:
         return vectors.get_best()
     vector = vectors.get(default_layer)

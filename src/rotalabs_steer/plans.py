@@ -198,6 +198,35 @@ def steps_by_layer(items: Iterable[PlanItem]) -> Steps:
     return steps
 
 
+def constant_additions(items: Iterable[PlanItem], carrier: str) -> dict[int, Float[torch.Tensor, " hidden"]]:
+    """What the items add to every token, summed by layer, in fp32: all that weights and other engines can carry.
+
+    Args:
+        carrier: what is to carry it, for the message: "llama.cpp", "A bias".
+
+    Raises:
+        OptionError: an item does anything else.
+    """
+    sums: dict[int, torch.Tensor] = {}
+    for item in items:
+        reasons = {
+            f"only adds, and the intervention is {type(item.intervention).__name__}": not isinstance(
+                item.intervention, Add
+            ),
+            f"adds to every token, and the scope is {item.scope!r}": item.scope != "all",
+            "has one strength for all rows": not isinstance(item.strength, float),
+            "does the same at every token: it knows no schedule": item.schedule is not None,
+            "does the same for every prompt: it knows no condition": item.condition is not None,
+        }
+        for reason, applies in reasons.items():
+            if applies:
+                raise OptionError(f"{carrier} {reason}. Steer the transformers model with an injector for that.")
+        assert isinstance(item.strength, float)
+        delta = item.intervention.vector.detach().float().cpu() * item.strength
+        sums[item.layer_index] = sums[item.layer_index] + delta if item.layer_index in sums else delta
+    return sums
+
+
 def _for_rows(given: torch.Tensor, batch_size: int) -> torch.Tensor:
     """One strength a row. Beams and several sequences a prompt repeat each prompt's strength."""
     if len(given) == 1 or len(given) == batch_size:

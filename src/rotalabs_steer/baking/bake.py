@@ -1,0 +1,97 @@
+"""`bake`: a model whose weights do what an injector does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel
+
+from rotalabs_steer.attachment import SteeredModel
+from rotalabs_steer.baking.biases import fold_additions
+from rotalabs_steer.baking.directions import fold_ablation
+from rotalabs_steer.errors import ArchitectureError, OptionError, SteeringConflictError, VectorError
+from rotalabs_steer.injection import check_vectors
+from rotalabs_steer.interventions import Ablate, Add
+from rotalabs_steer.plans import PlanItem, check_strength, constant_additions
+from rotalabs_steer.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
+_KINDS = ("add", "ablate")
+
+
+def bake(
+    model: nn.Module,
+    vectors: SteeringVector | Iterable[SteeringVector],
+    strength: float = 1.0,
+    *,
+    intervention: str = "add",
+    check_model: bool = True,
+) -> PreTrainedModel:
+    """A new model that is steered by its weights. `save_pretrained` makes an ordinary checkpoint of it.
+
+    `intervention="add"` is `ActivationInjector(model, vectors, strength)` with its mode "all": each layer's addition
+    goes into a bias whose value reaches that layer's output. Where the architecture's biases are switched off, they
+    are switched on in the configuration.
+
+    `intervention="ablate"` takes the direction of one vector out of everything that writes to the residual stream:
+    embeddings and the outputs of attention and mlp of every layer (weight orthogonalisation; Arditi et al. 2024,
+    arXiv:2406.11717). The model is the one in which `Ablate` is applied to each of these before they are added to the
+    stream. That is more than `Ablate` at layer outputs, which leaves the direction visible between attention and mlp.
+
+    The new model is compared with the steered one before it is returned. It keeps its provenance in
+    `config.rotalabs_steer_baked`.
+
+    Args:
+        model: a decoder-only transformers model; it is left as it is.
+        vectors: any number for "add", those of one layer add up; one for "ablate", whose layer does not matter.
+        strength: multiplier of every vector; for "ablate" the part that is taken out.
+        check_model: refuse vectors that were made from another model.
+
+    Raises:
+        ArchitectureError: the architecture has no place for it; the message says why.
+        VectorError, LayerError, ModelMismatchError, OptionError: a vector, the model or an option does not fit.
+        SteeringConflictError: the model is being steered.
+    """
+    given = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
+    if not given:
+        raise VectorError("No vector given: the baked model would silently not be steered.")
+    if intervention not in _KINDS:
+        raise OptionError(f"Weights cannot carry {intervention!r}. Use one of: {', '.join(_KINDS)}; or an injector.")
+    factor = check_strength(strength)
+    if not isinstance(factor, float) or factor == 0.0:
+        raise OptionError(f"Strength {strength!r}: weights have one strength, and with 0 they would not be steered.")
+    plain = _check_plain(model)
+    check_vectors(plain, given, check_model=check_model)
+    if intervention == "ablate":
+        if len(given) > 1:
+            raise OptionError(f"{len(given)} vectors to ablate: weights can be freed of one direction at a time.")
+        baked = fold_ablation(plain, Ablate(given[0].vector.detach().float().cpu()), factor)
+    else:
+        items = [PlanItem(vector.layer_index, Add(vector.vector), "all", factor) for vector in given]
+        baked = fold_additions(plain, constant_additions(items, "A bias"))
+    baked.config.rotalabs_steer_baked = {
+        "intervention": intervention,
+        "strength": factor,
+        "vectors": [{"behavior": v.behavior, "layer_index": v.layer_index, "model_name": v.model_name} for v in given],
+    }
+    return baked
+
+
+def _check_plain(model: nn.Module) -> PreTrainedModel:
+    """The model, if its state dict is what `from_pretrained` reads."""
+    if not isinstance(model, PreTrainedModel) or getattr(model, "peft_config", None):
+        raise ArchitectureError(
+            f"{type(model).__name__} is not a plain transformers model. Bake the model that AutoModelForCausalLM."
+            "from_pretrained returns; an adapter must be merged first (merge_and_unload)."
+        )
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ArchitectureError("The model is quantised. Load it unquantised, bake it, and quantise the result.")
+    if model.config.is_encoder_decoder:
+        raise ArchitectureError(f"{type(model).__name__} is an encoder-decoder; decoder-only models can be baked.")
+    if SteeredModel.of(model).steps():
+        raise SteeringConflictError("The model is being steered. Detach its injectors before it is baked.")
+    return model

@@ -1,0 +1,163 @@
+"""Constant additions as biases.
+
+Which bias reaches a layer's output unchanged is not looked up but found out: a probe is put into one after the other,
+from the end of the layer, and the layer's output must move by the probe at every token. So blocks with a norm behind
+the mlp, mixtures of experts and attention outputs that the mlp reads are told apart without naming them.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rotalabs_steer.baking.trial import build, check_same, evaluating, logits, probe_tokens, state_of, tolerance
+from rotalabs_steer.decoder import decoder_layers, text_config
+from rotalabs_steer.errors import ArchitectureError
+from rotalabs_steer.hooks import ActivationHook
+from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from jaxtyping import Float
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# Model types without a bias behind the mlp that are Llama with other settings: the same weights under the same names.
+_SAME_AS_LLAMA: Mapping[str, Mapping[str, Any]] = {
+    "mistral": {"attention_bias": False},
+    "qwen2": {"attention_bias": True},
+}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A bias and the factor by which its value arrives at the layer's output."""
+
+    name: str
+    factor: float
+
+
+def fold_additions(model: PreTrainedModel, additions: Mapping[int, Float[torch.Tensor, " hidden"]]) -> PreTrainedModel:
+    """A new model whose biases add these vectors, by layer.
+
+    Raises:
+        ArchitectureError: a layer has no bias that reaches its output unchanged, with any setting of its configuration.
+    """
+    tokens = probe_tokens(model)
+    unsteered = logits(model, tokens)
+    tried = []
+    for model_class, config in _variants(model):
+        state = _with_zero_biases(model_class, config, state_of(model))
+        if state is None:
+            continue
+        baked = build(model_class, config, state, model)
+        if float((logits(baked, tokens) - unsteered).abs().max()) > tolerance(model.dtype) * float(
+            unsteered.abs().max()
+        ):
+            continue
+        places = {layer: _find_place(baked, layer, tokens) for layer in additions}
+        tried.append(_settings(model, model_class, config))
+        if None not in places.values():
+            _add(baked, additions, places)
+            check_same(logits(baked, tokens), _steered(model, additions, tokens), unsteered, model)
+            return baked
+    raise ArchitectureError(
+        f"{type(model).__name__} has no bias whose value reaches the output of layers {sorted(additions)} unchanged "
+        f"(tried: {'; '.join(tried)}). A norm behind the mlp, experts or a missing bias are the usual reasons. "
+        "Steer it with an injector, or export the vectors to an engine that adds them."
+    )
+
+
+def _variants(model: PreTrainedModel) -> Iterator[tuple[type[PreTrainedModel], PretrainedConfig]]:
+    """The model's own configuration, then with each of its biases switched on, then as the equivalent Llama."""
+    yield type(model), copy.deepcopy(model.config)
+    off = [name for name, value in vars(text_config(model)).items() if value is False and "bias" in name]
+    for name in sorted(off, key=lambda name: "mlp" not in name):
+        config = copy.deepcopy(model.config)
+        setattr(config.get_text_config(decoder=True), name, True)
+        yield type(model), config
+    settings = _SAME_AS_LLAMA.get(model.config.model_type)
+    if settings is not None and not _slides(model.config):
+        known = model.config.to_dict()
+        for name in ("model_type", "architectures", "transformers_version"):
+            known.pop(name, None)
+        config = AutoConfig.for_model("llama", **(known | {"mlp_bias": True} | settings))
+        config.architectures = ["LlamaForCausalLM"]
+        yield AutoModelForCausalLM._model_mapping[type(config)], config
+
+
+def _slides(config: PretrainedConfig) -> bool:
+    """Whether attention sees a window of the context only, which Llama has not."""
+    window = getattr(config, "sliding_window", None)
+    return window is not None and getattr(config, "use_sliding_window", True) is not False
+
+
+def _with_zero_biases(
+    model_class: type[PreTrainedModel], config: PretrainedConfig, state: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor] | None:
+    """The weights with zeros for the biases that the configuration adds; None where it changes anything else."""
+    with torch.device("meta"):
+        wanted = model_class(config).state_dict()
+    missing = wanted.keys() - state.keys()
+    if state.keys() - wanted.keys() or not all(name.endswith("bias") for name in missing):
+        return None
+    if any(state[name].shape != tensor.shape for name, tensor in wanted.items() if name in state):
+        return None
+    return state | {name: torch.zeros(wanted[name].shape) for name in missing}
+
+
+def _find_place(model: PreTrainedModel, layer: int, tokens: torch.Tensor) -> _Place | None:
+    """The last bias of a layer that moves the layer's output, at every token, by a multiple of itself."""
+    before = _layer_output(model, layer, tokens)
+    generator = torch.Generator().manual_seed(1)
+    probe = torch.randn(before.shape[-1], generator=generator) * before.std()
+    for name, bias in reversed(list(decoder_layers(model)[layer].named_parameters())):
+        if not name.endswith("bias") or bias.shape != probe.shape:
+            continue
+        kept = bias.detach().clone()
+        with torch.no_grad():
+            bias.add_(probe.to(bias.device, bias.dtype))
+        moved = _layer_output(model, layer, tokens) - before
+        with torch.no_grad():
+            bias.copy_(kept)
+        factor = float((moved @ probe).mean() / (probe @ probe))
+        error = float((moved - factor * probe).abs().max())
+        if abs(factor) > 1e-3 and error <= tolerance(model.dtype) * float(before.abs().max() + probe.abs().max()):
+            return _Place(name, factor)
+    return None
+
+
+@torch.no_grad()
+def _layer_output(model: PreTrainedModel, layer: int, tokens: torch.Tensor) -> torch.Tensor:
+    with evaluating(model), ActivationHook(model, [layer]) as hook:
+        model(input_ids=tokens, use_cache=False)
+        return hook.get_activations()[layer].float().cpu()
+
+
+@torch.no_grad()
+def _add(model: PreTrainedModel, additions: Mapping[int, torch.Tensor], places: Mapping[int, _Place | None]) -> None:
+    for layer, delta in additions.items():
+        place = places[layer]
+        assert place is not None
+        bias = decoder_layers(model)[layer].get_parameter(place.name)
+        bias.copy_((bias.float().cpu() + delta / place.factor).to(bias.device, bias.dtype))
+
+
+def _steered(model: PreTrainedModel, additions: Mapping[int, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+    vectors = [SteeringVector("baked", layer, delta, "") for layer, delta in additions.items()]
+    with ActivationInjector(model, vectors, check_model=False):
+        return logits(model, tokens)
+
+
+def _settings(model: PreTrainedModel, model_class: type[PreTrainedModel], config: PretrainedConfig) -> str:
+    """How a variant differs, for the message."""
+    if model_class is not type(model):
+        return f"as {model_class.__name__}"
+    mine, theirs = vars(text_config(model)), vars(config.get_text_config(decoder=True))
+    changed = [name for name, value in theirs.items() if name in mine and "bias" in name and mine[name] is not value]
+    return f"with {changed[0]}=True" if changed else "as configured"

@@ -1,0 +1,91 @@
+"""Trying a changed model out: built as `from_pretrained` builds it, run on a few tokens, compared."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.utils import logging
+
+from rotalabs_steer.decoder import text_config
+from rotalabs_steer.errors import ArchitectureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_ROWS, _COLUMNS = 2, 12
+
+
+def state_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A copy of the weights on the CPU, by the model's names for them; a shared one is copied for each name."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+
+
+def build(
+    model_class: type[PreTrainedModel],
+    config: PretrainedConfig,
+    state: Mapping[str, torch.Tensor],
+    like: PreTrainedModel,
+) -> PreTrainedModel:
+    """The model of a configuration with these weights, with the generation settings, dtype and device of another."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        built = model_class.from_pretrained(None, config=config, state_dict=dict(state), dtype=like.dtype)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    if like.can_generate():
+        built.generation_config = copy.deepcopy(like.generation_config)
+    return built.to(like.device).eval()
+
+
+def probe_tokens(model: PreTrainedModel) -> torch.Tensor:
+    """`[2, 12]` token ids, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    size = int(text_config(model).vocab_size)
+    return torch.randint(0, size, (_ROWS, _COLUMNS), generator=generator).to(model.device)
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """The logits of these tokens in fp32."""
+    with evaluating(model):
+        output: Any = model(input_ids=tokens, use_cache=False)
+    return output.logits.float().cpu()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout, and back to how it was."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far results may differ that differ in the order of additions only, as a part of the largest value."""
+    return 1e-4 if dtype in (torch.float32, torch.float64) else 0.05
+
+
+def check_same(baked: torch.Tensor, steered: torch.Tensor, unsteered: torch.Tensor, model: PreTrainedModel) -> None:
+    """Refuses a baked model that is not the steered one.
+
+    Raises:
+        ArchitectureError: their logits differ by more than rounding.
+    """
+    difference, scale = float((baked - steered).abs().max()), float(steered.abs().max())
+    effect = float((steered - unsteered).abs().max())
+    if difference > tolerance(model.dtype) * scale or difference > 0.5 * effect > 0:
+        raise ArchitectureError(
+            f"The logits of the baked {type(model).__name__} differ from those of the steered one by {difference:.3g} "
+            f"(the largest is {scale:.3g}, steering changes them by {effect:.3g}). Steer with an injector instead."
+        )

@@ -1,0 +1,88 @@
+"""Steering vectors as the GGUF control vectors that llama.cpp applies, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rotalabs_steer.errors import OptionError, VectorError
+from rotalabs_steer.files.gguf import ControlVector, read_control_vector, write_control_vector
+from rotalabs_steer.interventions import Add
+from rotalabs_steer.plans import PlanItem, check_strength, constant_additions
+from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+_STRENGTH = "rotalabs_steer.strength"
+_FOLDED = "rotalabs_steer.strength_folded"
+_BEHAVIOR = "rotalabs_steer.behavior"
+_MODEL = "rotalabs_steer.model_name"
+
+
+def export_control_vector(
+    vectors: SteeringVector | Iterable[SteeringVector],
+    path: str | os.PathLike[str],
+    strength: float = 1.0,
+    *,
+    fold_strength: bool = True,
+) -> None:
+    """Writes vectors as one GGUF control vector: what llama.cpp does with it is what `ActivationInjector` does.
+
+    All vectors given act; those of one layer add up. Give `vector_set.get_best()` for the layer that tuning chose.
+
+    Args:
+        strength: multiplier of every vector.
+        fold_strength: True writes `strength · vector`, for `--control-vector FILE`. False writes the vectors as they
+            are, for `--control-vector-scaled FILE:STRENGTH`, and the strength into the header only. The header's
+            `rotalabs_steer.strength_folded` says which.
+
+    Raises:
+        LayerError: a vector is of layer 0, which llama.cpp cannot steer.
+        VectorError: no vector, or vectors of different models' sizes.
+        OptionError: the strength is not one finite number, or 0 and folded: a file that does nothing.
+    """
+    given = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
+    if not given:
+        raise VectorError("No vector given: the file would silently not steer.")
+    if len({vector.dim for vector in given}) > 1:
+        raise VectorError(f"The vectors have {sorted({v.dim for v in given})} numbers: they are not of one model.")
+    factor = check_strength(strength)
+    if fold_strength and factor == 0.0:
+        raise OptionError("Strength 0 folded into the file would make one that does nothing.")
+    items = [
+        PlanItem(vector.layer_index, Add(vector.vector), "all", factor if fold_strength else 1.0) for vector in given
+    ]
+    assert isinstance(factor, float)
+    hint = str(given[0].metadata.get("fingerprint", {}).get("model_type", ""))
+    metadata: dict[str, str | int | float | bool] = {
+        _BEHAVIOR: ", ".join(dict.fromkeys(vector.behavior for vector in given)),
+        _MODEL: given[0].model_name,
+        _STRENGTH: factor,
+        _FOLDED: fold_strength,
+    }
+    write_control_vector(Path(path), ControlVector(constant_additions(items, "A control vector"), hint, metadata))
+
+
+def import_control_vector(
+    path: str | os.PathLike[str], layer_offset: int = 0, behavior: str | None = None
+) -> SteeringVectorSet:
+    """The vectors of a GGUF control vector, each as the file has it: strength 1 is what `--control-vector` does.
+
+    Args:
+        layer_offset: added to each layer's number; -1 for the files of llama.cpp's own generator, which calls the layer
+            that it measured by the number after it.
+        behavior: its name; by default what our export recorded, else the file's name.
+
+    Raises:
+        FileNotFoundError, FileFormatError: there is no such file, or it is damaged, unsafe or no control vector.
+    """
+    stored = read_control_vector(Path(path), layer_offset)
+    name = behavior or str(stored.metadata.get(_BEHAVIOR) or Path(path).stem)
+    model = str(stored.metadata.get(_MODEL) or stored.model_hint or "unknown")
+    about = {"source": "gguf", "model_hint": stored.model_hint, "gguf": dict(stored.metadata)}
+    return SteeringVectorSet(
+        name,
+        [SteeringVector(name, layer, tensor, model, "imported", about) for layer, tensor in stored.directions.items()],
+    )
