@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rotalabs_steer.baking.trial import build, check_same, evaluating, logits, probe_tokens, state_of, tolerance
+from rotalabs_steer.baking.trial import (
+    build,
+    check_same,
+    evaluating,
+    logits,
+    probe_tokens,
+    rounding,
+    state_of,
+    tolerance,
+)
 from rotalabs_steer.decoder import decoder_layers, text_config
 from rotalabs_steer.errors import ArchitectureError
 from rotalabs_steer.hooks import ActivationHook
@@ -126,8 +135,8 @@ def _find_place(model: PreTrainedModel, layer: int, tokens: torch.Tensor) -> _Pl
         with torch.no_grad():
             bias.copy_(kept)
         factor = float((moved @ probe).mean() / (probe @ probe))
-        error = float((moved - factor * probe).abs().max())
-        if abs(factor) > 1e-3 and error <= tolerance(model.dtype) * float(before.abs().max() + probe.abs().max()):
+        off = (moved - factor * probe).abs()
+        if abs(factor) > 1e-3 and bool((off <= rounding(model.dtype) * (before.abs() + before.std())).all()):
             return _Place(name, factor)
     return None
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rotalabs_steer.baking.trial import build, check_same, evaluating, logits, probe_tokens, state_of, tolerance
+from rotalabs_steer.baking.trial import build, check_same, evaluating, logits, probe_tokens, rounding, state_of
 from rotalabs_steer.decoder import decoder_layers, hidden_size
 from rotalabs_steer.errors import ArchitectureError
 from rotalabs_steer.layer_outputs import first_tensor
@@ -93,9 +93,12 @@ def _writers(model: PreTrainedModel, tokens: torch.Tensor) -> list[nn.Module]:
     linear = {layer: [m for m in layer.modules() if isinstance(m, (nn.Linear, Conv1D))] for layer in layers}
     outputs, inputs = _run(model, tokens, [*embeddings, *layers, *itertools.chain(*linear.values())], layers)
 
-    def find(target: torch.Tensor, candidates: Sequence[nn.Module], what: str) -> Sequence[nn.Module]:
-        wide = [m for m in candidates if m in outputs and outputs[m].shape[-1] == width]
-        found = _adding_up(target, {m: outputs[m] for m in wide}, tolerance(model.dtype))
+    def find(
+        before: torch.Tensor, after: torch.Tensor, candidates: Sequence[nn.Module], what: str
+    ) -> Sequence[nn.Module]:
+        wide = [m for m in candidates if m in outputs and outputs[m].shape[-1] == width and outputs[m].dim() > 1]
+        rows = {m: o.reshape(after.shape) if (o := outputs[m]).numel() == after.numel() else o for m in wide}  # OPT
+        found = _adding_up(before, after, rows, rounding(model.dtype))
         if found is None:
             raise ArchitectureError(
                 f"{type(model).__name__}: what writes to the residual stream {what} is not a sum of the outputs of "
@@ -104,31 +107,35 @@ def _writers(model: PreTrainedModel, tokens: torch.Tensor) -> list[nn.Module]:
             )
         return found
 
-    writers = list(find(inputs[layers[0]], embeddings, "before the first layer"))
+    writers = list(find(torch.zeros(()), inputs[layers[0]], embeddings, "before the first layer"))
     for index, layer in enumerate(layers):
-        if index and not torch.equal(inputs[layer], outputs[layers[index - 1]]):
+        if layer not in inputs or (index and not torch.equal(inputs[layer], outputs[layers[index - 1]])):
             raise ArchitectureError(
                 f"{type(model).__name__}: layer {index} does not read what layer {index - 1} returns. A direction "
                 "cannot be taken out of its weights exactly: steer with ActivationInjector(..., intervention='ablate')."
             )
-        writers += find(outputs[layer] - inputs[layer], linear[layer], f"in layer {index}")
+        writers += find(inputs[layer], outputs[layer], linear[layer], f"in layer {index}")
     return list(dict.fromkeys(writers))
 
 
 def _adding_up(
-    target: torch.Tensor, outputs: Mapping[nn.Module, torch.Tensor], tolerated: float
+    before: torch.Tensor, after: torch.Tensor, outputs: Mapping[nn.Module, torch.Tensor], tolerated: float
 ) -> tuple[nn.Module, ...] | None:
-    """The smallest group of modules whose outputs sum to the target."""
+    """The modules whose outputs, added to what was before, give what is after: the best of all small groups.
+
+    The best and not the first that is within rounding: beside a stream with large values, a module that writes little
+    would not be missed.
+    """
+    groups: dict[tuple[nn.Module, ...], torch.Tensor] = {}
     for count in range(1, _MAX_WRITERS + 1):
         for group in itertools.combinations(outputs, count):
-            try:
-                total = sum((outputs[module] for module in group[1:]), outputs[group[0]])
-                difference = float((total - target).abs().max())
-            except RuntimeError:  # shapes that do not go together
-                continue
-            if difference <= tolerated * float(target.abs().max()):
-                return group
-    return None
+            if all(outputs[module].shape[-2] == after.shape[-2] for module in group):
+                groups[group] = before + sum(outputs[module] for module in group) - after
+    if not groups:
+        return None
+    best = min(groups, key=lambda group: float(groups[group].square().mean()))
+    size = before.abs() + after.abs() + sum(outputs[module].abs() for module in best)
+    return best if bool((groups[best].abs() <= tolerated * size).all()) else None
 
 
 @torch.no_grad()

@@ -76,6 +76,11 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype in (torch.float32, torch.float64) else 0.05
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """How far one number may be off after a few additions, as a part of what was added."""
+    return 32 * torch.finfo(dtype).eps
+
+
 def check_same(baked: torch.Tensor, steered: torch.Tensor, unsteered: torch.Tensor, model: PreTrainedModel) -> None:
     """Refuses a baked model that is not the steered one.
 

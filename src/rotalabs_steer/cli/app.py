@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import rotalabs_steer
-from rotalabs_steer.cli import datasets, evaluate, report, tuning, vectors
+from rotalabs_steer.cli import datasets, evaluate, exports, report, tuning, vectors
 from rotalabs_steer.cli.failures import VerbGroup
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app.add_typer(vectors.app)
 app.command()(tuning.tune)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
+app.command()(exports.export)
+app.command()(exports.bake)
 
 
 @app.callback(invoke_without_command=True)

@@ -49,12 +49,13 @@ def export_control_vector(
     if len({vector.dim for vector in given}) > 1:
         raise VectorError(f"The vectors have {sorted({v.dim for v in given})} numbers: they are not of one model.")
     factor = check_strength(strength)
+    if not isinstance(factor, float):
+        raise OptionError(f"A control vector has one strength for all rows, not {strength!r}.")
     if fold_strength and factor == 0.0:
         raise OptionError("Strength 0 folded into the file would make one that does nothing.")
     items = [
         PlanItem(vector.layer_index, Add(vector.vector), "all", factor if fold_strength else 1.0) for vector in given
     ]
-    assert isinstance(factor, float)
     hint = str(given[0].metadata.get("fingerprint", {}).get("model_type", ""))
     metadata: dict[str, str | int | float | bool] = {
         _BEHAVIOR: ", ".join(dict.fromkeys(vector.behavior for vector in given)),
