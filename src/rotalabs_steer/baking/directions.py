@@ -147,10 +147,10 @@ def _run(
     inputs: dict[nn.Module, torch.Tensor] = {}
 
     def keep_output(module: nn.Module, given: Any, output: Any) -> None:
-        outputs[module] = first_tensor(output).detach().float().cpu()
+        outputs[module] = _copy(first_tensor(output))
 
     def keep_input(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        inputs[module] = (given[0] if given else named["hidden_states"]).detach().float().cpu()
+        inputs[module] = _copy(given[0] if given else named["hidden_states"])
 
     handles = [module.register_forward_hook(keep_output) for module in watched]
     handles += [layer.register_forward_pre_hook(keep_input, with_kwargs=True) for layer in layers]
@@ -161,3 +161,8 @@ def _run(
         for handle in handles:
             handle.remove()
     return outputs, inputs
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """In fp32 on the CPU; always a copy, because some layers (Falcon's) add in place to what a module returned."""
+    return tensor.detach().to("cpu", torch.float32, copy=True)
