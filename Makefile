@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint types docs clean
+.PHONY: demo test test-llama-cpp check lint types docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/rotalabs-steer demo --output .demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# llama.cpp is compiled once a machine, and kept in the user's cache.
+test-llama-cpp: $(INSTALLED)
+	.ci/with-llama-cpp $(BIN)/python -m pytest tests/engines/test_llama_cpp.py tests/test_docs.py -k llama
 
 check: lint types
 

@@ -137,6 +137,31 @@ def test_evaluation(smollm, tokenizer, tmp_path, monkeypatch):
 
 
 @pytest.mark.real_model
+def test_llama_cpp(tmp_path, monkeypatch):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="make test-llama-cpp installs llama-cpp-python")
+    from rotalabs_steer.sample_model import _gguf_file
+
+    monkeypatch.chdir(tmp_path)
+    llama = llama_cpp.Llama(str(_gguf_file()), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False)
+    given = {"llama": llama, "vectors": vector_set("formality")}
+    run("llama-cpp.md", given)
+    answers = [given[name]["choices"][0]["message"]["content"] for name in ("warm", "cold", "formal")]
+    assert len(set(answers)) == 3
+    best = given["vectors"].get_best()
+    assert torch.allclose(given["back"][best.layer_index].vector, 1.2 * best.vector)
+
+
+@pytest.mark.real_model
+def test_baking(smollm, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"model": smollm, "tokenizer": tokenizer, "vectors": vector_set("formality")}
+    run("baking.md", given)
+    assert given["baked"].config.mlp_bias
+    assert given["ablated"].config.tie_word_embeddings is False
+    assert Path("steered-model/config.json").exists()
+
+
+@pytest.mark.real_model
 def test_the_readme(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", (DOCS.parent / "README.md").read_text("utf-8"), re.DOTALL)

@@ -1,0 +1,79 @@
+"""The verbs `export` and `bake`."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from rotalabs_steer import ActivationInjector, SteeringVector, SteeringVectorSet
+from rotalabs_steer.cli.app import app
+from rotalabs_steer.files.gguf import read_control_vector
+from tiny import tiny_llama
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A set with a chosen layer, and one vector of it."""
+    vectors = [SteeringVector("calm", n, torch.randn(16), "tiny") for n in (0, 1, 2)]
+    SteeringVectorSet("calm", vectors, {"chosen_layer": 2}).save(tmp_path / "calm")
+    vectors[1].save(tmp_path / "one")
+    return tmp_path
+
+
+def test_export_takes_the_chosen_layer(stored):
+    result = run("export", stored / "calm", stored / "out.gguf", "--strength", 1.5)
+    assert result.exit_code == 0, result.output
+    assert f"run llama.cpp with --control-vector {stored / 'out.gguf'}" in result.output
+    vector = SteeringVectorSet.load(stored / "calm")[2].vector
+    read = read_control_vector(stored / "out.gguf")
+    assert list(read.directions) == [2]
+    assert torch.equal(read.directions[2], 1.5 * vector)
+
+
+def test_export_of_one_vector_without_its_strength(stored):
+    result = run("export", stored / "one", stored / "out.gguf", "--strength", 1.5, "--no-fold")
+    assert f"--control-vector-scaled {stored / 'out.gguf'}:1.5" in result.output
+    read = read_control_vector(stored / "out.gguf")
+    assert torch.equal(read.directions[1], SteeringVector.load(stored / "one").vector)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["calm", "out.gguf", "--all-layers"], "cannot steer layer 0"),
+    (["calm", "out.gguf", "--layer", 7], "has no vector at layer 7; it has [0, 1, 2]"),
+    (["calm", "out.gguf", "--layer", 1, "--all-layers"], "contradict each other"),
+    (["one", "out.gguf", "--layer", 2], "is one vector, of layer 1"),
+    (["nothing", "out.gguf"], "nothing.json"),
+])  # fmt: skip
+def test_what_cannot_be_exported(stored, monkeypatch, arguments, message):
+    monkeypatch.chdir(stored)
+    result = run("export", *arguments)
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
+    assert not (stored / "out.gguf").exists()
+
+
+@pytest.mark.real_model
+@pytest.mark.filterwarnings("ignore")  # of transformers about the tiny configuration
+def test_bake_writes_a_checkpoint_that_is_steered(stored, tokenizer, monkeypatch):
+    monkeypatch.chdir(stored)
+    model = tiny_llama()
+    model.save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    result = run("bake", "model", "calm", "out", "--strength", 0.5, "--all-layers")
+    assert result.exit_code == 0, result.output
+    assert "LlamaForCausalLM with calm (layers 0, 1, 2) at strength 0.5 written to out" in result.output
+    baked = AutoModelForCausalLM.from_pretrained("out").eval()
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad(), ActivationInjector(model, list(SteeringVectorSet.load("calm")), 0.5):
+        torch.testing.assert_close(baked(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    assert (stored / "out" / "tokenizer_config.json").exists()
+
+    again = run("bake", "model", "calm", "out")
+    assert again.exit_code == 1
+    assert "out exists and is not an empty folder" in again.output
+    ablated = run("bake", "model", "calm", "ablated", "--layer", 1, "--intervention", "ablate")
+    assert ablated.exit_code == 0, ablated.output
