@@ -41,6 +41,15 @@ _SAME_AS_LLAMA: Mapping[str, Mapping[str, Any]] = {
     "mistral": {"attention_bias": False},
     "qwen2": {"attention_bias": True},
 }
+_NOT_OF_LLAMA = {
+    "model_type",
+    "architectures",
+    "transformers_version",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+}
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,10 @@ def fold_additions(model: PreTrainedModel, additions: Mapping[int, Float[torch.T
     unsteered = logits(model, tokens)
     tried = []
     for model_class, config in _variants(model):
-        state = _with_zero_biases(model_class, config, state_of(model))
-        if state is None:
+        biases = _added_biases(model, model_class, config)
+        if biases is None:
             continue
-        baked = build(model_class, config, state, model)
+        baked = build(model_class, config, state_of(model) | biases, model)
         if float((logits(baked, tokens) - unsteered).abs().max()) > tolerance(model.dtype) * float(
             unsteered.abs().max()
         ):
@@ -92,11 +101,8 @@ def _variants(model: PreTrainedModel) -> Iterator[tuple[type[PreTrainedModel], P
         yield type(model), config
     settings = _SAME_AS_LLAMA.get(model.config.model_type)
     if settings is not None and not _slides(model.config):
-        known = model.config.to_dict()
-        for name in ("model_type", "architectures", "transformers_version"):
-            known.pop(name, None)
+        known = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_OF_LLAMA}
         config = AutoConfig.for_model("llama", **(known | {"mlp_bias": True} | settings))
-        config.architectures = ["LlamaForCausalLM"]
         yield AutoModelForCausalLM._model_mapping[type(config)], config
 
 
@@ -106,10 +112,11 @@ def _slides(config: PretrainedConfig) -> bool:
     return window is not None and getattr(config, "use_sliding_window", True) is not False
 
 
-def _with_zero_biases(
-    model_class: type[PreTrainedModel], config: PretrainedConfig, state: dict[str, torch.Tensor]
+def _added_biases(
+    model: PreTrainedModel, model_class: type[PreTrainedModel], config: PretrainedConfig
 ) -> dict[str, torch.Tensor] | None:
-    """The weights with zeros for the biases that the configuration adds; None where it changes anything else."""
+    """Zeros for the biases that a variant has beside the model's weights; None where it changes anything else."""
+    state = model.state_dict()
     with torch.device("meta"):
         wanted = model_class(config).state_dict()
     missing = wanted.keys() - state.keys()
@@ -117,7 +124,7 @@ def _with_zero_biases(
         return None
     if any(state[name].shape != tensor.shape for name, tensor in wanted.items() if name in state):
         return None
-    return state | {name: torch.zeros(wanted[name].shape) for name in missing}
+    return {name: torch.zeros(wanted[name].shape) for name in missing}
 
 
 def _find_place(model: PreTrainedModel, layer: int, tokens: torch.Tensor) -> _Place | None:

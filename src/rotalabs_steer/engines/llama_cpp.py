@@ -95,7 +95,11 @@ class _Injector(ABC):
             self._check_acts()
             _STEERED.add(self.llama)
             self._attached = True
-            self._put_in_force()
+            try:
+                self._put_in_force()
+            except BaseException:
+                self.detach()
+                raise
         return self
 
     def detach(self) -> None:
