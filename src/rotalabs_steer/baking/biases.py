@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 # Model types without a bias behind the mlp that are Llama with other settings: the same weights under the same names.
-_SAME_AS_LLAMA: Mapping[str, Mapping[str, Any]] = {
+_SAME_AS_LLAMA: Mapping[str, dict[str, Any]] = {
     "mistral": {"attention_bias": False},
     "qwen2": {"attention_bias": True},
 }
