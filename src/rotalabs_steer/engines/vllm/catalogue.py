@@ -1,0 +1,216 @@
+"""The vectors of a server: read from a folder, checked against the model, found by name and layer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rotalabs_steer.engines.vllm.steering import Addition, Steering
+from rotalabs_steer.errors import LayerError, ModelMismatchError, OptionError, VectorError
+from rotalabs_steer.vectors import SteeringVectorSet
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from rotalabs_steer.engines.vllm.requests import SteeringRequest
+    from rotalabs_steer.vectors import SteeringVector
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What vectors must fit.
+
+    Attributes:
+        fingerprint: as `decoder.model_fingerprint` gives it, with num_layers and hidden_size.
+        dtype: of the residual stream.
+    """
+
+    name: str
+    fingerprint: Mapping[str, str | int]
+    dtype: torch.dtype
+
+    @property
+    def num_layers(self) -> int:
+        """How many decoder layers there are."""
+        return int(self.fingerprint["num_layers"])
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self.fingerprint["hidden_size"])
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Vector sets by behaviour, all of which fit the model.
+
+    Attributes:
+        max_strength: what a request may ask for at most.
+        layers: the decoder layers that are prepared for steering.
+    """
+
+    model: ServedModel
+    sets: Mapping[str, SteeringVectorSet]
+    max_strength: float
+    layers: tuple[int, ...]
+    _digests: Mapping[tuple[str, int], str] = field(repr=False)
+    _vectors: Mapping[str, Float[torch.Tensor, " hidden"]] = field(repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        model: ServedModel,
+        max_strength: float,
+        layers: Iterable[int] | None = None,
+        *,
+        check_model: bool = True,
+    ) -> Catalogue:
+        """Reads a folder of vector sets, or the folder of one set. Nothing in the files is executed.
+
+        Args:
+            layers: the decoder layers to prepare; None for all that a set has a vector for.
+
+        Raises:
+            FileNotFoundError: there is no set.
+            FileFormatError, VectorError, LayerError, ModelMismatchError: a set is damaged or does not fit the model.
+        """
+        sets: dict[str, SteeringVectorSet] = {}
+        for path in _set_folders(folder):
+            found = SteeringVectorSet.load(path)
+            if found.behavior in sets:
+                raise VectorError(f"{folder} has two sets for {found.behavior!r}; rename the behaviour of one.")
+            _check(found, model, check_model=check_model)
+            sets[found.behavior] = found
+        held = {layer for vectors in sets.values() for layer in vectors.layers}
+        prepared = tuple(sorted(held if layers is None else set(layers)))
+        for layer in prepared:
+            if not 0 <= layer < model.num_layers:
+                raise LayerError(f"Layer {layer} cannot be prepared: {model.name} has {model.num_layers} layers.")
+        for name, vectors in sets.items():
+            acting = vectors.get_best().layer_index
+            if acting not in prepared:
+                raise LayerError(f"{name!r} acts at layer {acting}, but only layers {list(prepared)} are prepared.")
+        digests = {(name, v.layer_index): _digest(v) for name, vectors in sets.items() for v in vectors}
+        tensors = {digests[name, v.layer_index]: v.vector for name, vectors in sets.items() for v in vectors}
+        return cls(model, sets, max_strength, prepared, digests, tensors)
+
+    def resolve(self, request: SteeringRequest) -> Steering | None:
+        """The additions that a request asks for; None where its strengths are all 0.
+
+        Raises:
+            OptionError: an unknown behaviour, or a strength that the model's dtype cannot hold.
+            LayerError: a layer the behaviour has no vector for, or that is not prepared.
+        """
+        named = dict(request.layers)
+        additions = []
+        for name, strength in request.behaviors:
+            vectors = self._set(name)
+            for layer in named.get(name) or (vectors.get_best().layer_index,):
+                self._check_layer(vectors, layer)
+                digest = self._digests[name, layer]
+                peak = float(self._vectors[digest].abs().max()) * abs(strength)
+                if peak > torch.finfo(self.model.dtype).max:
+                    raise OptionError(
+                        f"{name!r} at strength {strength:g} has numbers up to {peak:.3g}, more than {self.model.dtype} "
+                        "holds. Use a smaller strength."
+                    )
+                additions.append(Addition(layer, name, digest, strength))
+        return Steering(tuple(sorted(additions)), request.scope) if additions else None
+
+    def deltas(self, steering: Steering) -> dict[int, Float[torch.Tensor, " hidden"]]:
+        """What is added at each layer, in fp32."""
+        sums: dict[int, torch.Tensor] = {}
+        for addition in steering.additions:
+            delta = self._vectors[addition.digest].float() * addition.strength
+            sums[addition.layer] = sums[addition.layer] + delta if addition.layer in sums else delta
+        return sums
+
+    def with_older(self, older: Catalogue) -> Catalogue:
+        """This catalogue, in which the vectors of an older one are still found by requests that run already.
+
+        Raises:
+            LayerError: a set acts at a layer that was not prepared when the engine started.
+        """
+        for name, vectors in self.sets.items():
+            acting = vectors.get_best().layer_index
+            if acting not in older.layers:
+                raise LayerError(
+                    f"{name!r} acts at layer {acting}, but the engine was started with layers {list(older.layers)} "
+                    "prepared. Start it again with this set in its folder, or with these layers."
+                )
+        vectors = {**older._vectors, **self._vectors}
+        return Catalogue(self.model, self.sets, self.max_strength, older.layers, self._digests, vectors)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The behaviours as `GET /v1/steering` lists them."""
+        rows = []
+        for name, vectors in sorted(self.sets.items()):
+            acting = vectors.get_best()
+            calibrated = vectors.metadata.get("calibration") is not None
+            rows.append(
+                {
+                    "name": name,
+                    "layer": acting.layer_index,
+                    "layers": [layer for layer in vectors.layers if layer in self.layers],
+                    "dim": acting.dim,
+                    "model": acting.model_name,
+                    "safe_range": [-1.0, 1.0] if calibrated else None,
+                }
+            )
+        return rows
+
+    def _set(self, name: str) -> SteeringVectorSet:
+        if name not in self.sets:
+            shown = name if len(name) <= 80 else f"{name[:77]}..."
+            raise OptionError(f"Unknown behaviour {shown!r}. This server has: {', '.join(sorted(self.sets))}.")
+        return self.sets[name]
+
+    def _check_layer(self, vectors: SteeringVectorSet, layer: int) -> None:
+        if layer not in vectors:
+            raise LayerError(f"{vectors.behavior!r} has no vector at layer {layer}; it has {vectors.layers}.")
+        if layer not in self.layers:
+            raise LayerError(f"Layer {layer} is not prepared for steering on this server; {list(self.layers)} are.")
+
+
+def _set_folders(folder: Path) -> list[Path]:
+    if (folder / "metadata.json").is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("*/metadata.json") if not path.parent.name.startswith("."))
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} has no vector sets. Save some there: SteeringVectorSet.save('{folder}/formality')."
+        )
+    return found
+
+
+def _check(vectors: SteeringVectorSet, model: ServedModel, *, check_model: bool) -> None:
+    if not len(vectors):
+        raise VectorError(f"The vector set of {vectors.behavior!r} is empty.")
+    for vector in vectors:
+        if vector.dim != model.hidden_size:
+            raise VectorError(
+                f"The vector of {vector.behavior!r} has {vector.dim} numbers; {model.name} has hidden size "
+                f"{model.hidden_size}. It was made from {vector.model_name!r}: extract it from this model."
+            )
+        if vector.layer_index >= model.num_layers:
+            raise LayerError(
+                f"{vector.behavior!r} has a vector for layer {vector.layer_index}; {model.name} has {model.num_layers} "
+                "layers."
+            )
+        made_from = vector.metadata.get("fingerprint")
+        if check_model and made_from is not None and made_from != dict(model.fingerprint):
+            raise ModelMismatchError(
+                f"The vector of {vector.behavior!r} was made from {vector.model_name!r} ({made_from}), this model is "
+                f"{model.name!r} ({dict(model.fingerprint)}). Extract it from this model, or set check_model to false "
+                "if it is meant for it."
+            )
+
+
+def _digest(vector: SteeringVector) -> str:
+    return hashlib.sha256(vector.vector.float().contiguous().numpy().tobytes()).hexdigest()[:32]

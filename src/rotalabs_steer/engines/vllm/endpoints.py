@@ -1,0 +1,113 @@
+"""The HTTP routes of steering, on vLLM's own API server.
+
+`GET /v1/steering` lists the behaviours; `POST /v1/steering/reload` reads their folder again. Both lie behind the server's
+API key, as all of `/v1` does. Any other request whose body asks for steering where it would not act is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.engines.vllm.frontend import WIRE_KEY, SteeringFrontend
+from rotalabs_steer.errors import SteeringError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+STEERABLE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
+
+class SteeringEndpoints:
+    """What vLLM's `vllm.endpoint_plugins` entry point makes; it is loaded where `VLLM_PLUGINS` names it."""
+
+    name = "rotalabs_steer"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: Any) -> None:
+        """Adds the routes to vLLM's FastAPI application."""
+        from starlette.responses import JSONResponse
+
+        async def list_behaviors(request: Any) -> JSONResponse:
+            catalogue = _frontend().catalogue
+            return JSONResponse(
+                {
+                    "object": "list",
+                    "model": None if catalogue is None else catalogue.model.name,
+                    "max_strength": None if catalogue is None else catalogue.max_strength,
+                    "data": [] if catalogue is None else catalogue.describe(),
+                }
+            )
+
+        async def reload(request: Any) -> JSONResponse:
+            if not request.app.state.steering_has_key:
+                return _error(403, "Start the server with --api-key to change its vectors while it runs.")
+            if _frontend().catalogue is None:
+                return _error(400, "This server was started without steering vectors.")
+            try:
+                await request.app.state.engine_client.collective_rpc("steering_reload")
+                _frontend().reload()
+            except Exception as error:  # from another process it comes as an error of vLLM's
+                return _error(400, f"The vectors are as they were: {error}")
+            return await list_behaviors(request)
+
+        app.add_route("/v1/steering", list_behaviors, methods=["GET"])
+        app.add_route("/v1/steering/reload", reload, methods=["POST"])
+        app.add_middleware(RefuseElsewhere)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Called once the engine runs."""
+        import vllm.envs as envs
+
+        state.steering_has_key = bool([key for key in (args.api_key or [envs.VLLM_API_KEY]) if key])
+        _frontend().keep_metrics()
+
+
+class RefuseElsewhere:
+    """Refuses a request that asks for steering where vLLM would drop it: no answer is silently unsteered."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        elsewhere = scope["type"] == "http" and scope["path"] not in STEERABLE_PATHS
+        if not elsewhere or scope["method"] != "POST" or not scope["path"].startswith(("/v1", "/v2", "/inference")):
+            await self._app(scope, receive, send)
+            return
+        messages, body, more = [], b"", True
+        while more:
+            messages.append(await receive())
+            body += messages[-1].get("body", b"")
+            more = messages[-1].get("more_body", False)
+        if _asks_for_steering(body):
+            message = f"{scope['path']} does not steer; use one of: {', '.join(STEERABLE_PATHS)}."
+            await _error(400, message)(scope, receive, send)
+            return
+
+        async def replay() -> Any:
+            return messages.pop(0) if messages else await receive()
+
+        await self._app(scope, replay, send)
+
+
+def _asks_for_steering(body: bytes) -> bool:
+    if f'"{WIRE_KEY}"'.encode() not in body:
+        return False
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get(WIRE_KEY) is not None
+
+
+def _frontend() -> SteeringFrontend:
+    if SteeringFrontend.latest is None:
+        raise SteeringError("No engine runs in this process.")
+    return SteeringFrontend.latest
+
+
+def _error(status: int, message: str) -> Any:
+    from starlette.responses import JSONResponse
+
+    error = {"message": message, "type": "BadRequestError", "param": WIRE_KEY, "code": status}
+    return JSONResponse({"error": error}, status_code=status)

@@ -1,0 +1,96 @@
+"""Where requests enter: their steering is read, checked and resolved before the engine sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rotalabs_steer.engines.vllm.requests import SteeringRequest
+from rotalabs_steer.engines.vllm.settings import SteeringSettings, check_engine
+from rotalabs_steer.engines.vllm.steering import EXTRA_ARG, Steering
+from rotalabs_steer.errors import OptionError, SteeringError
+
+WIRE_KEY = "steering"
+"""The name of what a client sends: in `SamplingParams.extra_args`, and in the body of an HTTP request."""
+
+
+class SteeringFrontend:
+    """Reads the steering of requests for one engine.
+
+    Raises:
+        OptionError and what `Catalogue.load` raises: the engine cannot steer, before anything is loaded.
+    """
+
+    latest: SteeringFrontend | None = None
+    """That of the engine made last in this process: of an API server's only engine."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        self._vllm_config = vllm_config
+        self._settings = SteeringSettings.of(vllm_config)
+        self.catalogue = None
+        if self._settings is not None:
+            check_engine(vllm_config)
+            if self._settings.vectors is not None:
+                self.catalogue = self._settings.catalogue(vllm_config)
+        self._accepted: Any = None
+        self._refused: Any = None
+        SteeringFrontend.latest = self
+
+    def resolve(self, value: Any) -> Steering | None:
+        """What `steering` of a request means.
+
+        Raises:
+            OptionError, LayerError: it cannot be met, or this engine does not steer.
+        """
+        try:
+            if self.catalogue is None:
+                raise OptionError(
+                    "This engine was started without steering vectors. Start it with: rotalabs-steer serve MODEL "
+                    "--vectors FOLDER, or LLM(MODEL, additional_config=steering_config(FOLDER))."
+                )
+            return self.catalogue.resolve(SteeringRequest.parse(value, self.catalogue.max_strength))
+        except SteeringError:
+            if self._refused is not None:
+                self._refused.inc()
+            raise
+
+    def resolved_params(self, params: Any, *, resumable: bool = False) -> Any:
+        """Sampling parameters in which the steering a client sent is replaced by what it means.
+
+        Raises:
+            OptionError, LayerError: it cannot be met.
+        """
+        extra = getattr(params, "extra_args", None) or {}
+        if EXTRA_ARG in extra:
+            raise OptionError(f"extra_args has {EXTRA_ARG!r}, which is kept for the engine; ask by {WIRE_KEY!r}.")
+        if WIRE_KEY not in extra:
+            return params
+        steering = self.resolve(extra[WIRE_KEY])
+        if steering is not None and resumable:
+            raise OptionError("A request whose input is streamed cannot be steered: its prompt has no end yet.")
+        extra = {name: value for name, value in extra.items() if name != WIRE_KEY}
+        if steering is not None:
+            extra[EXTRA_ARG] = steering.document()
+            self._count(steering)
+        params = params.clone()
+        params.extra_args = extra or None
+        return params
+
+    def reload(self) -> None:
+        """Reads the folder of vectors again; the workers must have done so before."""
+        assert self._settings is not None
+        assert self.catalogue is not None
+        self.catalogue = self._settings.catalogue(self._vllm_config).with_older(self.catalogue)
+
+    def keep_metrics(self) -> None:
+        """Counts requests for Prometheus from now on, in an API server."""
+        from prometheus_client import Counter
+
+        self._accepted = Counter(
+            "rotalabs_steer_requests", "Steered requests, by behaviour and scope.", ["behavior", "scope"]
+        )
+        self._refused = Counter("rotalabs_steer_refused_requests", "Requests whose steering could not be met.")
+
+    def _count(self, steering: Steering) -> None:
+        if self._accepted is not None:
+            for behavior in {addition.behavior for addition in steering.additions}:
+                self._accepted.labels(behavior, steering.scope).inc()

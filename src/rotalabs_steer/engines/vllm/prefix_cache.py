@@ -1,0 +1,36 @@
+"""Prefix caching that knows of steering.
+
+vLLM finds a block of the KV cache again by a hash of its tokens, of everything before it, and of extra keys. Steering
+is such a key, as it applies to the block: a request that is steered while it generates shares the blocks of its prompt
+with unsteered requests, and two requests steered alike share everything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.engines.vllm.steering import steering_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    ExtraKeys = tuple[tuple[Any, ...] | None, int]
+
+_UNKNOWN = object()
+
+
+def with_steering_keys(generate: Callable[[Any, int, int, int], ExtraKeys]) -> Callable[[Any, int, int, int], ExtraKeys]:
+    """vLLM's `generate_block_hash_extra_keys`, with a key of the steering that acts in the block."""
+
+    def generate_with_steering(request: Any, start: int, stop: int, start_mm_idx: int) -> ExtraKeys:
+        keys, next_mm_idx = generate(request, start, stop, start_mm_idx)
+        steering = getattr(request, "_rotalabs_steering", _UNKNOWN)
+        if steering is _UNKNOWN:
+            steering = request._rotalabs_steering = steering_of(request.sampling_params)
+        if steering is not None:
+            begin, end = steering.covered(request.num_prompt_tokens, start, stop)
+            if begin < end:
+                keys = (*(keys or ()), ("rotalabs_steer", steering.key, begin - start, end - start))
+        return keys, next_mm_idx
+
+    return generate_with_steering

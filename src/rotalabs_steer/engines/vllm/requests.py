@@ -1,0 +1,104 @@
+"""What a request asks for: behaviours, strengths, scope and layers, as they come over the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.positions import SCOPES
+
+DEFAULT_MAX_STRENGTH = 10.0
+"""The largest strength a request may ask for, unless the server sets another."""
+
+_MOST_BEHAVIORS = 64
+_KEYS = ("behaviors", "scope", "layers")
+
+
+@dataclass(frozen=True)
+class SteeringRequest:
+    """Behaviours with their strengths, and where they act.
+
+    Attributes:
+        behaviors: strength by name of the behaviour, in order of the names; those of strength 0 are left out.
+        scope: one of `positions.SCOPES`.
+        layers: for each behaviour that has any, the layers named for it; else the set's own layer acts.
+    """
+
+    behaviors: tuple[tuple[str, float], ...]
+    scope: str = "all"
+    layers: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @classmethod
+    def parse(cls, value: Any, max_strength: float = DEFAULT_MAX_STRENGTH) -> SteeringRequest:
+        """Reads the `steering` of a request.
+
+        Args:
+            value: `{"behaviors": {"formality": 0.8}, "scope": "all", "layers": [14]}`, where scope and layers may be
+                left out and layers may also be given by behaviour; or just `{"formality": 0.8}`.
+
+        Raises:
+            OptionError: anything else, or a strength that is not finite or beyond `max_strength`.
+        """
+        if not isinstance(value, Mapping):
+            raise OptionError(
+                f'steering is {_shown(value)}; it must be an object such as {{"behaviors": {{"formality": 0.8}}}}.'
+            )
+        if not isinstance(value.get("behaviors"), Mapping):
+            value = {"behaviors": value}
+        unknown = sorted(str(key) for key in value if key not in _KEYS)
+        if unknown:
+            raise OptionError(f"steering has no {', '.join(map(_shown, unknown))}; it has {', '.join(_KEYS)}.")
+        given = value["behaviors"]
+        if not 0 < len(given) <= _MOST_BEHAVIORS:
+            raise OptionError(f"steering names {len(given)} behaviours; it must name 1 to {_MOST_BEHAVIORS}.")
+        strengths = {_name(name): _strength(name, strength, max_strength) for name, strength in given.items()}
+        scope = value.get("scope", "all")
+        if not isinstance(scope, str) or scope not in SCOPES:
+            raise OptionError(f"steering has scope {_shown(scope)}; use one of: {', '.join(SCOPES)}.")
+        layers = _layers(value.get("layers"), strengths)
+        return cls(tuple(sorted((n, s) for n, s in strengths.items() if s)), scope, tuple(sorted(layers.items())))
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise OptionError(f"steering names a behaviour by {_shown(name)}; it must be text.")
+    return name
+
+
+def _strength(name: str, strength: Any, most: float) -> float:
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+        raise OptionError(f"The strength of {_shown(name)} is {_shown(strength)}; it must be a number.")
+    if not -most <= strength <= most:  # False for NaN, too
+        shown = _shown(strength) if strength == strength else "not a number"  # noqa: PLR0124
+        raise OptionError(f"The strength of {_shown(name)} is {shown}; it must be from {-most:g} to {most:g}.")
+    return float(strength)
+
+
+def _layers(value: Any, behaviors: Mapping[str, float]) -> dict[str, tuple[int, ...]]:
+    if value is None:
+        return {}
+    by_behavior = value if isinstance(value, Mapping) else dict.fromkeys(behaviors, value)
+    unknown = [name for name in by_behavior if name not in behaviors]
+    if unknown:
+        raise OptionError(f"steering gives layers for {_shown(unknown[0])}, which is not among its behaviours.")
+    return {name: _indices(layers) for name, layers in by_behavior.items()}
+
+
+def _indices(layers: Any) -> tuple[int, ...]:
+    indices = layers if isinstance(layers, Sequence) and not isinstance(layers, str) else [layers]
+    if not indices or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in indices):
+        raise OptionError(f"steering has layers {_shown(layers)}; give 0-based decoder layers, as in [12, 14].")
+    if len(set(indices)) < len(indices):
+        raise OptionError(f"steering has layers {_shown(layers)}, which name a layer twice.")
+    return tuple(sorted(indices))
+
+
+def _shown(value: Any) -> str:
+    """A value as it may stand in an error: short, however long it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "an enormous number"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,146 @@
+"""How steering is configured: a part of vLLM's `additional_config`, which reaches every process of the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.engines.vllm.catalogue import Catalogue, ServedModel
+from rotalabs_steer.engines.vllm.requests import DEFAULT_MAX_STRENGTH
+from rotalabs_steer.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CONFIG_KEY = "rotalabs_steer"
+PLUGIN_NAME = "rotalabs_steer"
+
+_GRAPH_VERSION = 1
+"""Counts up whenever what steering adds to the compiled graph changes: vLLM keeps compiled graphs between runs."""
+
+
+@dataclass(frozen=True)
+class SteeringSettings:
+    """What `steering_config` takes."""
+
+    vectors: str | None = None
+    max_strength: float = DEFAULT_MAX_STRENGTH
+    layers: tuple[int, ...] | None = None
+    check_model: bool = True
+    capture: bool = False
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> SteeringSettings | None:
+        """The settings of an engine, None if it has none.
+
+        Raises:
+            OptionError: settings that cannot be used.
+        """
+        config = vllm_config.additional_config
+        given = config.get(CONFIG_KEY) if isinstance(config, dict) else None
+        if given is None:
+            return None
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(given, dict) or not set(given) <= set(names):
+            raise OptionError(f"additional_config[{CONFIG_KEY!r}] is {given!r:.200}; it takes {', '.join(names)}.")
+        layers = given.get("layers")
+        settings = cls(**{**given, "layers": None if layers is None else tuple(layers)})
+        most = settings.max_strength
+        if isinstance(most, bool) or not isinstance(most, (int, float)) or not (math.isfinite(most) and most > 0):
+            raise OptionError(f"max_strength is {most!r}; it must be a finite number above 0.")
+        if (settings.vectors is None) == (not settings.capture):
+            raise OptionError("Give a folder of vectors to steer by, or capture=True to extract; not both, not neither.")
+        return settings
+
+    def catalogue(self, vllm_config: Any) -> Catalogue:
+        """The vectors of the folder, checked against the engine's model; see `Catalogue.load`."""
+        assert self.vectors is not None
+        model = served_model(vllm_config)
+        return Catalogue.load(
+            Path(self.vectors), model, self.max_strength, self.layers, check_model=self.check_model
+        )
+
+    def graph_key(self, vllm_config: Any) -> dict[str, Any]:
+        """What the compiled graph depends on."""
+        layers = () if self.vectors is None else self.catalogue(vllm_config).layers
+        return {"version": _GRAPH_VERSION, "layers": list(layers), "rows": table_rows(vllm_config)}
+
+
+def steering_config(
+    vectors: str | os.PathLike[str],
+    *,
+    max_strength: float = DEFAULT_MAX_STRENGTH,
+    layers: Sequence[int] | None = None,
+    check_model: bool = True,
+) -> dict[str, Any]:
+    """`additional_config` of an engine that steers: `LLM(model, additional_config=steering_config("vectors"))`.
+
+    Args:
+        vectors: a folder of vector sets, or the folder of one.
+        max_strength: requests that ask for more are refused.
+        layers: the decoder layers prepared for steering; None for all that a set has a vector for. Each holds
+            (max_num_seqs + 1) rows of the model's width.
+        check_model: refuse vectors made from another model.
+
+    Raises:
+        OptionError: vLLM is told not to load this plugin, so it would not steer.
+    """
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and PLUGIN_NAME not in allowed.split(","):
+        raise OptionError(
+            f"VLLM_PLUGINS is {allowed!r}, so vLLM would not load {PLUGIN_NAME} and would run unsteered. Add it to the "
+            "list, or unset VLLM_PLUGINS."
+        )
+    settings: dict[str, Any] = {"vectors": str(Path(vectors).absolute())}
+    if max_strength != DEFAULT_MAX_STRENGTH:
+        settings["max_strength"] = max_strength
+    if layers is not None:
+        settings["layers"] = list(layers)
+    if not check_model:
+        settings["check_model"] = False
+    return {CONFIG_KEY: settings}
+
+
+def served_model(vllm_config: Any) -> ServedModel:
+    """What vectors must fit, as the engine's configuration says it."""
+    config = vllm_config.model_config
+    text = config.hf_text_config
+    fingerprint = {
+        "model_type": str(getattr(text, "model_type", "")),
+        "num_layers": config.get_total_num_hidden_layers(),
+        "hidden_size": config.get_hidden_size(),
+        "vocab_size": int(getattr(text, "vocab_size", 0)),
+    }
+    return ServedModel(str(config.model), fingerprint, config.dtype)
+
+
+def table_rows(vllm_config: Any) -> int:
+    """Rows of a steered layer's table: one for each request that can run at once, and the zero row."""
+    return int(vllm_config.scheduler_config.max_num_seqs) + 1
+
+
+def check_engine(vllm_config: Any) -> None:
+    """Refuses what would steer wrongly.
+
+    Raises:
+        OptionError: a feature that moves tokens or activations past what steering knows of.
+    """
+    parallel, compilation = vllm_config.parallel_config, vllm_config.compilation_config
+    passes = getattr(compilation, "pass_config", None)
+    refused = {
+        "a KV connector (--kv-transfer-config)": vllm_config.kv_transfer_config is not None,
+        "dual batch overlap (--enable-dbo)": getattr(parallel, "use_ubatching", False),
+        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "the sequence parallelism pass": bool(getattr(passes, "enable_sp", False)),
+        "--kv-sharing-fast-prefill": getattr(vllm_config.cache_config, "kv_sharing_fast_prefill", False),
+        "an encoder-decoder model": vllm_config.model_config.is_encoder_decoder,
+        "a diffusion model": getattr(vllm_config.model_config, "is_diffusion", False),
+        "a pooling model": vllm_config.model_config.runner_type == "pooling",
+    }
+    for feature, present in refused.items():
+        if present:
+            raise OptionError(f"Steering does not go together with {feature}: it would act on the wrong tokens.")
