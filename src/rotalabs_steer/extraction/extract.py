@@ -24,6 +24,7 @@ from rotalabs_steer.extraction.forward_pass import read_activations
 from rotalabs_steer.extraction.gradients import fisher_scores, pair_gradients
 from rotalabs_steer.extraction.methods import DEFAULT_METHOD, get_method
 from rotalabs_steer.extraction.pair_pass import PairPass
+from rotalabs_steer.extraction.pair_texts import PairTexts
 from rotalabs_steer.extraction.readout import token_weights
 from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, MOMENTS, NEUTRAL, SAMPLES
 from rotalabs_steer.text_batches import plan_batches
@@ -197,9 +198,10 @@ def read_statistics(
     needs = frozenset().union(*(get_method(method).needs for method in methods))
     if needs & {GRADIENT, FISHER} and set(components) != {"residual"}:
         raise OptionError("Methods by gradient are for the residual stream: leave components as it is.")
-    pairs = _render(model, tokenizer, dataset, truncate=truncate)
-    reading = PairPass(model, pairs, places, token_positions, needs, batch_size)
-    sums = reading.run(resume, show_progress=show_progress)
+    longest = getattr(text_config(transformers_model(model)), "max_position_embeddings", None)
+    pairs = render_pairs(tokenizer, dataset, longest, truncate=truncate)
+    texts = PairTexts(pairs, token_positions)
+    sums = PairPass(model, texts, places, needs, batch_size).run(resume, show_progress=show_progress)
     extras = _extras(model, tokenizer, pairs, layers, needs, neutral_texts, show_progress=show_progress)
     found = {
         (component, position): {
@@ -207,15 +209,22 @@ def read_statistics(
             for layer in layers
         }
         for component in components
-        for position in reading.position_names
+        for position in texts.position_names
     }
     return ActivationStatistics(dataset.behavior, found, model_name(model), model_fingerprint(model), dataset.sha256)
 
 
-def _render(model: nn.Module, tokenizer: Any, dataset: ContrastPairDataset, *, truncate: bool) -> list[RenderedPair]:
+def render_pairs(
+    tokenizer: Any, dataset: ContrastPairDataset, longest: int | None, *, truncate: bool
+) -> list[RenderedPair]:
+    """The pairs as token ids of at most `longest` tokens.
+
+    Raises:
+        DatasetError: there is only one pair, or one cannot be rendered; see `render_pair`.
+        ChatTemplateError: the tokenizer cannot render prompts.
+    """
     if len(dataset) == 1:
         raise DatasetError("One pair shows how two texts differ, not what a behaviour is: give at least two pairs.")
-    longest = getattr(text_config(transformers_model(model)), "max_position_embeddings", None)
     return [
         render_pair(tokenizer, pair, place=f"pair {number}", max_length=longest, truncate=truncate)
         for number, pair in enumerate(dataset)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer.engines.vllm.catalogue import ServedModel
+
+FINGERPRINT = {"model_type": "llama", "num_layers": 30, "hidden_size": 8, "vocab_size": 100}
+TINY = ServedModel("a/model", FINGERPRINT, torch.float32)
+"""A model as the pure tests imagine it."""
 
 
 def random_set(behavior, layers, seed, hidden=576, norm=45.0, model_name="SmolLM2-135M-Instruct", **metadata):

@@ -4,19 +4,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engines.vllm.steered_sets import random_set, save_sets
+from engines.vllm.steered_sets import FINGERPRINT, TINY, random_set, save_sets
 from rotalabs_steer import SteeringVector, SteeringVectorSet
-from rotalabs_steer.engines.vllm.catalogue import Catalogue, ServedModel
+from rotalabs_steer.engines.vllm.catalogue import Catalogue
 from rotalabs_steer.engines.vllm.requests import SteeringRequest
 from rotalabs_steer.engines.vllm.steering import Steering
 from rotalabs_steer.errors import FileFormatError, LayerError, ModelMismatchError, OptionError, VectorError
 
-FINGERPRINT = {"model_type": "llama", "num_layers": 30, "hidden_size": 8, "vocab_size": 100}
-MODEL = ServedModel("a/model", FINGERPRINT, torch.float32)
-
 
 def load(folder, **options):
-    return Catalogue.load(folder, MODEL, 10.0, **options)
+    return Catalogue.load(folder, TINY, 10.0, **options)
 
 
 def ask(catalogue, value):
@@ -98,14 +95,14 @@ def test_only_some_layers_can_be_prepared(tmp_path, sets):
 
 def test_a_strength_beyond_the_dtype_is_refused(tmp_path):
     SteeringVectorSet("huge", [SteeringVector("huge", 3, torch.full((8,), 3e4), "m")]).save(tmp_path / "huge")
-    half = Catalogue.load(tmp_path, replace(MODEL, dtype=torch.float16), 10.0)
+    half = Catalogue.load(tmp_path, replace(TINY, dtype=torch.float16), 10.0)
     with pytest.raises(OptionError, match=r"'huge' at strength 3 has numbers up to 9e\+04, more than torch.float16"):
         ask(half, {"huge": 3})
     assert ask(half, {"huge": 2}) is not None
 
 
 def test_a_folder_without_sets(tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no vector sets. Save some there"):
+    with pytest.raises(FileNotFoundError, match=r"has no vector sets. Save some there"):
         load(tmp_path)
 
 
@@ -131,7 +128,7 @@ def test_vectors_of_another_model(tmp_path):
     other = FINGERPRINT | {"model_type": "qwen"}
     vector = SteeringVector("x", 1, torch.ones(8), "Qwen", metadata={"fingerprint": other})
     SteeringVectorSet("x", [vector]).save(tmp_path / "x")
-    with pytest.raises(ModelMismatchError, match="made from 'Qwen' .* set check_model to false"):
+    with pytest.raises(ModelMismatchError, match=r"made from 'Qwen' .* set check_model to false"):
         load(tmp_path)
     assert load(tmp_path, check_model=False).layers == (1,)
 

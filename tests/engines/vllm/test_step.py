@@ -6,16 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from engines.vllm.steered_sets import save_sets
+from engines.vllm.steered_sets import TINY, save_sets
 from rotalabs_steer.engines.vllm.catalogue import Catalogue
 from rotalabs_steer.engines.vllm.layers import local_decoder_layers, steer_layers
 from rotalabs_steer.engines.vllm.requests import SteeringRequest
-from rotalabs_steer.engines.vllm.step import Span, StepWriter
 from rotalabs_steer.engines.vllm.steering import Steering
+from rotalabs_steer.engines.vllm.step import Span, StepWriter
 from rotalabs_steer.errors import ArchitectureError
 from rotalabs_steer.positions import SCOPES, forward_call
-
-from .test_catalogue import MODEL
 
 ROWS = 4
 
@@ -43,7 +41,7 @@ class Model(nn.Module):
 @pytest.fixture
 def catalogue(tmp_path):
     save_sets(tmp_path, hidden=8)
-    return Catalogue.load(tmp_path, MODEL, 10.0)
+    return Catalogue.load(tmp_path, TINY, 10.0)
 
 
 @pytest.fixture

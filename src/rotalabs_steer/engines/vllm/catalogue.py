@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +13,8 @@ from rotalabs_steer.errors import LayerError, ModelMismatchError, OptionError, V
 from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:
+    from pathlib import Path
+    from collections.abc import Iterable, Mapping
     from jaxtyping import Float
 
     from rotalabs_steer.engines.vllm.requests import SteeringRequest
@@ -144,8 +144,8 @@ class Catalogue:
                     f"{name!r} acts at layer {acting}, but the engine was started with layers {list(older.layers)} "
                     "prepared. Start it again with this set in its folder, or with these layers."
                 )
-        vectors = {**older._vectors, **self._vectors}
-        return Catalogue(self.model, self.sets, self.max_strength, older.layers, self._digests, vectors)
+        both = {**older._vectors, **self._vectors}
+        return Catalogue(self.model, self.sets, self.max_strength, older.layers, self._digests, both)
 
     def describe(self) -> list[dict[str, Any]]:
         """The behaviours as `GET /v1/steering` lists them."""

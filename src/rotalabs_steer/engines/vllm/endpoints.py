@@ -1,7 +1,7 @@
 """The HTTP routes of steering, on vLLM's own API server.
 
-`GET /v1/steering` lists the behaviours; `POST /v1/steering/reload` reads their folder again. Both lie behind the server's
-API key, as all of `/v1` does. Any other request whose body asks for steering where it would not act is refused.
+`GET /v1/steering` lists the behaviours; `POST /v1/steering/reload` reads their folder again. Both lie behind the
+server's API key, as all of `/v1` does. A request whose body asks for steering where it would not act is refused.
 """
 
 from __future__ import annotations
@@ -42,13 +42,12 @@ class SteeringEndpoints:
         async def reload(request: Any) -> JSONResponse:
             if not request.app.state.steering_has_key:
                 return _error(403, "Start the server with --api-key to change its vectors while it runs.")
-            if _frontend().catalogue is None:
-                return _error(400, "This server was started without steering vectors.")
             try:
-                await request.app.state.engine_client.collective_rpc("steering_reload")
-                _frontend().reload()
-            except Exception as error:  # from another process it comes as an error of vLLM's
-                return _error(400, f"The vectors are as they were: {error}")
+                fresh = _frontend().read_again()
+            except (SteeringError, OSError) as error:
+                return _error(400, f"The vectors stay as they were: {error}")
+            await request.app.state.engine_client.collective_rpc("steering_reload")
+            _frontend().catalogue = fresh
             return await list_behaviors(request)
 
         app.add_route("/v1/steering", list_behaviors, methods=["GET"])
@@ -57,7 +56,7 @@ class SteeringEndpoints:
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Called once the engine runs."""
-        import vllm.envs as envs
+        from vllm import envs
 
         state.steering_has_key = bool([key for key in (args.api_key or [envs.VLLM_API_KEY]) if key])
         _frontend().keep_metrics()
@@ -69,7 +68,7 @@ class RefuseElsewhere:
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self._app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: D102 - the ASGI protocol
         elsewhere = scope["type"] == "http" and scope["path"] not in STEERABLE_PATHS
         if not elsewhere or scope["method"] != "POST" or not scope["path"].startswith(("/v1", "/v2", "/inference")):
             await self._app(scope, receive, send)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.engines.vllm.requests import SteeringRequest
 from rotalabs_steer.engines.vllm.settings import SteeringSettings, check_engine
 from rotalabs_steer.engines.vllm.steering import EXTRA_ARG, Steering
 from rotalabs_steer.errors import OptionError, SteeringError
+
+if TYPE_CHECKING:
+    from rotalabs_steer.engines.vllm.catalogue import Catalogue
 
 WIRE_KEY = "steering"
 """The name of what a client sends: in `SamplingParams.extra_args`, and in the body of an HTTP request."""
@@ -26,9 +29,9 @@ class SteeringFrontend:
     def __init__(self, vllm_config: Any) -> None:
         self._vllm_config = vllm_config
         self._settings = SteeringSettings.of(vllm_config)
-        self.catalogue = None
+        self.catalogue: Catalogue | None = None
         if self._settings is not None:
-            check_engine(vllm_config)
+            check_engine(vllm_config, capture=self._settings.capture)
             if self._settings.vectors is not None:
                 self.catalogue = self._settings.catalogue(vllm_config)
         self._accepted: Any = None
@@ -75,11 +78,16 @@ class SteeringFrontend:
         params.extra_args = extra or None
         return params
 
-    def reload(self) -> None:
-        """Reads the folder of vectors again; the workers must have done so before."""
-        assert self._settings is not None
-        assert self.catalogue is not None
-        self.catalogue = self._settings.catalogue(self._vllm_config).with_older(self.catalogue)
+    def read_again(self) -> Catalogue:
+        """The folder of vectors as it is now, checked as at the start; `catalogue` stays what it is.
+
+        Raises:
+            OptionError: this engine does not steer.
+            LayerError and what `Catalogue.load` raises: the folder holds what cannot be used.
+        """
+        if self._settings is None or self.catalogue is None:
+            raise OptionError("This engine was started without steering vectors, so there are none to read again.")
+        return self._settings.catalogue(self._vllm_config).with_older(self.catalogue)
 
     def keep_metrics(self) -> None:
         """Counts requests for Prometheus from now on, in an API server."""

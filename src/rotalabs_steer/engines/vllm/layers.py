@@ -6,7 +6,6 @@ zero: an unsteered token. Both are buffers at fixed addresses, so compiled code 
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +49,16 @@ def steer_layers(
         layers: the decoder layers of this process, by index in the whole model.
     """
     slots = torch.zeros(tokens, dtype=torch.long, device=device)
-    tables = {}
+    tables: dict[int, torch.Tensor] = {}
+    classes: dict[Any, Any] = {}
     for index in sorted(set(indices) & set(layers)):
         layer = layers[index]
         tables[index] = torch.zeros(rows, hidden, dtype=dtype, device=device)
         layer.register_buffer("steering_table", tables[index], persistent=False)
         layer.register_buffer("steering_slots", slots, persistent=False)
-        layer.__class__ = _steered(type(layer))
+        if type(layer) not in classes:
+            classes[type(layer)] = _steered(type(layer))
+        layer.__class__ = classes[type(layer)]
     return SteeringBuffers(tables, slots)
 
 
@@ -66,7 +68,7 @@ def local_decoder_layers(model: nn.Module, num_layers: int) -> dict[int, nn.Modu
     Raises:
         ArchitectureError: there is no list of that many layers, or more than one.
     """
-    text_model = model.get_language_model() if hasattr(model, "get_language_model") else model
+    text_model: Any = getattr(model, "get_language_model", lambda: model)()
     lists = [m for m in text_model.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
     lists = [m for m in lists if not any(m is part for other in lists if other is not m for part in other.modules())]
     if len(lists) != 1:
@@ -78,7 +80,6 @@ def local_decoder_layers(model: nn.Module, num_layers: int) -> dict[int, nn.Modu
     return {index: layer for index, layer in enumerate(found) if type(layer).__name__ != "PPMissingLayer"}
 
 
-@functools.cache
 def _steered(layer_class: type[nn.Module]) -> type[nn.Module]:
     """The same layer, whose output has the table's rows added to it.
 

@@ -108,16 +108,21 @@ def _change_workers() -> None:
         loaded = self.worker.load_model(*args, **kwargs)
         settings = SteeringSettings.of(self.vllm_config)
         if settings is not None:
-            from rotalabs_steer.engines.vllm.worker import SteeringWorker
-
-            self.steering = SteeringWorker(self.worker.model_runner, self.vllm_config, settings)
+            self.steering = _steer(self.worker.model_runner, self.vllm_config, settings)
         return loaded
 
-    def steering_reload(self: Any) -> None:
-        self.steering.reload()
-
     WorkerWrapperBase.load_model = load_model
-    WorkerWrapperBase.steering_reload = steering_reload
+    WorkerWrapperBase.steering_reload = lambda self: self.steering.reload()
+    WorkerWrapperBase.steering_take = lambda self: self.steering.take()
+
+
+def _steer(runner: Any, vllm_config: Any, settings: SteeringSettings) -> Any:
+    from rotalabs_steer.engines.vllm.capture import CaptureWorker
+    from rotalabs_steer.engines.vllm.worker import SteeringWorker
+
+    if settings.capture:
+        return CaptureWorker(runner, vllm_config)
+    return SteeringWorker(runner, vllm_config, settings)
 
 
 def _change_cache_keys() -> None:

@@ -14,19 +14,21 @@ from rotalabs_steer.engines.vllm.steering import steering_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rotalabs_steer.engines.vllm.steering import Steering
+
     ExtraKeys = tuple[tuple[Any, ...] | None, int]
 
-_UNKNOWN = object()
 
-
-def with_steering_keys(generate: Callable[[Any, int, int, int], ExtraKeys]) -> Callable[[Any, int, int, int], ExtraKeys]:
+def with_steering_keys(
+    generate: Callable[[Any, int, int, int], ExtraKeys],
+) -> Callable[[Any, int, int, int], ExtraKeys]:
     """vLLM's `generate_block_hash_extra_keys`, with a key of the steering that acts in the block."""
 
     def generate_with_steering(request: Any, start: int, stop: int, start_mm_idx: int) -> ExtraKeys:
         keys, next_mm_idx = generate(request, start, stop, start_mm_idx)
-        steering = getattr(request, "_rotalabs_steering", _UNKNOWN)
-        if steering is _UNKNOWN:
-            steering = request._rotalabs_steering = steering_of(request.sampling_params)
+        if not hasattr(request, "_rotalabs_steering"):
+            request._rotalabs_steering = steering_of(request.sampling_params)
+        steering: Steering | None = request._rotalabs_steering
         if steering is not None:
             begin, end = steering.covered(request.num_prompt_tokens, start, stop)
             if begin < end:

@@ -53,16 +53,16 @@ class SteeringSettings:
         if isinstance(most, bool) or not isinstance(most, (int, float)) or not (math.isfinite(most) and most > 0):
             raise OptionError(f"max_strength is {most!r}; it must be a finite number above 0.")
         if (settings.vectors is None) == (not settings.capture):
-            raise OptionError("Give a folder of vectors to steer by, or capture=True to extract; not both, not neither.")
+            raise OptionError(
+                "Give a folder of vectors to steer by, or capture=True to extract; not both, not neither."
+            )
         return settings
 
     def catalogue(self, vllm_config: Any) -> Catalogue:
         """The vectors of the folder, checked against the engine's model; see `Catalogue.load`."""
         assert self.vectors is not None
         model = served_model(vllm_config)
-        return Catalogue.load(
-            Path(self.vectors), model, self.max_strength, self.layers, check_model=self.check_model
-        )
+        return Catalogue.load(Path(self.vectors), model, self.max_strength, self.layers, check_model=self.check_model)
 
     def graph_key(self, vllm_config: Any) -> dict[str, Any]:
         """What the compiled graph depends on."""
@@ -123,8 +123,8 @@ def table_rows(vllm_config: Any) -> int:
     return int(vllm_config.scheduler_config.max_num_seqs) + 1
 
 
-def check_engine(vllm_config: Any) -> None:
-    """Refuses what would steer wrongly.
+def check_engine(vllm_config: Any, *, capture: bool) -> None:
+    """Refuses what would steer or read wrongly.
 
     Raises:
         OptionError: a feature that moves tokens or activations past what steering knows of.
@@ -139,8 +139,12 @@ def check_engine(vllm_config: Any) -> None:
         "--kv-sharing-fast-prefill": getattr(vllm_config.cache_config, "kv_sharing_fast_prefill", False),
         "an encoder-decoder model": vllm_config.model_config.is_encoder_decoder,
         "a diffusion model": getattr(vllm_config.model_config, "is_diffusion", False),
+        "elastic expert parallelism": getattr(parallel, "enable_elastic_ep", False),
         "a pooling model": vllm_config.model_config.runner_type == "pooling",
     }
     for feature, present in refused.items():
         if present:
             raise OptionError(f"Steering does not go together with {feature}: it would act on the wrong tokens.")
+    caching = vllm_config.cache_config.enable_prefix_caching
+    if capture and (caching or not vllm_config.model_config.enforce_eager):
+        raise OptionError("capture needs an engine that is eager and without prefix caching: use extraction_engine.")

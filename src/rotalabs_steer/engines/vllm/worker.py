@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.engines.vllm.layers import local_decoder_layers, steer_layers
 from rotalabs_steer.engines.vllm.settings import SteeringSettings, served_model, table_rows
-from rotalabs_steer.engines.vllm.step import Span, StepWriter
 from rotalabs_steer.engines.vllm.steering import steering_of
+from rotalabs_steer.engines.vllm.step import Span, StepWriter
 from rotalabs_steer.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from rotalabs_steer.engines.vllm.steering import Steering
 
@@ -56,10 +56,11 @@ class SteeringWorker:
                 self._requests[new.req_id] = (steering, prompt_length(new))
 
     def _prepare(self, req_ids: Sequence[str], tokens: Iterable[int], computed: Iterable[int]) -> None:
-        unsteered = (None, 0)
+        unsteered: tuple[Steering | None, int] = (None, 0)
+        of: Mapping[str, tuple[Steering | None, int]] = self._requests
         self._writer.write(
             [
-                Span(*self._requests.get(req_id, unsteered), int(start), int(count))
+                Span(*of.get(req_id, unsteered), int(start), int(count))
                 for req_id, count, start in zip(req_ids, tokens, computed, strict=True)
             ]
         )

@@ -33,10 +33,10 @@ class Engines:
     def __init__(self):
         self._options, self._llm = None, None
 
-    def get(self, **options):
-        if options != self._options:
+    def get(self, make=LLM, **options):
+        if (make, options) != self._options:
             self.stop()
-            self._llm, self._options = LLM(**options), options
+            self._llm, self._options = make(**options), (make, options)
         return self._llm
 
     def stop(self):

@@ -1,0 +1,79 @@
+"""The texts of contrast pairs and the tokens to read in them: what every way of running the model starts from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.extraction.readout import Readout, check_readout, default_readout, readout_name, token_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jaxtyping import Float
+
+    from rotalabs_steer.datasets.rendering import RenderedPair
+    from rotalabs_steer.extraction.statistics import PairSums
+
+_SIDES = ("positive", "negative")
+
+
+class PairTexts:
+    """Both sides of pairs as one list of texts, and a weight for each of their tokens for each token position.
+
+    Texts 2n and 2n + 1 are the sides of pair n.
+
+    Attributes:
+        ids: token ids of each text.
+        position_names: what the vectors record as their token position.
+
+    Raises:
+        OptionError, DatasetError: a token position does not exist, or a pair has none.
+    """
+
+    def __init__(self, pairs: Sequence[RenderedPair], token_positions: Sequence[Readout | None]) -> None:
+        self._texts = [side for pair in pairs for side in (pair.positive, pair.negative)]
+        self._positions = list(token_positions)
+        for position in self._positions:
+            if position is not None:
+                check_readout(position)
+        self.position_names = [self._name(position) for position in self._positions]
+        if len(set(self.position_names)) < len(self.position_names):
+            raise OptionError(f"Token positions {self.position_names} name one twice; name each once.")
+        for index in range(len(self._texts)):
+            self.weights(index)  # a pair that cannot be read is an error before the model runs
+        self.ids = [text.ids for text in self._texts]
+
+    @property
+    def num_pairs(self) -> int:
+        """How many pairs there are."""
+        return len(self._texts) // 2
+
+    def weights(self, index: int) -> list[Float[torch.Tensor, " seq"]]:
+        """A weight a token of one text, for each token position."""
+        text = self._texts[index]
+        return [token_weights(text, p or default_readout(text), self.place_of(index)) for p in self._positions]
+
+    def add(
+        self,
+        sums: Mapping[str, PairSums],
+        texts: Sequence[int],
+        activations: Float[torch.Tensor, "places positions texts hidden"],
+    ) -> None:
+        """Adds what was read of whole pairs, given by their texts in any order, to the sums of each token position."""
+        order = torch.tensor(texts).argsort()
+        numbers = [texts[row] // 2 for row in order[::2].tolist()]
+        for position, pooled in zip(self.position_names, activations.unbind(dim=1), strict=True):
+            sums[position].add(numbers, torch.unflatten(pooled[:, order], 1, (-1, 2)))
+
+    @staticmethod
+    def place_of(index: int) -> str:
+        """What to call a text in an error."""
+        return f"the {_SIDES[index % 2]} text of pair {index // 2}"
+
+    def _name(self, position: Readout | None) -> str:
+        if position is not None:
+            return readout_name(position)
+        return "/".join(sorted({default_readout(text) for text in self._texts}))

@@ -1,0 +1,68 @@
+"""Steering together with what else vLLM does, on a tiny model against transformers."""
+
+import pytest
+import torch
+from vllm.lora.request import LoRARequest
+
+from engines.vllm.live.conftest import generate, greedy
+from engines.vllm.live.tiny_engine import KINDS, TinyModel, metric
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return TinyModel(tmp_path_factory.mktemp("tiny"))
+
+
+def test_a_prompt_in_chunks_and_a_request_that_is_preempted(engines, tiny):
+    llm = engines.get(**tiny.options(max_num_batched_tokens=16, num_gpu_blocks_override=20))
+    tiny.check(llm, tokens=48)
+    assert metric(llm, "vllm:num_preemptions") > 0
+
+
+def test_speculative_decoding(engines, tiny):
+    guess = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    llm = engines.get(**tiny.options(speculative_config=guess))
+    tiny.check(llm, tokens=64)
+    assert metric(llm, "vllm:spec_decode_num_accepted_tokens") > 0
+
+
+def test_lora(engines, tiny, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    targets = ["q_proj", "v_proj", "down_proj"]
+    model = get_peft_model(tiny.transformers(), LoraConfig(r=8, target_modules=targets, init_lora_weights=False))
+    model.save_pretrained(tmp_path)
+    llm = engines.get(**tiny.options(enable_lora=True, max_lora_rank=8, max_loras=1))
+    tiny.check(llm, model=model.eval(), lora_request=LoRARequest("adapter", 1, str(tmp_path)))
+    tiny.check(llm)
+
+
+@pytest.mark.parametrize("way", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_two_processes(engines, tiny, monkeypatch, way):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    llm = engines.get(**tiny.options(**{way: 2}))
+    tiny.check(llm)
+    with pytest.raises(ValueError, match="Unknown behaviour 'up'"):
+        generate(llm, tiny.prompts(1), greedy({"up": 1.0}))
+    engines.stop()
+
+
+def test_compiled(engines, tiny):
+    tiny.check(engines.get(**tiny.options(enforce_eager=False, enable_prefix_caching=True)))
+
+
+def test_vectors_are_read_again(engines, tiny):
+    from rotalabs_steer.engines.vllm import reload_vectors
+
+    llm = engines.get(**tiny.options())
+    before = generate(llm, tiny.prompts(1), greedy(KINDS[1]))
+    tiny.sets["left"].scale(-1.0).save(tiny.folder / "vectors" / "left")
+    try:
+        assert generate(llm, tiny.prompts(1), greedy(KINDS[1])) == before
+        reload_vectors(llm)
+        turned = generate(llm, tiny.prompts(1), greedy(KINDS[1]))
+        assert turned != before
+        assert generate(llm, tiny.prompts(1), greedy({"left": -1.0})) == before
+    finally:
+        tiny.sets["left"].save(tiny.folder / "vectors" / "left")
