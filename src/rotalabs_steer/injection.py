@@ -261,7 +261,7 @@ def check_vectors(model: nn.Module, vectors: Iterable[SteeringVector], *, check_
                 f"{width}. It was made from {vector.model_name!r}: extract it from this model."
             )
         if check_model:
-            _check_same_model(model, vector)
+            check_same_model(model_fingerprint(model), model_name(model), vector)
 
 
 def _check_condition(model: nn.Module, condition: Condition, vectors: Iterable[SteeringVector]) -> None:
@@ -276,20 +276,28 @@ def _check_condition(model: nn.Module, condition: Condition, vectors: Iterable[S
         )
 
 
-def _check_same_model(model: nn.Module, vector: SteeringVector) -> None:
-    """Compares architectures where extraction recorded one, else names, where both say which model they mean."""
-    mine, theirs = model_fingerprint(model), vector.metadata.get("fingerprint")
+def check_same_model(mine: Mapping[str, str | int], name: str, vector: SteeringVector) -> None:
+    """Compares architectures where extraction recorded one, else names, where both say which model they mean.
+
+    Args:
+        mine: the model's `decoder.model_fingerprint`.
+        name: what the model is called.
+
+    Raises:
+        ModelMismatchError: the vector was made from another model.
+    """
+    theirs = vector.metadata.get("fingerprint")
     if theirs is not None:
         same = theirs == mine
     else:
         known = find_model_config(vector.model_name)
         fits = known is None or (known.num_layers, known.hidden_size) == (mine["num_layers"], mine["hidden_size"])
         named = "/" in vector.model_name or known is not None
-        same = fits and (not named or _short(vector.model_name) == _short(model_name(model)))
+        same = fits and (not named or _short(vector.model_name) == _short(name))
     if not same:
         raise ModelMismatchError(
             f"The vector of {vector.behavior!r} was made from {vector.model_name!r}, this model is "
-            f"{model_name(model)!r}. Extract it from this model, or pass check_model=False if it is meant for it."
+            f"{name!r}. Extract it from this model, or pass check_model=False if it is meant for it."
         )
 
 

@@ -7,7 +7,6 @@ from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-
 from rotalabs_steer.decoder import hidden_size, model_fingerprint, model_name
 from rotalabs_steer.extraction.checkpoint import Checkpoint
 from rotalabs_steer.extraction.forward_pass import read_activations
@@ -16,10 +15,10 @@ from rotalabs_steer.extraction.statistics import PairSums
 from rotalabs_steer.text_batches import plan_batches
 
 if TYPE_CHECKING:
-    import torch
     import os
     from collections.abc import Sequence
 
+    import torch
     from torch import nn
 
     from rotalabs_steer.extraction.forward_pass import Place

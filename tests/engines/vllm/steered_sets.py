@@ -12,7 +12,7 @@ TINY = ServedModel("a/model", FINGERPRINT, torch.float32)
 """A model as the pure tests imagine it."""
 
 
-def random_set(behavior, layers, seed, hidden=576, norm=45.0, model_name="SmolLM2-135M-Instruct", **metadata):
+def random_set(behavior, layers, seed, hidden=576, norm=45.0, model_name="random", **metadata):
     generator = torch.Generator().manual_seed(seed)
     vectors = []
     for layer in layers:

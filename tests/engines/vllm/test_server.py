@@ -32,7 +32,9 @@ def test_on_this_machine_alone_it_needs_none(tmp_path, host):
     assert host in arguments(tmp_path, host)
 
 
-@pytest.mark.parametrize("option", ["--host=0.0.0.0", "--host", "--additional-config={}", "--additional_config", "--api-key"])
+@pytest.mark.parametrize(
+    "option", ["--host=0.0.0.0", "--host", "--additional-config={}", "--additional_config", "--api-key"]
+)
 def test_options_that_would_undo_ours(tmp_path, option):
     with pytest.raises(OptionError, match="is set by rotalabs-steer serve: use"):
         arguments(tmp_path, options=[option])

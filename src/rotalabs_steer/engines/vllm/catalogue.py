@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.engines.vllm.steering import Addition, Steering
-from rotalabs_steer.errors import LayerError, ModelMismatchError, OptionError, VectorError
+from rotalabs_steer.errors import LayerError, OptionError, VectorError
+from rotalabs_steer.injection import check_same_model
 from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
     from jaxtyping import Float
 
     from rotalabs_steer.engines.vllm.requests import SteeringRequest
@@ -203,13 +205,8 @@ def _check(vectors: SteeringVectorSet, model: ServedModel, *, check_model: bool)
                 f"{vector.behavior!r} has a vector for layer {vector.layer_index}; {model.name} has {model.num_layers} "
                 "layers."
             )
-        made_from = vector.metadata.get("fingerprint")
-        if check_model and made_from is not None and made_from != dict(model.fingerprint):
-            raise ModelMismatchError(
-                f"The vector of {vector.behavior!r} was made from {vector.model_name!r} ({made_from}), this model is "
-                f"{model.name!r} ({dict(model.fingerprint)}). Extract it from this model, or set check_model to false "
-                "if it is meant for it."
-            )
+        if check_model:
+            check_same_model(dict(model.fingerprint), model.name, vector)
 
 
 def _digest(vector: SteeringVector) -> str:

@@ -81,7 +81,9 @@ def text(answer):
 
 
 def streamed(client, steering):
-    return "".join(chunk.choices[0].delta.content or "" for chunk in chat(client, steering, stream=True) if chunk.choices)
+    return "".join(
+        chunk.choices[0].delta.content or "" for chunk in chat(client, steering, stream=True) if chunk.choices
+    )
 
 
 def get(server, path, key=KEY, method="GET", **options):
