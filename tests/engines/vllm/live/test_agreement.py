@@ -23,7 +23,7 @@ def in_transformers(model, sets, kind, ids, tokens):
     """Greedy tokens and their log-probabilities."""
     inputs = torch.tensor([list(ids)])
     arguments = {
-        "attention_mask": torch.ones_like(inputs), "max_new_tokens": tokens, "min_new_tokens": tokens,
+        "attention_mask": torch.ones_like(inputs), "max_new_tokens": tokens, "eos_token_id": -1, "pad_token_id": 0,
         "do_sample": False, "return_dict_in_generate": True, "output_logits": True,
     }  # fmt: skip
     if kind is None:
