@@ -9,7 +9,18 @@ import typer
 from rich.console import Console
 
 import rotalabs_steer
-from rotalabs_steer.cli import datasets, evaluate, exports, report, serving, tuning, vectors
+from rotalabs_steer.cli import (
+    datasets,
+    evaluate,
+    exports,
+    extraction,
+    generation,
+    models,
+    report,
+    serving,
+    tuning,
+    vectors,
+)
 from rotalabs_steer.cli.failures import VerbGroup
 
 app = typer.Typer(
@@ -22,11 +33,18 @@ app = typer.Typer(
 )
 app.add_typer(datasets.app)
 app.add_typer(vectors.app)
-app.command()(tuning.tune)
-app.command()(evaluate.evaluate)
-app.command()(report.report)
-app.command()(exports.export)
-app.command()(exports.bake)
+for verb in (
+    extraction.extract,
+    tuning.tune,
+    evaluate.evaluate,
+    report.report,
+    generation.generate,
+    generation.chat,
+    exports.export,
+    exports.bake,
+    models.models,
+):
+    app.command()(verb)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serving.serve)
 
 

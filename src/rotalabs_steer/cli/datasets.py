@@ -180,16 +180,13 @@ def convert(
 
 
 def _read(name: str, column: list[str] | None) -> PairReading:
-    from rotalabs_steer.datasets import behavior_names
+    from rotalabs_steer.cli.pairs import no_such_pairs
     from rotalabs_steer.datasets.loading import read_pairs
 
     if _is_built_in(name):
         return _built_in(name)
     if not Path(name).exists():
-        raise DatasetError(
-            f"There is no file {name}, and no built-in behaviour of that name. Built in are: "
-            f"{', '.join(behavior_names())}."
-        )
+        raise no_such_pairs(name)
     return read_pairs(name, columns=_columns(column))
 
 

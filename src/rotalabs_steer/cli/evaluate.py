@@ -41,7 +41,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Effect on held-out pairs, coherence cost, what the model still knows, and the vector as a detector."""
-    from rotalabs_steer.cli.held_out import held_out_pairs
+    from rotalabs_steer.cli.pairs import read_pairs_of
     from rotalabs_steer.datasets import load_evaluation
     from rotalabs_steer.evaluation.answers import Sampling
     from rotalabs_steer.evaluation.vector_evaluation import evaluate_vector
@@ -51,7 +51,7 @@ def evaluate(
     chosen = found.get_best() if layer is None else found.get(layer)
     if chosen is None:
         raise OptionError(f"{vectors} has no vector at layer {layer}; it has {found.layers}.")
-    held_out = held_out_pairs(pairs or found.behavior)
+    held_out = read_pairs_of(pairs or found.behavior, "test")
     prompts = None
     if refusal if refusal is not None else found.behavior == _REFUSAL:
         examples = load_evaluation(_REFUSAL)

@@ -50,7 +50,7 @@ def export(
 
 
 def bake(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or Hugging Face id.")],
+    model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
     vectors: Vectors,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the steered model; it must be new.")],
     strength: Strength = 1.0,
@@ -63,14 +63,11 @@ def bake(
         raise OptionError(f"{target} exists and is not an empty folder. Name a new one.")
     chosen = _load(vectors, layer, all_layers)
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from rotalabs_steer.baking import bake as bake_model
+    from rotalabs_steer.cli.loading import load_model
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    baked = bake_model(
-        AutoModelForCausalLM.from_pretrained(model, dtype="auto"), chosen, strength, intervention=intervention.value
-    )
+    loaded, tokenizer = load_model(model)
+    baked = bake_model(loaded, chosen, strength, intervention=intervention.value)
     baked.save_pretrained(target)
     tokenizer.save_pretrained(target)
     _say(f"{type(baked).__name__} with {_describe(chosen)} at strength {strength:g} written to {target}")

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rotalabs_steer.errors import DatasetError, OptionError
+from rotalabs_steer.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,20 +56,13 @@ def tune(
 
 
 def _datasets(names: Sequence[str] | None) -> list[ContrastPairDataset]:
-    from rotalabs_steer.datasets import behavior_names, load_behavior, load_pairs
+    from rotalabs_steer.cli.pairs import read_pairs_of
+    from rotalabs_steer.datasets import behavior_names
     from rotalabs_steer.datasets.splits import split_pairs
 
-    built_in, datasets = behavior_names(), []
-    for name in names or built_in:
-        if name in built_in:
-            datasets.append(load_behavior(name))
-        elif Path(name).exists():
-            datasets.append(load_pairs(name))
-        else:
-            raise DatasetError(
-                f"There is no file {name}, and no built-in behaviour of that name. Built in are: {', '.join(built_in)}."
-            )
-        split_pairs(datasets[-1])  # pairs that cannot be tuned are an error before a model is loaded
+    datasets = [read_pairs_of(name) for name in names or behavior_names()]
+    for dataset in datasets:
+        split_pairs(dataset)  # pairs that cannot be tuned are an error before a model is loaded
     folders = [dataset.behavior for dataset in datasets]
     if twice := {folder for folder in folders if folders.count(folder) > 1}:
         raise OptionError(

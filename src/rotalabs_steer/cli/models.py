@@ -1,0 +1,43 @@
+"""The verb `models`: what is known of models by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="One model: its recommended layers and where they come from.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Known models: their shape, and the layers at which behaviours steer well. Any other model works, too."""
+    from rotalabs_steer.models import MODEL_CONFIGS, get_model_config
+
+    chosen = list(MODEL_CONFIGS.values()) if name is None else [get_model_config(name)]
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(config) for config in chosen], indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    console = Console()
+    if name is None:
+        for column in ("model", "layers", "hidden size", "layers recommended for"):
+            table.add_column(column, no_wrap=column == "model")
+        for config in chosen:
+            known = ", ".join(config.recommended_layers)
+            table.add_row(config.name, str(config.num_layers), str(config.hidden_size), known)
+    else:
+        (config,) = chosen
+        console.print(f"{config.name}: {config.num_layers} layers, hidden size {config.hidden_size}", highlight=False)
+        for column in ("behaviour", "layers", "where that comes from"):
+            table.add_column(column, no_wrap=column == "behaviour")
+        for behavior in [*config.recommended_layers, "any other"]:
+            layers = ", ".join(map(str, config.get_recommended_layers(behavior)))
+            table.add_row(behavior, layers, config.get_provenance(behavior))
+    console.print(table)

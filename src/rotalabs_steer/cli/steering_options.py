@@ -1,0 +1,61 @@
+"""Which vectors act on a verb's model, and how strongly: `--steer FOLDER=STRENGTH`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rotalabs_steer.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from rotalabs_steer.injection import MultiVectorInjector
+
+Steer = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="VECTORS[=STRENGTH]", help="A vector set and its strength, 1 by default; ends in a number. Repeatable."
+    ),
+]
+Scope = Annotated[str, typer.Option(help="Which tokens are steered: all, first, last, prompt or generated.")]
+Intervention = Annotated[str, typer.Option(help="add, add_keeping_norm, ablate, clamp or rotate.")]
+
+
+def parse_steer(options: Sequence[str] | None) -> dict[str, float]:
+    """Strength by place of the vectors.
+
+    Raises:
+        OptionError: a strength is no number.
+    """
+    parsed: dict[str, float] = {}
+    for option in options or ():
+        place, equals, strength = option.rpartition("=")
+        try:
+            parsed[place if equals else option] = float(strength) if equals else 1.0
+        except ValueError:
+            raise OptionError(
+                f"--steer {option!r} is not of the form VECTORS=STRENGTH, as in tuned/humor=0.5."
+            ) from None
+    return parsed
+
+
+def make_injector(
+    model: nn.Module, steer: dict[str, float], scope: str = "all", intervention: str = "add"
+) -> MultiVectorInjector | None:
+    """An injector for all the vectors named; None where there are none."""
+    from rotalabs_steer.injection import MultiVectorInjector
+    from rotalabs_steer.integrations.vector_sources import load_vectors
+
+    if not steer:
+        return None
+    sets, strengths = {}, {}
+    for place, strength in steer.items():
+        vectors = load_vectors(place)
+        if vectors.behavior in sets:
+            raise OptionError(f"Two of the vector sets are of {vectors.behavior!r}. Name one of them.")
+        sets[vectors.behavior], strengths[vectors.behavior] = vectors, strength
+    return MultiVectorInjector(model, sets, strengths, scope, intervention=intervention)

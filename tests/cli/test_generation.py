@@ -1,0 +1,88 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from rotalabs_steer import SteeringVectorSet
+from rotalabs_steer.cli.app import app
+
+pytestmark = pytest.mark.real_model
+SHORT = ["--max-new-tokens", 6]
+
+
+def run(*arguments, **options):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+
+
+@pytest.fixture(scope="module")
+def vectors(small_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vectors") / "humor"
+    result = run("extract", small_model, "humor", "--output", folder, "--layers", "1,3-4")
+    assert result.exit_code == 0, result.output
+    assert "vectors of humor from 60 pairs" in result.output
+    return folder
+
+
+def test_extract_takes_the_training_pairs_and_the_layers_named(vectors):
+    found = SteeringVectorSet.load(vectors)
+    assert found.layers == [1, 3, 4]
+    assert found[3].metadata["num_pairs"] == 60
+
+
+def test_generate_shows_both_answers(small_model, vectors):
+    result = run("generate", small_model, "Say hello.", "--steer", f"{vectors}=5000", "--compare", "--json", *SHORT)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["strengths"] == {"humor": 5000.0}
+    (answer,) = found["answers"]
+    assert answer["prompt"] == "Say hello."
+    assert answer["steered"] != answer["unsteered"]
+    plain = run("generate", small_model, "-", *SHORT, input="Say hello.\n\n")
+    assert plain.output.strip() == answer["unsteered"].strip()
+
+
+def test_chat_changes_strengths_on_the_way(small_model, vectors):
+    said = ["hello", "/strength humor 0.5", "/strength calm 1", "/strength humor much", "/what", "/reset", "/quit"]
+    result = run("chat", small_model, "--steer", vectors, *SHORT, input="\n".join(said))
+    assert result.exit_code == 0, result.output
+    assert "humor 0.5" in result.output
+    assert "No vectors for behaviour 'calm'; there are ['humor']" in result.output
+    assert "could not convert string to float: 'much'" in result.output
+    assert result.output.count("/strength BEHAVIOUR NUMBER") == 2
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["generate", "MODEL", "hi", "--steer", "VECTORS=lots"], "is not of the form VECTORS=STRENGTH, as in tuned/humor"),
+    (["generate", "MODEL", "hi", "--compare"], "--compare needs something to compare with: name vectors with --steer"),
+    (["generate", "MODEL", "hi", "--steer", "nowhere"], "There are no steering vectors at nowhere"),
+    (["generate", "MODEL", "hi", "--steer", "VECTORS", "--scope", "some"], "Unknown scope 'some'"),
+    (["generate", "./none", "hi"], "There is no folder ./none. Give a model folder or a Hugging Face id"),
+    (["extract", "MODEL", "clam", "--output", "out"], "There is no file clam, and no built-in behaviour of that name"),
+    (["extract", "MODEL", "humor", "--output", "out", "--layers", "9-3"], "'9-3' is neither a layer nor a range such as"),
+    (["tune", "MODEL", "--behavior", "humor", "--behavior", "humor"], "Two of the behaviours are called humor; each"),
+    (["models", "no-such"], "No configuration for 'no-such'"),
+])  # fmt: skip
+def test_a_mistake_is_one_sentence(small_model, vectors, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    places = {"MODEL": str(small_model), "VECTORS": str(vectors), "VECTORS=lots": f"{vectors}=lots"}
+    result = run(*(places.get(argument, argument) for argument in arguments))
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_are_listed_with_where_their_layers_come_from():
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in json.dumps([one["name"] for one in json.loads(
+        run("models", "--json").stdout)])  # fmt: skip
+    assert "arXiv:2406.11717" in run("models", "Llama-2-7b-chat-hf").output.replace("\n", "")
+
+
+def test_tune_prints_and_saves_what_it_found(small_model, tmp_path):
+    quick = ["--finalists", 1, "--prompts", 2, "--max-new-tokens", 4]
+    result = run("tune", small_model, "--behavior", "humor", "--output", tmp_path, "--json", *quick)
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)
+    assert found["behavior"] == "humor"
+    assert SteeringVectorSet.load(found["folder"]).chosen_layer == found["layer"]
+    assert found["effect"]["low"] <= found["effect"]["high"]
