@@ -144,7 +144,8 @@ def _check_link(path: Path) -> None:
 
 def is_finite(vector: torch.Tensor) -> bool:
     """Whether all numbers are finite, found out in pieces: `isfinite` needs as much memory as it is given."""
-    return all(bool(torch.isfinite(piece).all()) for piece in vector.reshape(-1).split(2**16))
+    flat = vector.reshape(-1)
+    return all(bool(torch.isfinite(flat[start : start + 2**16]).all()) for start in range(0, len(flat), 2**16))
 
 
 def load_tensors(content: bytes, path: Path, device: str) -> Any:
@@ -153,7 +154,9 @@ def load_tensors(content: bytes, path: Path, device: str) -> Any:
         return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:  # damaged input makes the unpickler raise whatever its opcodes run into
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        if "weights_only" in reason:  # torch's message goes on to recommend running the file's code
+        if "weights only" in reason.lower().replace(
+            "_", " "
+        ):  # torch's message goes on to recommend running the file's code
             reason = "it holds more than plain tensors, and reading that could run code"
         raise FileFormatError(f"{path} is not a plain PyTorch tensor file: {reason}") from error
 
