@@ -9,9 +9,9 @@ from rotalabs_steer.sample_model import _gguf_file
 _WRITTEN_BY_THE_WRITER = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version")
 
 
-def write_fp32_model(path, extra_tensors=None):
-    """Dequantises the packaged GGUF model. `extra_tensors` are added under llama.cpp's names, such as biases."""
-    reader = GGUFReader(_gguf_file())
+def write_fp32_model(path, source=None, extra_tensors=None):
+    """Dequantises a GGUF model, the packaged one by default. `extra_tensors` go by llama.cpp's names."""
+    reader = GGUFReader(source or _gguf_file())
     writer = GGUFWriter(path, reader.fields["general.architecture"].contents(), use_temp_file=False)
     writer.add_file_type(0)  # all fp32
     for name, field in reader.fields.items():
