@@ -149,6 +149,12 @@ class Catalogue:
         both = {**older._vectors, **self._vectors}
         return Catalogue(self.model, self.sets, self.max_strength, older.layers, self._digests, both)
 
+    @property
+    def key(self) -> str:
+        """What tells these behaviours and vectors from all others."""
+        rows = sorted((name, layer, digest) for (name, layer), digest in self._digests.items())
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
+
     def describe(self) -> list[dict[str, Any]]:
         """The behaviours as `GET /v1/steering` lists them."""
         rows = []

@@ -29,7 +29,7 @@ class SteeringEndpoints:
         from starlette.responses import JSONResponse
 
         async def list_behaviors(request: Any) -> JSONResponse:
-            catalogue = _frontend().catalogue
+            catalogue = SteeringFrontend.of_server().catalogue
             return JSONResponse(
                 {
                     "object": "list",
@@ -42,12 +42,12 @@ class SteeringEndpoints:
         async def reload(request: Any) -> JSONResponse:
             if not request.app.state.steering_has_key:
                 return _error(403, "Start the server with --api-key to change its vectors while it runs.")
+            frontend, engine = SteeringFrontend.of_server(), request.app.state.engine_client
             try:
-                fresh = _frontend().read_again()
+                fresh = frontend.read_again()
+                frontend.take_over(fresh, await engine.collective_rpc("steering_reload", args=(fresh.key,)))
             except (SteeringError, OSError) as error:
                 return _error(400, f"The vectors stay as they were: {error}")
-            await request.app.state.engine_client.collective_rpc("steering_reload")
-            _frontend().catalogue = fresh
             return await list_behaviors(request)
 
         app.add_route("/v1/steering", list_behaviors, methods=["GET"])
@@ -59,7 +59,7 @@ class SteeringEndpoints:
         from vllm import envs
 
         state.steering_has_key = bool([key for key in (args.api_key or [envs.VLLM_API_KEY]) if key])
-        _frontend().keep_metrics()
+        SteeringFrontend.of_server().keep_metrics()
 
 
 class RefuseElsewhere:
@@ -97,12 +97,6 @@ def _asks_for_steering(body: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(content, dict) and content.get(WIRE_KEY) is not None
-
-
-def _frontend() -> SteeringFrontend:
-    if SteeringFrontend.latest is None:
-        raise SteeringError("No engine runs in this process.")
-    return SteeringFrontend.latest
 
 
 def _error(status: int, message: str) -> Any:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.engines.vllm.requests import SteeringRequest
 from rotalabs_steer.engines.vllm.settings import SteeringSettings, check_engine
 from rotalabs_steer.engines.vllm.steering import EXTRA_ARG, Steering
-from rotalabs_steer.errors import OptionError, SteeringError
+from rotalabs_steer.errors import FileFormatError, OptionError, SteeringError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rotalabs_steer.engines.vllm.catalogue import Catalogue
 
 WIRE_KEY = "steering"
@@ -23,8 +25,7 @@ class SteeringFrontend:
         OptionError and what `Catalogue.load` raises: the engine cannot steer, before anything is loaded.
     """
 
-    latest: SteeringFrontend | None = None
-    """That of the engine made last in this process: of an API server's only engine."""
+    _latest: SteeringFrontend | None = None
 
     def __init__(self, vllm_config: Any) -> None:
         self._vllm_config = vllm_config
@@ -36,7 +37,18 @@ class SteeringFrontend:
                 self.catalogue = self._settings.catalogue(vllm_config)
         self._accepted: Any = None
         self._refused: Any = None
-        SteeringFrontend.latest = self
+        SteeringFrontend._latest = self
+
+    @classmethod
+    def of_server(cls) -> SteeringFrontend:
+        """That of the engine made last in this process: of an API server's only engine.
+
+        Raises:
+            OptionError: no engine runs in this process.
+        """
+        if cls._latest is None:
+            raise OptionError("No engine runs in this process, so there is nothing to steer.")
+        return cls._latest
 
     def resolve(self, value: Any) -> Steering | None:
         """What `steering` of a request means.
@@ -88,6 +100,16 @@ class SteeringFrontend:
         if self._settings is None or self.catalogue is None:
             raise OptionError("This engine was started without steering vectors, so there are none to read again.")
         return self._settings.catalogue(self._vllm_config).with_older(self.catalogue)
+
+    def take_over(self, fresh: Catalogue, answers: Iterable[bool]) -> None:
+        """Serves what `read_again` found, once every worker has answered that it found the same.
+
+        Raises:
+            FileFormatError: one did not.
+        """
+        if not all(answers):
+            raise FileFormatError("The folder of vectors changed while it was read again. Read it once more.")
+        self.catalogue = fresh
 
     def keep_metrics(self) -> None:
         """Counts requests for Prometheus from now on, in an API server."""

@@ -14,5 +14,4 @@ def reload_vectors(llm: Any) -> None:
     """
     frontend = llm.llm_engine.input_processor.steering_frontend
     fresh = frontend.read_again()
-    llm.collective_rpc("steering_reload")
-    frontend.catalogue = fresh
+    frontend.take_over(fresh, llm.collective_rpc("steering_reload", args=(fresh.key,)))

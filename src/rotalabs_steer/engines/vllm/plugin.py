@@ -83,8 +83,7 @@ def _with_body_key(to_sampling_params: Any) -> Any:
         params = to_sampling_params(self, *args, **kwargs)
         sent = (self.model_extra or {}).get(WIRE_KEY)
         if sent is not None:
-            assert SteeringFrontend.latest is not None
-            SteeringFrontend.latest.resolve(sent)
+            SteeringFrontend.of_server().resolve(sent)
             params.extra_args = {**(params.extra_args or {}), WIRE_KEY: sent}
         return params
 
@@ -112,7 +111,7 @@ def _change_workers() -> None:
         return loaded
 
     WorkerWrapperBase.load_model = load_model
-    WorkerWrapperBase.steering_reload = lambda self: self.steering.reload()
+    WorkerWrapperBase.steering_reload = lambda self, key: self.steering.reload(key)
     WorkerWrapperBase.steering_take = lambda self: self.steering.take()
 
 

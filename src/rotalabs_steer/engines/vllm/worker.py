@@ -9,7 +9,7 @@ from rotalabs_steer.engines.vllm.layers import local_decoder_layers, steer_layer
 from rotalabs_steer.engines.vllm.settings import SteeringSettings, served_model, table_rows
 from rotalabs_steer.engines.vllm.steering import steering_of
 from rotalabs_steer.engines.vllm.step import Span, StepWriter
-from rotalabs_steer.errors import OptionError
+from rotalabs_steer.errors import OptionError, SteeringError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,10 +41,20 @@ class SteeringWorker:
         self._requests: dict[str, tuple[Steering, int]] = {}
         follow_runner(runner, self._see, self._prepare)
 
-    def reload(self) -> None:
-        """Reads the folder of vectors again. Requests under way keep the vectors they began with."""
-        fresh = self._settings.catalogue(self._vllm_config)
-        self._writer.catalogue = fresh.with_older(self._writer.catalogue)
+    def reload(self, key: str) -> bool:
+        """Reads the folder of vectors again; requests under way keep the vectors they began with.
+
+        Returns:
+            Whether the folder holds what the API server found in it, told by the catalogue's key. If not, nothing has
+            changed.
+        """
+        try:
+            fresh = self._settings.catalogue(self._vllm_config).with_older(self._writer.catalogue)
+        except (SteeringError, OSError):
+            return False
+        if fresh.key == key:
+            self._writer.catalogue = fresh
+        return fresh.key == key
 
     def _see(self, scheduler_output: Any) -> None:
         """Learns of new requests and forgets finished ones. One that is preempted is neither."""

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from engines.vllm.live.conftest import PROMPTS
+from engines.vllm.live.documentation import blocks
 from engines.vllm.steered_sets import random_set
 from rotalabs_steer.sample_model import sample_model_path
 
@@ -95,6 +96,13 @@ def test_each_request_is_steered_as_it_asks(client):
     answers = [text(chat(client, steering)) for steering in MIXED]
     assert len(set(answers)) == len(MIXED)
     assert [streamed(client, steering) for steering in MIXED] == answers
+
+
+def test_the_request_of_the_docs(server, client):
+    block = blocks()[0].replace("http://127.0.0.1:8000", server).replace('"none"', repr(KEY))
+    block = block.replace(str(sample_model_path()), "smol").replace("formality", "warm").replace("humor", "cool")
+    exec(block.replace("extra_body=", "max_tokens=4, extra_body="), {})
+    assert text(chat(client, {"warm": 0.8, "cool": -0.5}, tokens=4))
 
 
 def test_completions_and_responses_are_steered_too(client):
