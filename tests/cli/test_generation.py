@@ -19,14 +19,14 @@ def vectors(small_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("vectors") / "humor"
     result = run("extract", small_model, "humor", "--output", folder, "--layers", "1,3-4")
     assert result.exit_code == 0, result.output
-    assert "vectors of humor from 60 pairs" in result.output
+    assert "3 vectors of humor from 64 pairs" in result.output
     return folder
 
 
 def test_extract_takes_the_training_pairs_and_the_layers_named(vectors):
     found = SteeringVectorSet.load(vectors)
     assert found.layers == [1, 3, 4]
-    assert found[3].metadata["num_pairs"] == 60
+    assert found[3].metadata["num_pairs"] == 64
 
 
 def test_generate_shows_both_answers(small_model, vectors):
@@ -58,7 +58,7 @@ def test_chat_changes_strengths_on_the_way(small_model, vectors):
     (["generate", "MODEL", "hi", "--steer", "VECTORS", "--scope", "some"], "Unknown scope 'some'"),
     (["generate", "./none", "hi"], "There is no folder ./none. Give a model folder or a Hugging Face id"),
     (["extract", "MODEL", "clam", "--output", "out"], "There is no file clam, and no built-in behaviour of that name"),
-    (["extract", "MODEL", "humor", "--output", "out", "--layers", "9-3"], "'9-3' is neither a layer nor a range such as"),
+    (["extract", "MODEL", "humor", "--output", "out", "--layers", "9-3"], "'9-3' is neither a layer nor a range"),
     (["tune", "MODEL", "--behavior", "humor", "--behavior", "humor"], "Two of the behaviours are called humor; each"),
     (["models", "no-such"], "No configuration for 'no-such'"),
 ])  # fmt: skip

@@ -54,6 +54,7 @@ def extract(
         "strength was chosen: rotalabs-steer tune does that.",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
 
 

@@ -28,7 +28,7 @@ def report(
     """One self-contained HTML file with the evidence of a tuning."""
     import json
 
-    from rotalabs_steer.cli.held_out import held_out_pairs
+    from rotalabs_steer.cli.pairs import read_pairs_of
     from rotalabs_steer.datasets import behavior_names, describe_behavior
     from rotalabs_steer.errors import OptionError
     from rotalabs_steer.evaluation.evidence import Evidence, gather_evidence
@@ -40,7 +40,7 @@ def report(
     tuned = TunedSteering.load(folder)
     evidence = Evidence.load(folder)
     if model is not None:
-        given = None if pairs is None else held_out_pairs(pairs)
+        given = None if pairs is None else read_pairs_of(pairs, "test")
         from rotalabs_steer.cli.loading import load_model
 
         with Console(stderr=True).status("measuring"):

@@ -88,7 +88,7 @@ def extract_vectors(
         texts.add(sums, chunk, _read(llm, texts, chunk, layers, show_progress=show_progress))
     found = {layer: sums[position].layer(place, layer) for place, layer in enumerate(layers)}
     statistics = ActivationStatistics(
-        dataset.behavior, {("residual", position): found}, model.name, dict(model.fingerprint)
+        dataset.behavior, {("residual", position): found}, model.name, dict(model.fingerprint), dataset.sha256
     )
     return statistics.vectors(method)
 
