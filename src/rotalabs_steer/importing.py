@@ -18,6 +18,7 @@ import torch
 from rotalabs_steer.errors import OptionError, VectorError
 from rotalabs_steer.files.foreign import read_foreign
 from rotalabs_steer.files.formats import find_format
+from rotalabs_steer.files.gguf import ControlVector
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def import_vectors(
         own = _read_own(path)
         if own is not None:
             return _renamed(own, behavior, model_name, layer_offset)
-        source, name = read_foreign(path), behavior or path.stem
+        source = read_foreign(path)
+        name = behavior or _recorded(source, "behavior") or path.stem
         about = {"imported_from": path.name}
     if isinstance(source, SteeringVector | SteeringVectorSet):
         own = source if isinstance(source, SteeringVectorSet) else SteeringVectorSet(source.behavior, [source])
@@ -93,10 +95,19 @@ def _rows(source: Any, layers: Sequence[int] | None) -> tuple[dict[Any, Any], st
     for attribute, method in (("layer_activations", "steering-vectors"), ("directions", "repeng")):
         rows = getattr(source, attribute, None)
         if isinstance(rows, dict):
-            return rows, str(getattr(source, "method", method)), str(getattr(source, "model_type", ""))
+            known = "imported" if isinstance(source, ControlVector) else str(getattr(source, "method", method))
+            return rows, known, _recorded(source, "model_name") or str(getattr(source, "model_type", ""))
     if isinstance(source, dict):
         return source, "imported", ""
     return _numbered(source, layers), "imported", ""
+
+
+def _recorded(source: Any, name: str) -> str:
+    """What `export_control_vector` wrote into a GGUF file's header, or what its writer hints at."""
+    if not isinstance(source, ControlVector):
+        return ""
+    hint = source.model_hint if name == "model_name" else ""
+    return str(source.metadata.get(f"rotalabs_steer.{name}", hint))
 
 
 def _numbered(source: Any, layers: Sequence[int] | None) -> dict[Any, Any]:

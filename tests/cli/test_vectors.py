@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.cli.app import app
+from rotalabs_steer.errors import OptionError
 
 
 def run(*arguments):
@@ -87,6 +88,17 @@ def test_convert_from_another_tool(tmp_path):
     assert run("convert", tmp_path / "x.npy", tmp_path / "y", *options).exit_code == 0
     made = SteeringVectorSet.load(tmp_path / "y")
     assert (made.behavior, made.model_name, made.layers) == ("calm", "org/model", [4, 5])
+
+
+def test_convert_to_gguf_and_back(tmp_path):
+    calm().save(tmp_path / "a")
+    assert run("convert", tmp_path / "a", tmp_path / "b.gguf").exit_code == 0
+    assert run("convert", tmp_path / "b.gguf", tmp_path / "c.safetensors").exit_code == 0
+    back = SteeringVectorSet.load(tmp_path / "c.safetensors")
+    assert (back.behavior, back.model_name, back.layers) == ("calm", "org/model", [1, 2])
+    assert torch.equal(back[2].vector, torch.ones(8))
+    with pytest.raises(OptionError, match=r"a GGUF file is no vector set but what llama.cpp applies"):
+        calm().save(tmp_path / "d.gguf")
 
 
 def test_push_and_pull(tmp_path, hub):

@@ -225,6 +225,10 @@ def _check_fits(vectors: SteeringVectorSet, model: str) -> None:
 def _write(vectors: SteeringVectorSet, target: Path, to: str | None) -> None:
     if to == "pretrained":
         vectors.save_pretrained(target)
+    elif to is None and target.suffix == ".gguf":
+        from rotalabs_steer.engines.control_vectors import export_control_vector
+
+        export_control_vector(vectors, target)
     else:
         vectors.save(target, to)
     _say(f"{len(vectors)} vector{'' if len(vectors) == 1 else 's'} of {vectors.behavior!r} written to {target}")

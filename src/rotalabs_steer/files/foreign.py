@@ -1,7 +1,7 @@
 """Vector files of other tools, as tensors by the number the file gives them. Nothing in a file is executed.
 
 Read are `.pt` (also `.pth`, `.bin`) with a tensor, a dict or list of tensors, or a pickled `SteeringVector` of
-steering-vectors; `.npy` and `.npz`; and safetensors with one number in each tensor's name.
+steering-vectors; `.npy` and `.npz`; safetensors with one number in each tensor's name; and GGUF control vectors.
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ import torch
 
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.artefact import MAX_VECTORS
+from rotalabs_steer.files.gguf import read_control_vector
 from rotalabs_steer.files.one_file import looks_like_safetensors, parse_safetensors
-from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, ZIP_ERRORS, check_archive, load_tensors, read_bytes
+from rotalabs_steer.files.reading import (
+    MAX_TENSOR_BYTES,
+    ZIP_ERRORS,
+    check_archive,
+    load_tensors,
+    read_bytes,
+    read_start,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,11 +48,13 @@ class PickledSteeringVector:
 
 
 def read_foreign(path: Path) -> Any:
-    """What another tool's file holds: a tensor, tensors by layer, or a `PickledSteeringVector`.
+    """What another tool's file holds: a tensor, tensors by layer, a `PickledSteeringVector` or a `ControlVector`.
 
     Raises:
         FileFormatError: it is none of the known kinds, unsafe or damaged.
     """
+    if read_start(path, 4) == b"GGUF":
+        return read_control_vector(path)
     return parse_foreign(read_bytes(path, MAX_TENSOR_BYTES), path)
 
 

@@ -65,6 +65,11 @@ def write_set(path: Path, stored: StoredSet, name: str | None = None) -> None:
     """
     if name is not None and name not in FORMATS:
         raise OptionError(f"Unknown format {name!r}. Use one of {', '.join(FORMATS)}.")
+    if name is None and path.suffix == ".gguf":
+        raise OptionError(
+            f"{path}: a GGUF file is no vector set but what llama.cpp applies. Write it with `rotalabs-steer export` "
+            "or rotalabs_steer.engines.control_vectors.export_control_vector."
+        )
     by_ending = next((found for found in FORMATS.values() if found.suffix and path.suffix == found.suffix), None)
     chosen = FORMATS[name] if name is not None else by_ending or FORMATS["native"]
     if not chosen.suffix and path.is_file():
