@@ -46,10 +46,13 @@ class CaptureWorker:
             layer.register_forward_hook(self._hook(index))
         follow_runner(runner, self._see, self._prepare)
 
-    def take(self) -> dict[str, dict[int, Float[torch.Tensor, "readouts hidden"]]]:
-        """What was read since the last call: by request and layer, in fp64, on the CPU."""
+    def take(self) -> dict[str, dict[int, bytes]]:
+        """What was read since the last call: by request and layer, `[readouts, hidden]` in fp64, as its bytes.
+
+        Between its processes vLLM passes plain data alone.
+        """
         found, self._sums, self._weights = self._sums, {}, {}
-        return {req: {layer: sums.cpu() for layer, sums in layers.items()} for req, layers in found.items()}
+        return {req: {n: sums.cpu().numpy().tobytes() for n, sums in layers.items()} for req, layers in found.items()}
 
     def _see(self, scheduler_output: Any) -> None:
         self._probe = None

@@ -108,7 +108,8 @@ def _read(
     by_request: dict[str, dict[int, torch.Tensor]] = {}
     for stage in llm.collective_rpc("steering_take"):  # of tensor-parallel workers each has all, of stages its own
         for req_id, found in stage.items():
-            by_request.setdefault(_outer(req_id), {}).update(found)
+            sums = {n: torch.frombuffer(bytearray(raw), dtype=torch.float64) for n, raw in found.items()}
+            by_request.setdefault(_outer(req_id), {}).update(sums)
     read = []
     for index, output in zip(chunk, outputs, strict=True):
         at = by_request[output.request_id]
@@ -118,7 +119,7 @@ def _read(
                     f"The activations of {texts.place_of(index)} at layer {layer} are NaN or infinite. Load the model "
                     "in float32 or bfloat16 (float16 overflows on some models)."
                 )
-        read.append(torch.stack([at[layer] for layer in layers]))
+        read.append(torch.stack([at[layer].unflatten(0, (len(texts.position_names), -1)) for layer in layers]))
     return torch.stack(read, dim=2)
 
 
