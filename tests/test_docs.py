@@ -163,6 +163,15 @@ def test_baking(smollm, tokenizer, tmp_path, monkeypatch):
 
 
 @pytest.mark.real_model
+def test_getting_started(smollm, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"model": smollm, "tokenizer": tokenizer}
+    run("getting-started.md", given)
+    assert given["formality"] == given["tuned"].vectors
+    assert given["injector"].strengths == {"formality": -0.8}
+
+
+@pytest.mark.real_model
 def test_the_readme(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", (DOCS.parent / "README.md").read_text("utf-8"), re.DOTALL)

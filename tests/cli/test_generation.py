@@ -38,7 +38,7 @@ def test_generate_shows_both_answers(small_model, vectors):
     assert answer["prompt"] == "Say hello."
     assert answer["steered"] != answer["unsteered"]
     plain = run("generate", small_model, "-", *SHORT, input="Say hello.\n\n")
-    assert plain.output.strip() == answer["unsteered"].strip()
+    assert plain.stdout.strip() == answer["unsteered"].strip()
 
 
 def test_chat_changes_strengths_on_the_way(small_model, vectors):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from rotalabs_steer.cli.steering_options import Intervention, Scope, Steer, make_injector, parse_steer
 from rotalabs_steer.errors import OptionError
@@ -68,10 +68,10 @@ def generate(
     console = Console()
     for number, prompt in enumerate(asked):
         if len(asked) > 1:
-            console.print(f"[bold]{escape(prompt)}", highlight=False)
-        for label, texts in (("unsteered", unsteered), ("steered", steered)):
+            console.print(Text(prompt, style="bold"), soft_wrap=True)
+        for label, texts in (("unsteered: ", unsteered), ("steered: ", steered)):
             if texts is not None:
-                console.print(f"[cyan]{label}:[/] " * compare + escape(texts[number]), highlight=False)
+                console.print(Text.assemble((label if compare else "", "cyan"), texts[number]), soft_wrap=True)
 
 
 def chat(
