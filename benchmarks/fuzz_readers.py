@@ -106,12 +106,12 @@ class Target:
 
 def readers(kind: bytes, content: bytes):
     """The readers that get these bytes. The first byte says where in a file they stand, so that fuzzing comes deep."""
-    from rotalabs_steer.files import foreign, one_file, reading
+    from rotalabs_steer.files import foreign, gguf, one_file, reading
     from rotalabs_steer.importing import import_vectors
     from rotalabs_steer.vectors import SteeringVectorSet
 
     path = Path("stranger")
-    number = kind[0] % 6 if kind else 0
+    number = kind[0] % 7 if kind else 0
     if number == 0:
         yield "json", lambda: reading.parse_json_object(content, path)
         yield "pt", lambda: reading.parse_vector(content, path)
@@ -131,6 +131,8 @@ def readers(kind: bytes, content: bytes):
     elif number == 4:
         array = b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little", signed=False) if len(content) < 65536 else b""
         yield "npy", lambda: foreign.parse_foreign(array + content + bytes(64), path)
+    elif number == 5:
+        yield "gguf", lambda: gguf.parse_control_vector(content, path)
     else:
         yield "one file", lambda: SteeringVectorSet._from_stored(one_file.parse_one_file(content, path), path)
         yield "import", lambda: import_vectors(foreign.parse_foreign(content, path), behavior="x", model_name="x")
@@ -190,10 +192,22 @@ def write_seeds(corpus: Path) -> None:
         "header": b"\2" + header,
         "document": b"\3" + json_bytes(document),
         "npy": b"\4" + array.getvalue()[10:-64],
-        "one-file": b"\5" + one_file,
+        "gguf": b"\5" + control_vector_bytes(),
+        "one-file": b"\6" + one_file,
     }
     for name, content in seeds.items():
         (corpus / f"seed-{name}").write_bytes(content)
+
+
+def control_vector_bytes() -> bytes:
+    import torch
+
+    from rotalabs_steer.files.gguf import ControlVector, write_control_vector
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "calm.gguf"
+        write_control_vector(path, ControlVector({1: torch.ones(4), 2: torch.ones(4)}, "llama"))
+        return path.read_bytes()
 
 
 if __name__ == "__main__":

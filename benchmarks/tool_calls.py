@@ -14,12 +14,12 @@ from typing import Any
 
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.tools import tool
-from rotalabs_steer.evaluation.intervals import compare_paired, rate_of
 
 from rotalabs_steer.datasets import load_tool_restraint_pairs
 from rotalabs_steer.datasets.builtin import load_evaluation
 from rotalabs_steer.extraction import extract_caa_vectors
 from rotalabs_steer.integrations.langchain import SteeredAgentExecutor, SteeredChatModel
+from rotalabs_steer.intervals import compare_paired, rate_of
 from rotalabs_steer.sample_model import sample_model_path
 
 SYSTEM = "You are a helpful assistant."

@@ -112,7 +112,11 @@ def read_control_vector(path: Path, layer_offset: int = 0) -> ControlVector:
         FileNotFoundError: there is no such file.
         FileFormatError: it is damaged, unsafe or no control vector.
     """
-    content = read_bytes(path, MAX_TENSOR_BYTES)
+    return parse_control_vector(read_bytes(path, MAX_TENSOR_BYTES), path, layer_offset)
+
+
+def parse_control_vector(content: bytes, path: Path, layer_offset: int = 0) -> ControlVector:
+    """The control vector in the bytes of a file; `path` is for errors. See `read_control_vector`."""
     try:
         metadata, tensors, data_start = _read_header(_Cursor(memoryview(content)))
     except (_MalformedError, struct.error, UnicodeDecodeError) as error:
