@@ -119,7 +119,8 @@ def _read(
                     f"The activations of {texts.place_of(index)} at layer {layer} are NaN or infinite. Load the model "
                     "in float32 or bfloat16 (float16 overflows on some models)."
                 )
-        read.append(torch.stack([at[layer].unflatten(0, (len(texts.position_names), -1)) for layer in layers]))
+        positions = len(texts.position_names)
+        read.append(torch.stack([torch.unflatten(at[layer], 0, (positions, -1)) for layer in layers]))
     return torch.stack(read, dim=2)
 
 
