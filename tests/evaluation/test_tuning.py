@@ -122,14 +122,16 @@ def test_stopped_tuning_goes_on_to_the_same_result(llama, words, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         tune(llama, words, pairs, tmp_path / "humor", **QUICK)
     steps = json.loads((tmp_path / "humor" / "unfinished-tuning.json").read_text())["steps"]
-    assert sum(name.startswith("layer ") for name in steps) == stopped_after
+    kept = sum(name.startswith("layer ") for name in steps)
+    assert kept == stopped_after
     with pytest.raises(OptionError, match=r"unfinished-tuning\.json belongs to work with another model, other pairs"):
         tune(llama, words, wordy(16), tmp_path / "humor", **QUICK)
-    monkeypatch.setattr(HeldOut, "answers", answers)
+    calls, stopped_after = 0, stopped_after + len(whole.finalists) + 1  # lets the rest through, and counts it
     resumed = tune(llama, words, pairs, tmp_path / "humor", **QUICK)
     assert resumed.to_record() == json.loads(json.dumps(whole.to_record())) | {"provenance": whole.provenance}
     assert all(torch.equal(a.vector, b.vector) for a, b in zip(resumed.vectors, whole.vectors, strict=True))
     assert not list((tmp_path / "humor").glob("unfinished*"))
+    assert calls == len(whole.finalists) + 1 - kept, "finished layers are not steered again"
 
 
 def test_a_finished_tuning_is_read_and_other_work_refused(llama, words, tmp_path):
