@@ -92,7 +92,10 @@ class Target:
             os.abort()
 
     def warm_up(self) -> None:
-        """What torch imports when it first loads something is not the file's doing."""
+        """What torch imports when it first loads something, or names a tensor in an error, is not the file's doing."""
+        import torch
+
+        repr(torch.zeros(1))
         with tempfile.TemporaryDirectory() as folder:
             write_seeds(Path(folder))
             for seed in Path(folder).iterdir():

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 TOKENS_PER_BATCH = 512
 """Enough to keep two processor cores at their peak; a GPU with free memory takes more."""
-TOKENS_PER_TREE = 256
-"""A tree's tokens all attend to one another under its mask, so it stays short."""
 
+_TOKENS_PER_TREE = 256  # up to here, attending to one another costs a tree's tokens less than padding would
+_MOST_TOKENS_PER_TREE = 4_096  # the mask of a tree has a number for every two of its tokens
 _MOST_TOKENS = 16_384
 _SHARE_OF_FREE_MEMORY = 0.25
 _ACTIVATIONS_PER_TOKEN = 64  # hidden states' worth of memory that one token takes while a layer runs, generously
@@ -106,11 +106,11 @@ def plan_batches(
         return replace(padded, one_by_one=True)
     if not (share_prefixes and can_share_prefixes(model, max(len(text) for text in texts))):
         return padded
-    trees = sorted(_trees(texts, units, batch_size), key=lambda tree: -tree[1])
-    shared = _cut([([row], size) for row, size in trees], budget, batch_size)
     parameters = sum(weight.numel() for weight in decoder_layers(model)[0].parameters())
-    weight = 2 * hidden_size(model) / max(parameters, 1)  # of attending to one more token, in tokens to compute
-    return min(shared, padded, key=lambda plan: plan.tokens + weight * plan.attended)
+    attending = 2 * hidden_size(model) / max(parameters, 1)  # to one more token costs so much of computing a token
+    trees = sorted(_trees(texts, units, batch_size, attending), key=lambda tree: -tree[1])
+    shared = _cut([([row], size) for row, size in trees], budget, batch_size)
+    return min(shared, padded, key=lambda plan: plan.tokens + attending * plan.attended)
 
 
 def text_batches(
@@ -241,20 +241,24 @@ class _Tree:
 
 
 def _trees(
-    texts: Sequence[Sequence[int]], units: Sequence[list[int]], batch_size: int | None
+    texts: Sequence[Sequence[int]], units: Sequence[list[int]], batch_size: int | None, attending: float
 ) -> list[tuple[list[int], int]]:
-    """Units of texts as trees of about `TOKENS_PER_TREE`, each with its size. Neighbours in order share most."""
+    """Units of texts as trees, each with its size. Neighbours in order share most.
+
+    All tokens of a tree attend to one another under its mask, so a large one grows while what is shared outweighs that.
+    """
     trees: list[tuple[list[int], int]] = []
     row: list[int] = []
     size = 0
     for unit in sorted(units, key=lambda unit: [texts[index] for index in unit]):
-        added = _growth(texts, row, unit)
+        grown, alone = size + _growth(texts, row, unit), _growth(texts, [], unit)
+        apart = size + alone + attending * (size**2 + alone**2)
+        dearer = grown > _TOKENS_PER_TREE and grown + attending * grown**2 > apart
         too_many = batch_size is not None and len(row) + len(unit) > batch_size
-        if row and (size + added > TOKENS_PER_TREE or too_many):
+        if row and (dearer or grown > _MOST_TOKENS_PER_TREE or too_many):
             trees.append((row, size))
-            row, size = [], 0
-            added = _growth(texts, row, unit)
-        row, size = [*row, *unit], size + added
+            row, grown = [], alone
+        row, size = [*row, *unit], grown
     return [*trees, (row, size)]
 
 
@@ -295,7 +299,7 @@ def _token_budget(model: nn.Module) -> int:
         return TOKENS_PER_BATCH
     free, _ = torch.cuda.mem_get_info(device)
     size = hidden_size(model) * next(model.parameters()).element_size() * _ACTIVATIONS_PER_TOKEN
-    return min(max(int(free * _SHARE_OF_FREE_MEMORY) // size, TOKENS_PER_TREE), _MOST_TOKENS)
+    return min(max(int(free * _SHARE_OF_FREE_MEMORY) // size, TOKENS_PER_BATCH), _MOST_TOKENS)
 
 
 def _inputs(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

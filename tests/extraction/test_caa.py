@@ -111,6 +111,18 @@ def test_shared_beginnings_are_computed_once():
         assert batch.inputs["input_ids"][0, slots].tolist() == texts[index]
 
 
+def test_a_tree_grows_while_texts_share_much():
+    model = tiny_llama()
+    prompts = [[prompt] * 200 for prompt in (1, 2)]
+    texts = [[*prompt, 10 + answer] for prompt in prompts for answer in range(5)]
+    plan = text_batches.plan_batches(model, texts)
+    rows = [row for rows in plan.batches for row in rows]
+    assert [sorted(row) for row in rows] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], "two prompts share nothing"
+    assert plan.tokens == 2 * 205
+    longer = [[3] * 300 + [answer] for answer in range(5)]
+    assert text_batches.plan_batches(model, longer).tokens == 305, "one text alone is past the usual size of a tree"
+
+
 def test_one_pass_serves_all_layers_and_leaves_no_hooks(llama):
     calls = []
     handle = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))

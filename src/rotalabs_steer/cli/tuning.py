@@ -30,6 +30,9 @@ def tune(
     finalists: Annotated[int, typer.Option(help="Layers that are steered to choose between them.")] = 3,
     prompts: Annotated[int, typer.Option(help="Prompts of a split that are answered.")] = 12,
     max_new_tokens: Annotated[int, typer.Option(help="An answer is cut there.")] = 32,
+    processes: Annotated[
+        int, typer.Option(help="Behaviours tuned at once, each with a model of its own; for processor cores.", min=1)
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Chooses layer and strength by what the model writes, and checks the choice on pairs used for nothing else.
@@ -41,13 +44,20 @@ def tune(
     options = TuningOptions(budget=budget, finalists=finalists, prompts=prompts, max_new_tokens=max_new_tokens)
     datasets = _datasets(behavior)
     from rotalabs_steer.cli.loading import load_model
+    from rotalabs_steer.cli.tuning_processes import tune_side_by_side
 
-    tuner = Tuner(*load_model(model), options)
-    console, found = Console(stderr=True), []
-    for dataset in datasets:
-        tuned = tuner.tune(dataset, output / dataset.behavior)
+    console = Console(stderr=True)
+
+    def say(tuned: TunedSteering) -> None:
         console.print(str(tuned), highlight=False, markup=False)
-        found.append(tuned)
+
+    if min(processes, len(datasets)) > 1:
+        found = tune_side_by_side(model, options, datasets, output, processes, say)
+    else:
+        tuner, found = Tuner(*load_model(model), options), []
+        for dataset in datasets:
+            found.append(tuner.tune(dataset, output / dataset.behavior))
+            say(found[-1])
     if as_json:
         typer.echo(json.dumps([_summary(tuned, output) for tuned in found], indent=2, ensure_ascii=False))
     else:

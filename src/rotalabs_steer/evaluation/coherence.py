@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import kl_div, nll_loss
 
 from rotalabs_steer.datasets.neutral import neutral_passages
+from rotalabs_steer.evaluation.repeated_calls import RepeatedCall
 from rotalabs_steer.extraction.forward_pass import evaluating
 from rotalabs_steer.text_batches import padded_batch
 
@@ -72,8 +73,8 @@ class CoherenceProbe:
     ) -> None:
         self._model = model
         texts = [tokenizer(text)["input_ids"][:max_tokens] for text in passages or neutral_passages()]
-        self._batch = padded_batch(model, list(range(len(texts))), texts)
-        self._slots = torch.cat(self._batch.slots)
+        batch = padded_batch(model, list(range(len(texts))), texts)
+        self._call, self._slots = RepeatedCall(model, batch.inputs), torch.cat(batch.slots)
         self._next = torch.tensor([token for text in texts for token in [*text[1:], _NOTHING]])
         self._reference = self._logits().log_softmax(dim=-1)
         self.unsteered = self.measure()
@@ -123,8 +124,7 @@ class CoherenceProbe:
 
     def _logits(self) -> torch.Tensor:
         with evaluating(self._model):
-            logits: torch.Tensor = self._model(**self._batch.inputs).logits.flatten(0, 1)
-            return logits[self._slots].float()
+            return self._call.logits().flatten(0, 1)[self._slots].float()
 
 
 def solve_quadratic(cost: Callable[[float], float], start: float, budget: float) -> float:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from rotalabs_steer.evaluation.coherence import CoherenceCost
-from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import Estimate, bootstrap_mean
 
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from rotalabs_steer.datasets.rendering import RenderedPair
     from rotalabs_steer.evaluation.coherence import Calibration, CoherenceProbe
+    from rotalabs_steer.evaluation.propensity import PairScorer
     from rotalabs_steer.vectors import SteeringVector
 
 FRACTIONS = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -49,7 +48,7 @@ class LayerCurve:
     @property
     def effects(self) -> torch.Tensor:
         """`[pairs]`: half the difference between the propensities at +1 and −1 unit."""
-        return (self._at(1.0) - self._at(-1.0)) / 2
+        return (self.at(1.0) - self.at(-1.0)) / 2
 
     @property
     def effect(self) -> Estimate:
@@ -59,7 +58,7 @@ class LayerCurve:
     @property
     def effect_in_sd(self) -> float:
         """Mean effect in standard deviations of the unsteered propensities."""
-        return float(self.effects.mean() / self._at(0.0).std().clamp_min(1e-12))
+        return float(self.effects.mean() / self.at(0.0).std().clamp_min(1e-12))
 
     @property
     def anti_steerable(self) -> float:
@@ -75,7 +74,7 @@ class LayerCurve:
 
     def changes(self) -> list[Estimate]:
         """Mean change of propensity against the unsteered model, for each fraction."""
-        return [bootstrap_mean((row - self._at(0.0)).tolist()) for row in self.propensities]
+        return [bootstrap_mean((row - self.at(0.0)).tolist()) for row in self.propensities]
 
     def to_record(self) -> dict[str, Any]:
         """The curve as JSON has it; every number keeps all its digits."""
@@ -94,35 +93,37 @@ class LayerCurve:
         propensities = torch.tensor(record["propensities"])
         return cls(record["layer"], record["unit"], tuple(record["fractions"]), propensities, costs)
 
-    def _at(self, fraction: float) -> torch.Tensor:
+    def at(self, fraction: float) -> torch.Tensor:
+        """`[pairs]`: the propensities at a fraction that was measured."""
         return self.propensities[self.fractions.index(fraction)]
 
 
 def measure_curve(
     model: nn.Module,
+    scorer: PairScorer,
     probe: CoherenceProbe,
     vector: SteeringVector,
     calibration: Calibration,
-    pairs: Sequence[RenderedPair],
-    unsteered: torch.Tensor,
     fractions: Sequence[float] = FRACTIONS,
+    unsteered: torch.Tensor | None = None,
 ) -> LayerCurve:
     """Steers by fractions of a unit and measures pairs that made no vector.
 
     Args:
+        scorer: of the pairs.
         calibration: the unit, and the costs there, which are not measured again.
-        unsteered: `[pairs]`, their propensities at strength 0.
         fractions: −1, 0 and 1 are among them in any case.
+        unsteered: `[pairs]`, their propensities at strength 0, where they are known.
     """
     fractions = tuple(sorted({*fractions, -1.0, 0.0, 1.0}))
-    propensities = {0.0: unsteered}
+    propensities = {} if unsteered is None else {0.0: unsteered}
     costs = {-1.0: calibration.costs[0], 0.0: probe.unsteered, 1.0: calibration.costs[1]}
     injector = ActivationInjector(model, [vector])
     with injector:
         for fraction in fractions:
             injector.strength = fraction * calibration.strength
             if fraction not in propensities:
-                propensities[fraction] = pair_propensities(model, pairs)
+                propensities[fraction] = scorer.propensities()
             if fraction not in costs:
                 costs[fraction] = probe.measure()
     return LayerCurve(

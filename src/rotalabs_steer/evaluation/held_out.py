@@ -9,7 +9,7 @@ from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.evaluation.curves import FRACTIONS, LayerCurve, measure_curve
 from rotalabs_steer.evaluation.finalists import Answers
 from rotalabs_steer.evaluation.generation import generate_texts
-from rotalabs_steer.evaluation.propensity import pair_propensities
+from rotalabs_steer.evaluation.propensity import PairScorer
 from rotalabs_steer.injection import ActivationInjector
 
 if TYPE_CHECKING:
@@ -50,14 +50,16 @@ class HeldOut:
         self._prompts = [prompt for prompt, _ in asked]
         self._systems = [system for _, system in asked]
         self._max_new_tokens = max_new_tokens
+        self._unsteered_propensities: torch.Tensor | None = None
 
     def curve(
         self, vector: SteeringVector, calibration: Calibration, fractions: Sequence[float] = FRACTIONS
     ) -> LayerCurve:
         """The log-odds of the pairs, and the cost, by strength."""
-        return measure_curve(
-            self._model, self._probe, vector, calibration, self.pairs, self._unsteered_propensities, fractions
-        )
+        known = self._unsteered_propensities
+        curve = measure_curve(self._model, self._scorer, self._probe, vector, calibration, fractions, known)
+        self._unsteered_propensities = curve.at(0.0)
+        return curve
 
     def answers(self, vector: SteeringVector, unit: float, judge: Judge) -> Answers:
         """Greedy answers to the prompts at −1, 0 and +1 units of strength; both signs in one batch."""
@@ -69,8 +71,8 @@ class HeldOut:
         return Answers(tuple(self._prompts), texts, scores)
 
     @cached_property
-    def _unsteered_propensities(self) -> torch.Tensor:
-        return pair_propensities(self._model, self.pairs)
+    def _scorer(self) -> PairScorer:
+        return PairScorer(self._model, self.pairs)
 
     @cached_property
     def _unsteered_answers(self) -> tuple[str, ...]:

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.decoder import transformers_model
+from rotalabs_steer.evaluation.repeated_calls import RepeatedCall
 from rotalabs_steer.extraction.forward_pass import evaluating
-from rotalabs_steer.text_batches import TextBatch, text_batches
+from rotalabs_steer.text_batches import text_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from jaxtyping import Float
     from torch import nn
 
     from rotalabs_steer.datasets.rendering import RenderedPair, RenderedText
+    from rotalabs_steer.text_batches import TextBatch
 
 
 def pair_propensities(
@@ -32,8 +34,7 @@ def pair_propensities(
     Args:
         share_prefixes: off for steering whose scope is only part of a sequence.
     """
-    sides = [side for pair in pairs for side in (pair.positive, pair.negative)]
-    scores = response_log_probs(model, sides, share_prefixes=share_prefixes)
+    scores = response_log_probs(model, _sides(pairs), share_prefixes=share_prefixes)
     return scores[0::2] - scores[1::2]
 
 
@@ -44,32 +45,66 @@ def response_log_probs(
 
     A text without a prompt is all response; its first token has nothing before it and is left out.
     """
-    scores = torch.zeros(len(texts))
+    return _log_probs(model, _batches(model, texts, share_prefixes), len(texts))
+
+
+class PairScorer:
+    """Pairs whose propensities are measured under different steering, as `pair_propensities` measures them once.
+
+    Args:
+        share_prefixes: off for steering whose scope is only part of a sequence.
+    """
+
+    def __init__(self, model: nn.Module, pairs: Sequence[RenderedPair], *, share_prefixes: bool = True) -> None:
+        self._model, self._count = model, 2 * len(pairs)
+        self._batches = list(_batches(model, _sides(pairs), share_prefixes))
+
+    def propensities(self) -> Float[torch.Tensor, " pairs"]:
+        """The propensity of each pair, in nats per token, for the model as it is steered now."""
+        scores = _log_probs(self._model, self._batches, self._count)
+        return scores[0::2] - scores[1::2]
+
+
+def _sides(pairs: Sequence[RenderedPair]) -> list[RenderedText]:
+    return [side for pair in pairs for side in (pair.positive, pair.negative)]
+
+
+class _Batch:
+    """Responses that one call of the model scores."""
+
+    def __init__(self, model: nn.Module, texts: Sequence[RenderedText], batch: TextBatch) -> None:
+        self._texts = [(index, texts[index].ids) for index in batch.texts]
+        self._spans = [
+            slots[max(texts[index].response_start, 1) - 1 : -1]  # these predict the tokens of the response
+            for index, slots in zip(batch.texts, batch.slots, strict=True)
+        ]
+        options, self._rows = _head_at(model, batch, torch.unique(torch.cat(self._spans)))
+        self._call = RepeatedCall(model, {**batch.inputs, **options})
+
+    def score(self, scores: Float[torch.Tensor, " texts"]) -> None:
+        """Writes the mean log-probability of each response to its place."""
+        logits = self._call.logits().flatten(0, 1)
+        for (index, ids), slots in zip(self._texts, self._spans, strict=True):
+            targets = torch.tensor(ids[len(ids) - len(slots) :])
+            log_probs = logits[self._rows[slots]].float().log_softmax(dim=-1).cpu()
+            scores[index] = log_probs.gather(1, targets[:, None]).mean()
+
+
+def _batches(model: nn.Module, texts: Sequence[RenderedText], share_prefixes: bool) -> Iterator[_Batch]:
+    for batch in text_batches(model, [text.ids for text in texts], share_prefixes=share_prefixes):
+        yield _Batch(model, texts, batch)
+
+
+def _log_probs(model: nn.Module, batches: Iterable[_Batch], count: int) -> Float[torch.Tensor, " texts"]:
+    scores = torch.zeros(count)
     with evaluating(model):
-        for batch in text_batches(model, [text.ids for text in texts], share_prefixes=share_prefixes):
-            spans = [_predicting(texts[index], slots) for index, slots in zip(batch.texts, batch.slots, strict=True)]
-            logits, rows = _logits_at(model, batch, _distinct(torch.cat(spans)))
-            for index, slots in zip(batch.texts, spans, strict=True):
-                text = texts[index]
-                targets = torch.tensor(text.ids[len(text.ids) - len(slots) :])
-                log_probs = logits[rows[slots]].float().log_softmax(dim=-1).cpu()
-                scores[index] = log_probs.gather(1, targets[:, None]).mean()
+        for batch in batches:
+            batch.score(scores)
     return scores
 
 
-def _predicting(text: RenderedText, slots: torch.Tensor) -> torch.Tensor:
-    """The slots whose logits predict the response's tokens."""
-    start = max(text.response_start, 1)
-    return slots[start - 1 : -1]
-
-
-def _distinct(slots: torch.Tensor) -> torch.Tensor:
-    distinct: torch.Tensor = torch.unique(slots)
-    return distinct
-
-
-def _logits_at(model: nn.Module, batch: TextBatch, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a batch at some slots, `[kept, vocab]`, and the row of each slot in them.
+def _head_at(model: nn.Module, batch: TextBatch, slots: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
+    """Options of the model for logits at some slots, and the row of each slot in these logits.
 
     The head is as wide as the vocabulary, so where the model allows it is run on these positions only.
     """
@@ -78,10 +113,9 @@ def _logits_at(model: nn.Module, batch: TextBatch, slots: torch.Tensor) -> tuple
     kept = torch.arange(columns)
     options: dict[str, Any] = {}
     if "logits_to_keep" in accepted:
-        kept = _distinct(slots % columns)
+        kept = torch.unique(slots % columns)
         options = {"logits_to_keep": kept.to(batch.inputs["input_ids"].device)}
-    logits = model(**batch.inputs, **options).logits
     place = torch.zeros(columns, dtype=torch.long)
     place[kept] = torch.arange(len(kept))
     every = torch.arange(rows * columns)
-    return logits.flatten(0, 1), (every // columns) * len(kept) + place[every % columns]
+    return options, (every // columns) * len(kept) + place[every % columns]

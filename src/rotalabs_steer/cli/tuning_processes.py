@@ -1,0 +1,67 @@
+"""Behaviours tuned side by side, in processes that have a model each."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TYPE_CHECKING
+
+from rotalabs_steer.cli.loading import load_model, resolve_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from rotalabs_steer.datasets import ContrastPairDataset
+    from rotalabs_steer.evaluation.tuned import TunedSteering
+    from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions
+
+_TUNERS: list[Tuner] = []
+"""The one of this process, once it has begun."""
+
+
+def tune_side_by_side(
+    model: str,
+    options: TuningOptions,
+    datasets: Sequence[ContrastPairDataset],
+    output: Path,
+    processes: int,
+    finished: Callable[[TunedSteering], None],
+) -> list[TunedSteering]:
+    """Each behaviour in its folder under `output`, as one process after another would have tuned it.
+
+    Args:
+        finished: is told of each as it is done.
+    """
+    from rotalabs_steer.evaluation.tuned import TunedSteering
+
+    place = resolve_model(model)  # here, since making the sample model is no work for two at once
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (place, options, processes))
+    with pool:
+        longest_first = sorted(datasets, key=_length, reverse=True)
+        waiting = {pool.submit(_tune, dataset, output / dataset.behavior): dataset for dataset in longest_first}
+        try:
+            for done in as_completed(waiting):
+                done.result()
+                finished(TunedSteering.load(output / waiting[done].behavior))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [TunedSteering.load(output / dataset.behavior) for dataset in datasets]
+
+
+def _begin(model: str, options: TuningOptions, processes: int) -> None:
+    import torch
+
+    from rotalabs_steer.evaluation.tuning import Tuner
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    _TUNERS.append(Tuner(*load_model(model), options, show_progress=False))
+
+
+def _tune(dataset: ContrastPairDataset, folder: Path) -> None:
+    _TUNERS[0].tune(dataset, folder)
+
+
+def _length(dataset: ContrastPairDataset) -> int:
+    return sum(len(pair.prompt or "") + len(pair.positive) + len(pair.negative) for pair in dataset)
