@@ -32,7 +32,8 @@ ADDS = [
 ]  # fmt: skip
 ADDS_NOT = ["gemma", "gemma2", "mistral", "mixtral", "olmo2", "qwen3"]
 ABLATES = ["cohere", "falcon", "gemma", "gpt2", "gpt_neox", "granite", "mistral", "opt", "phi3", "qwen3", "stablelm"]
-ABLATES_NOT = ["bloom", "gemma2", "mixtral", "olmo2", "openai-gpt"]
+ABLATES_NOT = ["bloom", "gemma2", "mixtral", "olmo2", "openai-gpt", "qwen4_exp"]
+RUNS_NOT = ["gemma4_unified_assistant", "musicgen", "musicgen_melody"]
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +157,16 @@ def test_a_direction_cannot_be_taken_out_behind_norms_and_experts(model_type):
     model = build(BY_TYPE[model_type])
     with pytest.raises(ArchitectureError, match="A direction cannot be taken out of its weights exactly"):
         bake(model, vectors_for(model, [1]), intervention="ablate", check_model=False)
+
+
+@pytest.mark.parametrize("model_type", RUNS_NOT)
+@pytest.mark.parametrize("intervention", ["add", "ablate"])
+def test_a_model_that_does_not_run_on_plain_token_ids_is_refused(model_type, intervention):
+    model = build(BY_TYPE[model_type])
+    with pytest.raises(
+        ArchitectureError, match=r"does not run on token ids of shape \[2, 12\] alone.*Steer it with ActivationInjector"
+    ):
+        bake(model, vectors_for(model, [1]), intervention=intervention, check_model=False)
 
 
 def test_tied_embeddings_are_untied_for_the_head():

@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rotalabs_steer.baking.trial import build, check_same, evaluating, logits, probe_tokens, rounding, state_of
-from rotalabs_steer.decoder import decoder_layers, hidden_size
+from rotalabs_steer.decoder import decoder_layers
 from rotalabs_steer.errors import ArchitectureError
 from rotalabs_steer.layer_outputs import first_tensor
 
@@ -87,7 +87,7 @@ class _Ablated:
 
 def _writers(model: PreTrainedModel, tokens: torch.Tensor) -> list[nn.Module]:
     """The embeddings and linear maps whose outputs add up to the residual stream, each once."""
-    layers, width = decoder_layers(model), hidden_size(model)
+    layers = decoder_layers(model)
     inside = {module for layer in layers for module in layer.modules()}
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding) and m not in inside]
     linear = {layer: [m for m in layer.modules() if isinstance(m, (nn.Linear, Conv1D))] for layer in layers}
@@ -96,7 +96,9 @@ def _writers(model: PreTrainedModel, tokens: torch.Tensor) -> list[nn.Module]:
     def find(
         before: torch.Tensor, after: torch.Tensor, candidates: Sequence[nn.Module], what: str
     ) -> Sequence[nn.Module]:
-        wide = [m for m in candidates if m in outputs and outputs[m].shape[-1] == width and outputs[m].dim() > 1]
+        wide = [
+            m for m in candidates if m in outputs and outputs[m].shape[-1] == after.shape[-1] and outputs[m].dim() > 1
+        ]
         rows = {m: o.reshape(after.shape) if (o := outputs[m]).numel() == after.numel() else o for m in wide}  # OPT
         found = _adding_up(before, after, rows, rounding(model.dtype))
         if found is None:

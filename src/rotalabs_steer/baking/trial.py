@@ -53,9 +53,21 @@ def probe_tokens(model: PreTrainedModel) -> torch.Tensor:
 
 @torch.no_grad()
 def logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """The logits of these tokens in fp32."""
-    with evaluating(model):
-        output: Any = model(input_ids=tokens, use_cache=False)
+    """The logits of these tokens in fp32.
+
+    Raises:
+        ArchitectureError: the model does not run on a batch of token ids alone.
+    """
+    try:
+        with evaluating(model):
+            output: Any = model(input_ids=tokens, use_cache=False)
+    except Exception as error:  # the model's own code, of any architecture
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ArchitectureError(
+            f"{type(model).__name__} does not run on token ids of shape {list(tokens.shape)} alone, which is how a "
+            f"baked model is compared with the steered one: {reason}. Steer it with ActivationInjector instead. (Music "
+            "decoders want a row for each codebook, drafting models the states of another model.)"
+        ) from error
     return output.logits.float().cpu()  # type: ignore[no-any-return]
 
 
