@@ -225,4 +225,6 @@ def _load_tokenizer(name: str | None) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name)
+    from rotalabs_steer.cli.loading import resolve_model
+
+    return AutoTokenizer.from_pretrained(resolve_model(name))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import ModelNameError
+from rotalabs_steer.files.hub import missing_from_hub
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +19,7 @@ def resolve_model(name: str) -> str:
     """A folder or Hugging Face id to load from; the sample model is made on first use.
 
     Raises:
-        ModelNameError: a path that is no folder.
+        ModelNameError: a path that is no folder, or an id that the Hugging Face Hub does not give.
         MissingDependencyError: the sample model's packages are not installed.
     """
     if name == SAMPLE:
@@ -30,6 +31,8 @@ def resolve_model(name: str) -> str:
         if not folder.is_dir():
             raise ModelNameError(f"There is no folder {name}. Give a model folder or a Hugging Face id.")
         return str(folder)
+    if not Path(name).is_dir() and (reason := missing_from_hub(name, "config.json", "adapter_config.json")):
+        raise ModelNameError(f"{name} is neither a folder nor a model that the Hugging Face Hub gives: {reason}.")
     return name
 
 

@@ -212,7 +212,9 @@ def _facts(vectors: SteeringVectorSet) -> dict[str, Any]:
 def _check_fits(vectors: SteeringVectorSet, model: str) -> None:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model).get_text_config(decoder=True)
+    from rotalabs_steer.cli.loading import resolve_model
+
+    config = AutoConfig.from_pretrained(resolve_model(model)).get_text_config(decoder=True)
     layers, hidden = config.num_hidden_layers, config.hidden_size
     for vector in vectors:
         if vector.dim != hidden or vector.layer_index >= layers:

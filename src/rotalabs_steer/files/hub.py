@@ -44,6 +44,30 @@ def find_folder(
     return _download(id_or_path, subfolder or None, revision, token, options)
 
 
+def missing_from_hub(repo_id: str, *names: str, revision: str | None = None) -> str | None:
+    """Why a repository cannot be had, found out with one request; None if it can, or a file of these names is cached.
+
+    The clients ask for several files, and again and again where nobody answers: this comes before them, for ids that
+    somebody typed.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        if any(isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str) for name in names):
+            return None
+        get_hf_file_metadata(hf_hub_url(repo_id, names[0], revision=revision))
+    except EntryNotFoundError:
+        return None  # it exists; what it lacks, its reader says
+    except HFValidationError:
+        return "it is no id of a repository"
+    except RepositoryNotFoundError:
+        return "there is no such repository, or none that your token may see"
+    except Exception as error:  # of the HTTP client, which is another one from release to release
+        return (str(error) or type(error).__name__).splitlines()[0][:200]
+    return None
+
+
 def push_files(
     repo_id: str,
     files: Mapping[str, bytes],
