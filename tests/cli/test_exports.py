@@ -34,6 +34,13 @@ def test_export_takes_the_chosen_layer(stored):
     assert torch.equal(read.directions[2], 1.5 * vector)
 
 
+def test_export_from_one_file(stored):
+    SteeringVectorSet.load(stored / "calm").save(stored / "calm.safetensors")
+    result = run("export", stored / "calm.safetensors", stored / "out.gguf", "--layer", 1)
+    assert result.exit_code == 0, result.output
+    assert list(read_control_vector(stored / "out.gguf").directions) == [1]
+
+
 def test_export_of_one_vector_without_its_strength(stored):
     result = run("export", stored / "one", stored / "out.gguf", "--strength", 1.5, "--no-fold")
     assert f"--control-vector-scaled {stored / 'out.gguf'}:1.5" in result.output
@@ -45,7 +52,7 @@ def test_export_of_one_vector_without_its_strength(stored):
     (["calm", "out.gguf", "--all-layers"], "cannot steer layer 0"),
     (["calm", "out.gguf", "--layer", 7], "has no vector at layer 7; it has [0, 1, 2]"),
     (["calm", "out.gguf", "--layer", 1, "--all-layers"], "contradict each other"),
-    (["one", "out.gguf", "--layer", 2], "is one vector, of layer 1"),
+    (["one", "out.gguf", "--layer", 2], "has no vector at layer 2; it has [1]"),
     (["nothing", "out.gguf"], "nothing.json"),
 ])  # fmt: skip
 def test_what_cannot_be_exported(stored, monkeypatch, arguments, message):

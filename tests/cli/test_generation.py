@@ -51,6 +51,14 @@ def test_chat_changes_strengths_on_the_way(small_model, vectors):
     assert result.output.count("/strength BEHAVIOUR NUMBER") == 2
 
 
+@pytest.mark.parametrize("verb", [["generate", "./none", "hi"], ["chat", "./none"]])
+def test_vectors_are_read_before_the_model(verb, vectors):
+    """`./none` is no model, which is found out when it is loaded."""
+    assert "There are no steering vectors at nowhere" in run(*verb, "--steer", "nowhere").output
+    assert "Two of the vector sets are of 'humor'" in run(*verb, "--steer", vectors, "--steer", f"{vectors}/").output
+    assert "There is no folder ./none" in run(*verb, "--steer", vectors).output
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["generate", "MODEL", "hi", "--steer", "VECTORS=lots"], "is not of the form VECTORS=STRENGTH, as in tuned/humor"),
     (["generate", "MODEL", "hi", "--compare"], "--compare needs something to compare with: name vectors with --steer"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,24 +73,18 @@ def bake(
     _say(f"{type(baked).__name__} with {_describe(chosen)} at strength {strength:g} written to {target}")
 
 
-def _load(path: str, layers: list[int] | None, all_layers: bool) -> list[SteeringVector]:
+def _load(source: str, layers: list[int] | None, all_layers: bool) -> list[SteeringVector]:
     """The vectors that are to act."""
-    from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
+    from rotalabs_steer.injection import acting_vector
+    from rotalabs_steer.integrations.vector_sources import load_vectors
 
     if layers and all_layers:
         raise OptionError("--layer and --all-layers contradict each other. Use one of them.")
-    if not Path(path).is_dir():
-        vector = SteeringVector.load(path)
-        if all_layers or layers not in (None, [], [vector.layer_index]):
-            raise OptionError(f"{path} is one vector, of layer {vector.layer_index}; it has no other layers.")
-        return [vector]
-    stored = SteeringVectorSet.load(path)
+    stored = load_vectors(source)
     if all_layers:
         return list(stored)
-    missing = sorted(set(layers or ()) - set(stored.layers))
-    if missing:
-        raise OptionError(f"{path} has no vector at layer {missing[0]}; it has {stored.layers}.")
-    return [stored[layer] for layer in dict.fromkeys(layers)] if layers else [stored.get_best()]
+    chosen: list[int | None] = [*dict.fromkeys(layers)] if layers else [None]
+    return [acting_vector(stored.behavior, stored, layer) for layer in chosen]
 
 
 def _describe(vectors: list[SteeringVector]) -> str:

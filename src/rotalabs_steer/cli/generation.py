@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from rotalabs_steer.cli.steering_options import Intervention, Scope, Steer, make_injector, parse_steer
+from rotalabs_steer.cli.steering_options import Intervention, Scope, Steer, load_sets, parse_steer
 from rotalabs_steer.errors import OptionError
 
 if TYPE_CHECKING:
@@ -41,17 +41,19 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Answers prompts, steered."""
-    strengths = parse_steer(steer)
+    parsed = parse_steer(steer)
     asked = [line.strip() for line in sys.stdin if line.strip()] if prompts == ["-"] else prompts
     if not asked:
         raise OptionError("There are no prompts on standard input.")
-    if compare and not strengths:
+    if compare and not parsed:
         raise OptionError("--compare needs something to compare with: name vectors with --steer.")
+    sets, strengths = load_sets(parsed)  # before the model, which takes its time
     from rotalabs_steer.cli.loading import load_model
     from rotalabs_steer.evaluation.answers import Sampling, answer_prompts
+    from rotalabs_steer.injection import MultiVectorInjector
 
     loaded, tokenizer = load_model(model)
-    injector = make_injector(loaded, strengths, scope, intervention)
+    injector = MultiVectorInjector(loaded, sets, strengths, scope, intervention=intervention) if sets else None
     sampling = Sampling(max_new_tokens, temperature, seed, system_prompt=system)
     unsteered = answer_prompts(loaded, tokenizer, asked, sampling).texts if compare or injector is None else None
     steered = None
@@ -84,11 +86,12 @@ def chat(
     temperature: Temperature = 0.0,
 ) -> None:
     """Talks with a steered model; strengths can be changed on the way."""
-    strengths = parse_steer(steer)
+    sets, strengths = load_sets(parse_steer(steer))
     from rotalabs_steer.cli.loading import load_model
+    from rotalabs_steer.injection import MultiVectorInjector
 
     loaded, tokenizer = load_model(model)
-    injector = make_injector(loaded, strengths, scope, intervention)
+    injector = MultiVectorInjector(loaded, sets, strengths, scope, intervention=intervention) if sets else None
     console = Console()
     console.print(_HELP, style="dim", highlight=False)
     start = [] if system is None else [{"role": "system", "content": system}]

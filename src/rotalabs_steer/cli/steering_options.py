@@ -11,9 +11,7 @@ from rotalabs_steer.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
-
-    from rotalabs_steer.injection import MultiVectorInjector
+    from rotalabs_steer.vectors import SteeringVectorSet
 
 Steer = Annotated[
     list[str] | None,
@@ -43,19 +41,20 @@ def parse_steer(options: Sequence[str] | None) -> dict[str, float]:
     return parsed
 
 
-def make_injector(
-    model: nn.Module, steer: dict[str, float], scope: str = "all", intervention: str = "add"
-) -> MultiVectorInjector | None:
-    """An injector for all the vectors named; None where there are none."""
-    from rotalabs_steer.injection import MultiVectorInjector
+def load_sets(steer: dict[str, float]) -> tuple[dict[str, SteeringVectorSet], dict[str, float]]:
+    """The sets of `parse_steer` and their strengths, both by behaviour.
+
+    Raises:
+        OptionError: two sets are of one behaviour.
+        FileNotFoundError, FileFormatError: see `load_vectors`.
+    """
     from rotalabs_steer.integrations.vector_sources import load_vectors
 
-    if not steer:
-        return None
-    sets, strengths = {}, {}
+    sets: dict[str, SteeringVectorSet] = {}
+    strengths: dict[str, float] = {}
     for place, strength in steer.items():
         vectors = load_vectors(place)
         if vectors.behavior in sets:
             raise OptionError(f"Two of the vector sets are of {vectors.behavior!r}. Name one of them.")
         sets[vectors.behavior], strengths[vectors.behavior] = vectors, strength
-    return MultiVectorInjector(model, sets, strengths, scope, intervention=intervention)
+    return sets, strengths
