@@ -36,6 +36,35 @@ def test_paths_without_vectors(vector_folder, tmp_path):
         load_vector_sets(tmp_path)
 
 
+def test_vectors_of_a_repository(hub, vector_folder, llama, tmp_path):
+    old = SteeringVectorSet.load(vector_folder / "formality")
+    old.push_to_hub("me/formality")
+    first = hub.repos["me/formality"]["branches"]["main"]
+    old.scale(2.0).push_to_hub("me/formality")
+    assert load_vectors("me/formality") == old.scale(2.0)
+    assert load_vectors(f"me/formality@{first}") == old
+    injector = steer_model(llama, "me/formality")
+    injector.detach()
+    assert injector.behaviors == ["formality"]
+    old.save_pretrained(tmp_path / "shared")
+    assert load_vector_sets(tmp_path / "shared") == {"formality": old}
+
+
+def test_a_mistyped_path_is_not_asked_for_and_a_mistyped_id_once(hub, tmp_path, monkeypatch):
+    (tmp_path / "tuned").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path in ("tuned/humour", "./humor", "a/b/humor", "/tuned/humor"):
+        with pytest.raises(FileNotFoundError, match=r"There are no steering vectors at .*it is no id of a repository"):
+            load_vectors(path)
+    assert hub.requests == []
+    with pytest.raises(FileNotFoundError, match=r"no steering vectors at me/nothing: .*\(there is no such repository"):
+        load_vectors("me/nothing")
+    assert hub.requests == ["HEAD /me/nothing/resolve/main/steering_config.json"]
+    hub.create("me/empty")
+    with pytest.raises(FileNotFoundError, match=r"me/empty has no steering_config\.json"):
+        load_vectors("me/empty")
+
+
 def test_one_layer_of_a_set(vector_folder):
     formality = load_vectors(vector_folder / "formality")
     assert at_layer(formality, None) is formality

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path  # noqa: TC003 - typer reads the annotation
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-
-from rotalabs_steer.errors import OptionError
 
 if TYPE_CHECKING:
     from rotalabs_steer.evaluation.vector_evaluation import VectorEvaluation
@@ -21,7 +18,9 @@ _REFUSAL = "refusal"
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
-    vectors: Annotated[Path, typer.Argument(help="Folder of a vector set.")],
+    vectors: Annotated[
+        str, typer.Argument(help="A vector set: a path, or OWNER/NAME or OWNER/NAME@REVISION on the Hub.")
+    ],
     pairs: Annotated[
         str | None,
         typer.Option(
@@ -45,12 +44,11 @@ def evaluate(
     from rotalabs_steer.datasets import load_evaluation
     from rotalabs_steer.evaluation.answers import Sampling
     from rotalabs_steer.evaluation.vector_evaluation import evaluate_vector
-    from rotalabs_steer.vectors import SteeringVectorSet
+    from rotalabs_steer.injection import acting_vector
+    from rotalabs_steer.integrations.vector_sources import load_vectors
 
-    found = SteeringVectorSet.load(vectors)
-    chosen = found.get_best() if layer is None else found.get(layer)
-    if chosen is None:
-        raise OptionError(f"{vectors} has no vector at layer {layer}; it has {found.layers}.")
+    found = load_vectors(vectors)
+    chosen = acting_vector(found.behavior, found, layer)
     held_out = read_pairs_of(pairs or found.behavior, "test")
     prompts = None
     if refusal if refusal is not None else found.behavior == _REFUSAL:

@@ -14,7 +14,12 @@ from rotalabs_steer.errors import OptionError
 if TYPE_CHECKING:
     from rotalabs_steer.vectors import SteeringVector
 
-Vectors = Annotated[str, typer.Argument(metavar="VECTORS", help="Folder of a vector set, or a vector's file.")]
+Vectors = Annotated[
+    str,
+    typer.Argument(
+        metavar="VECTORS", help="A vector set or vector: a path, or OWNER/NAME or OWNER/NAME@REVISION on the Hub."
+    ),
+]
 Strength = Annotated[float, typer.Option(help="Multiplier of the vectors.")]
 Layers = Annotated[
     list[int] | None,

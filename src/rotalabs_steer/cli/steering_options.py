@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 Steer = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="VECTORS[=STRENGTH]", help="A vector set and its strength, 1 by default; ends in a number. Repeatable."
+        metavar="VECTORS[=STRENGTH]",
+        help="A vector set and its strength, 1 by default. A set is a path, or OWNER/NAME or OWNER/NAME@REVISION on "
+        "the Hub. Repeatable.",
     ),
 ]
 Scope = Annotated[str, typer.Option(help="Which tokens are steered: all, first, last, prompt or generated.")]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
+from rotalabs_steer.files.hub import missing_from_hub
+from rotalabs_steer.files.pretrained import CONFIG_FILE
 from rotalabs_steer.injection import MultiVectorInjector
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
-    import os
-
     from torch import nn
 
     from rotalabs_steer.positions import Scope
@@ -21,10 +22,11 @@ Vectors = SteeringVectorSet | SteeringVector
 
 
 def load_vectors(source: str | os.PathLike[str] | Vectors) -> SteeringVectorSet:
-    """The vector set at a path, or a single vector (there or in hand) as a set of one.
+    """The vector set at a path, or of a repository `owner/name[@revision]` on the Hugging Face Hub; a single vector
+    (at a path or in hand) as a set of one.
 
     Raises:
-        FileNotFoundError: there is nothing at the path.
+        FileNotFoundError: there is nothing at the path, and no such repository.
         FileFormatError: it is damaged, unsafe or holds no vectors.
     """
     if isinstance(source, SteeringVectorSet):
@@ -32,15 +34,26 @@ def load_vectors(source: str | os.PathLike[str] | Vectors) -> SteeringVectorSet:
     if isinstance(source, SteeringVector):
         return SteeringVectorSet(source.behavior, [source])
     path = Path(source).expanduser()
-    if path.is_dir():
-        return SteeringVectorSet.load(path)
-    if path.suffix in {".json", ".pt"} or path.with_name(f"{path.name}.json").exists():
+    if not path.is_dir() and (path.suffix in {".json", ".pt"} or path.with_name(f"{path.name}.json").exists()):
         return load_vectors(SteeringVector.load(path))
     if not path.exists():
+        return _from_hub(os.fspath(source))
+    shared = (path / CONFIG_FILE).exists()
+    return SteeringVectorSet.from_pretrained(path) if shared else SteeringVectorSet.load(path)
+
+
+def _from_hub(source: str) -> SteeringVectorSet:
+    """The set of a repository, if the text can be the id of one and is no mistyped path."""
+    repo_id, _, revision = source.partition("@")
+    reason: str | None = "it is no id of a repository"
+    if repo_id.count("/") == 1 and not Path(repo_id).parent.is_dir():
+        reason = missing_from_hub(repo_id, CONFIG_FILE, revision=revision or None)
+    if reason is not None:
         raise FileNotFoundError(
-            f"There are no steering vectors at {path}: neither a folder of a set nor {path.name}.json with its .pt."
+            f"There are no steering vectors at {source}: neither a folder of a set, nor {Path(source).name}.json with "
+            f"its .pt, nor a repository that the Hugging Face Hub gives ({reason})."
         )
-    return SteeringVectorSet.load(path)
+    return SteeringVectorSet.from_pretrained(repo_id, revision=revision or None)
 
 
 def load_vector_sets(source: str | os.PathLike[str]) -> dict[str, SteeringVectorSet]:
@@ -50,7 +63,7 @@ def load_vector_sets(source: str | os.PathLike[str]) -> dict[str, SteeringVector
         VectorError: two sets are of one behaviour, or the folder holds none.
     """
     path = Path(source).expanduser()
-    if not path.is_dir() or (path / "metadata.json").exists():
+    if not path.is_dir() or any((path / name).exists() for name in ("metadata.json", CONFIG_FILE)):
         only = load_vectors(path)
         return {only.behavior: only}
     sets: dict[str, SteeringVectorSet] = {}
@@ -112,7 +125,7 @@ def steer_model(
     """Steers every call of a model from now on; call `detach` of what is returned to end it.
 
     Args:
-        vectors: path of one set, one vector, or a folder of sets, which all act.
+        vectors: path of one set, one vector, or a folder of sets, which all act; or `owner/name[@revision]`.
         strength: one number for every behaviour, or a number by behaviour (1.0 for those left out).
         layer: where every behaviour acts; by default the layer that tuning chose, else the set's best.
         injection_mode, check_model: as in `MultiVectorInjector`.
