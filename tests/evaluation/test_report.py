@@ -52,6 +52,19 @@ def test_the_records_are_those_of_the_tuning(tmp_path):
     assert json.loads(text) == json.loads(json.dumps(tuned.to_record() | {"evidence": evidence().to_record()}))
 
 
+@pytest.mark.parametrize(("model", "shown"), [
+    ("/home/ann/models/SmolLM2", "SmolLM2"), (r"C:\models\SmolLM2", "SmolLM2"), ("org/SmolLM2", "org/SmolLM2"),
+])  # fmt: skip
+def test_a_page_to_show_names_the_model_without_the_machines_path(tmp_path, model, shown):
+    tuned = tuned_steering()
+    page = page_of(tmp_path, dataclasses.replace(tuned, provenance={**tuned.provenance, "model": model}))
+    assert f'<p class="soft">{shown}, 2026' in page
+    assert f"<dt>model</dt><dd>{shown}</dd>" in re.sub(r">\s+<", "><", page)
+    assert f"&#34;model&#34;: &#34;{shown}&#34;" in page
+    assert "/home" not in page
+    assert "C:" not in page
+
+
 @pytest.mark.parametrize(("slope", "change", "said"), [
     (0.0, 0.0, "Neither the log-odds of held-out pairs nor what the model writes"),
     (-1.0, 1.0, "The log-odds of held-out pairs do not move the right way"),

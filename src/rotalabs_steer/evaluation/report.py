@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import missing_dependency
 from rotalabs_steer.evaluation import plots
 from rotalabs_steer.evaluation.text_measures import measure_texts
 from rotalabs_steer.files.atomic import write_atomically
+from rotalabs_steer.files.names import shown_model_name
 
 if TYPE_CHECKING:
     import os
@@ -66,9 +68,11 @@ def write_report(
     template = files("rotalabs_steer.evaluation").joinpath("data/report.html.jinja").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["signed"] = _signed
+    model = shown_model_name(str(tuned.provenance.get("model") or tuned.vectors.model_name))
+    tuned = dataclasses.replace(tuned, provenance={**tuned.provenance, "model": model})
     page = environment.from_string(template).render(
         tuned=tuned,
-        model=PurePath(str(tuned.provenance.get("model") or tuned.vectors.model_name)).name,
+        model=model,
         sides=sides or {},
         evidence=evidence,
         figures=_figures(tuned),

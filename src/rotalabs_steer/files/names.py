@@ -1,13 +1,18 @@
-"""Names of files and folders that come from outside: safe to use on Windows, macOS and Linux alike, or refused."""
+"""Names of files and folders that come from outside, safe to use on Windows, macOS and Linux alike, or refused; and of
+models, as they are shown to others.
+"""
 
 from __future__ import annotations
 
 import re
+from pathlib import PureWindowsPath
 
 from rotalabs_steer.errors import FileFormatError
 
 _MAX_BYTES = 200
 """Systems allow 255; what is written beside a file has a longer name."""
+
+MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _FAULTS = (
     (r"|\.|\.\.", "it names a folder relative to another"),
@@ -35,3 +40,8 @@ def check_name(name: str) -> str:
 def check_relative(path: str) -> list[str]:
     """The parts of a relative path with forward slashes, each a safe name; none for an empty path."""
     return [check_name(part) for part in path.split("/")] if path else []
+
+
+def shown_model_name(model: str) -> str:
+    """A model id as it is; of a folder only its name, since paths of a machine are nobody's business."""
+    return model if MODEL_ID.fullmatch(model) else PureWindowsPath(model).name  # it knows both kinds of slashes
