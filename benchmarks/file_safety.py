@@ -205,6 +205,24 @@ def zip_bomb() -> bytes:
     return buffer.getvalue()
 
 
+def asking(count: int) -> bytes:
+    """A pickle of three instructions that asks for zeros."""
+    return pickled(b"cbuiltins\nbytearray\n\x8a\x06" + count.to_bytes(6, "little") + b"\x85R.")
+
+
+def dictionaries(count: int) -> bytes:
+    """Each takes a byte in the file, and 64 in memory."""
+    return pickled(b"(" + b"}" * count + b"t.")
+
+
+def pickled(program: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in (("x/data.pkl", b"\x80\x02" + program), ("x/byteorder", b"little"), ("x/version", b"3\n")):
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
 def strangers_files() -> dict[str, tuple[str, bytes]]:
     """Name of a file and its content, by what it attempts."""
     entry = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
@@ -217,6 +235,8 @@ def strangers_files() -> dict[str, tuple[str, bytes]]:
         "stride 0, 2^40 numbers": ("x.pt", saved(torch.ones(1).expand(2**40))),
         "no data, 2^40 numbers": ("x.pt", saved(torch.empty(2**40, device="meta"))),
         "zip bomb, 200 MB": ("x.pt", zip_bomb()),
+        "pickle that asks for 2 GB": ("x.pt", asking(2 * 10**9)),
+        "pickle of 4,000,000 dictionaries": ("x.pt", dictionaries(4_000_000)),
         "int64": ("x.pt", saved(torch.ones(4, dtype=torch.int64))),
         "NaN": ("x.safetensors", tensor_file(good, nan)),
         "header that claims 2^40 numbers": ("x.safetensors", tensor_file({"layer_1": entry}, bytes(16))),

@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import os
+import pickle
 import sys
 import tempfile
 import time
@@ -192,6 +193,7 @@ def write_seeds(corpus: Path) -> None:
         "npz": b"\0" + arrays.getvalue(),
         "pickle": b"\1" + pickled,
         "pickle-dict": b"\1" + pickled_dict,
+        "pickle-array": b"\1" + pickle.dumps(np.ones(8, np.float32), protocol=2),
         "header": b"\2" + header,
         "document": b"\3" + json_bytes(document),
         "npy": b"\4" + array.getvalue()[10:-64],

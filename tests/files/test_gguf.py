@@ -77,6 +77,15 @@ def test_the_generator_of_llama_cpp_numbers_layers_one_higher(tmp_path):
         read_control_vector(path, layer_offset=-2)
 
 
+def test_layer_0_is_read_though_llama_cpp_does_not_steer_it(tmp_path):
+    """EasySteer's files have it."""
+    path = tmp_path / "v.gguf"
+    path.write_bytes(file([("direction.0", (2,), 0, 0), ("direction.1", (2,), 0, 32)], data=floats(*range(10))))
+    assert read_control_vector(path).directions[0].tolist() == [0.0, 1.0]
+    with pytest.raises(FileFormatError, match=r"direction\.0 with layer offset -1 is layer -1, which is none"):
+        read_control_vector(path, layer_offset=-1)
+
+
 def test_lists_in_the_header_are_skipped(tmp_path):
     numbers = struct.pack("<IQ", 4, 3) + struct.pack("<3I", 1, 2, 3)
     words = struct.pack("<IQ", 8, 2) + text("a") + text("b")
@@ -113,8 +122,7 @@ def test_what_the_format_cannot_express_is_not_written(tmp_path, layers, message
     (file([], [("general.alignment", 4, struct.pack("<I", 0))]), "alignment is 0"),
     (file([("direction.3", (2,) * 5, 0, 0)], data=floats(1, 2)), "claims 5 dimensions"),
     (file([("direction.3", (2,), 0, 0)] * 2, data=floats(1, 2)), "two tensors 'direction.3'"),
-    (file([("direction.0", (2,), 0, 0)], data=floats(1, 2)), "a direction for layer 0"),
-    (file([("direction.-1", (2,), 0, 0)], data=floats(1, 2)), "a tensor 'direction.-1', expected only direction.1"),
+    (file([("direction.-1", (2,), 0, 0)], data=floats(1, 2)), "a tensor 'direction.-1', expected only direction.0"),
     (file([("token_embd.weight", (2,), 0, 0)], data=floats(1, 2)), "a tensor 'token_embd.weight'"),
     (file([("direction.3", (2,), 1, 0)], data=floats(1, 2)), "GGUF type 1, expected 32-bit floats"),
     (file([("direction.3", (1, 2), 0, 0)], data=floats(1, 2)), r"shape \[1, 2\], expected \[hidden\]"),

@@ -1,7 +1,8 @@
 """Vector files of other tools, as tensors by the number the file gives them. Nothing in a file is executed.
 
-Read are `.pt` (also `.pth`, `.bin`) with a tensor, a dict or list of tensors, or a pickled `SteeringVector` of
-steering-vectors; `.npy` and `.npz`; safetensors with one number in each tensor's name; and GGUF control vectors.
+Read are `.pt` (also `.pth`, `.bin`) with a tensor or array of numpy, a dict or list of them, or a pickled
+`SteeringVector` of steering-vectors; `.npy` and `.npz`; safetensors with one number in each tensor's name; and GGUF
+control vectors.
 """
 
 from __future__ import annotations
@@ -17,17 +18,12 @@ import numpy as np
 import torch
 
 from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.files.archives import ZIP_ERRORS, check_archive, load_tensors
 from rotalabs_steer.files.artefact import MAX_VECTORS
 from rotalabs_steer.files.gguf import read_control_vector
 from rotalabs_steer.files.one_file import looks_like_safetensors, parse_safetensors
-from rotalabs_steer.files.reading import (
-    MAX_TENSOR_BYTES,
-    ZIP_ERRORS,
-    check_archive,
-    load_tensors,
-    read_bytes,
-    read_start,
-)
+from rotalabs_steer.files.pickled_arrays import parse_pickled_arrays
+from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, read_bytes, read_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +41,9 @@ class PickledSteeringVector:
 
     layer_activations: dict[int, torch.Tensor] = field(default_factory=dict)
     layer_type: str = "decoder_block"
+
+
+_STAND_INS = {"steering_vectors.steering_vector SteeringVector": PickledSteeringVector}
 
 
 def read_foreign(path: Path) -> Any:
@@ -93,11 +92,11 @@ def _by_number(tensors: Mapping[str, Any], path: Path) -> dict[int, Any]:
 
 
 def _parse_pickle(content: bytes, path: Path) -> Any:
-    stand_in = (PickledSteeringVector, "steering_vectors.steering_vector.SteeringVector")
-    with torch.serialization.safe_globals([stand_in]):
-        claimed = load_tensors(content, path, "meta")
-        _check_tensors(claimed, path, len(content))
-        loaded = load_tensors(content, path, "cpu")
+    loaded = parse_pickled_arrays(content, path)
+    if loaded is None:
+        _check_tensors(load_tensors(content, path, "meta", _STAND_INS), path, len(content))
+        loaded = load_tensors(content, path, "cpu", _STAND_INS)
+    _check_tensors(loaded, path, len(content))
     if isinstance(loaded, dict) and loaded and all(isinstance(key, str) for key in loaded):
         return _by_number(loaded, path)
     return dict(enumerate(loaded)) if isinstance(loaded, list | tuple) else loaded

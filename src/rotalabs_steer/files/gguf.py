@@ -1,7 +1,7 @@
 """GGUF control vectors: the file that llama.cpp loads with `--control-vector` and that repeng writes.
 
 `direction.N` is added to the output of the 0-based decoder layer N, so N is our layer index. llama.cpp never steers
-layer 0 and refuses a file that has it.
+layer 0 and refuses a file that has it; EasySteer writes one and steers it, so it is read but not written.
 
 Files are written with the `gguf` package and read by the few functions below: that package's reader trusts every count
 and length it finds, and a control vector needs one page of the format. Here the file's size bounds all that is done.
@@ -225,9 +225,7 @@ def _read_value(cursor: _Cursor) -> Any:
 def _layer(name: str, path: Path) -> int:
     match = _DIRECTION.fullmatch(name)
     if match is None:
-        raise FileFormatError(f"{path} holds a tensor {name!r:.80}, expected only direction.1, direction.2, …")
-    if match[1] == "0":
-        raise FileFormatError(f"{path} has a direction for layer 0, which the format does not have.")
+        raise FileFormatError(f"{path} holds a tensor {name!r:.80}, expected only direction.0, direction.1, …")
     return int(match[1])
 
 

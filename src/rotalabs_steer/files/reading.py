@@ -5,19 +5,17 @@ Nothing in a file is executed, no path is ever taken from it, and its claims are
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import re
 import stat
-import struct
-import zipfile
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.files.archives import check_archive, load_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,11 +27,6 @@ MAX_JSON_ITEMS = 100_000
 
 MAX_TENSOR_BYTES = 256 * 2**20
 """Far above any steering vector: a hidden size of a million in float64 takes 8 MB."""
-
-ZIP_ERRORS = (
-    zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError, EOFError, LookupError, struct.error,
-)  # fmt: skip
-"""What zipfile raises on damaged archives: fuzzing has seen most of them."""
 
 _MAX_DIGITS = 400
 """Of an integer. A float64 has at most 309 before the point."""
@@ -146,33 +139,6 @@ def is_finite(vector: torch.Tensor) -> bool:
     """Whether all numbers are finite, found out in pieces: `isfinite` needs as much memory as it is given."""
     flat = vector.reshape(-1)
     return all(bool(torch.isfinite(flat[start : start + 2**16]).all()) for start in range(0, len(flat), 2**16))
-
-
-def load_tensors(content: bytes, path: Path, device: str) -> Any:
-    """What torch.save wrote, of plain tensors and containers. Device "meta" loads shapes without data."""
-    try:
-        return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except Exception as error:  # damaged input makes the unpickler raise whatever its opcodes run into
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        if "weights only" in reason.lower().replace(
-            "_", " "
-        ):  # torch's message goes on to recommend running the file's code
-            reason = "it holds more than plain tensors, and reading that could run code"
-        raise FileFormatError(f"{path} is not a plain PyTorch tensor file: {reason}") from error
-
-
-def check_archive(content: bytes, path: Path) -> None:
-    """Refuses what is no zip archive, a compressed one, or one that would unpack to more than its own size."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = archive.infolist()
-    except ZIP_ERRORS as error:
-        raise FileFormatError(f"{path} is not a PyTorch file (a zip archive written by torch.save).") from error
-    unpacked = sum(member.file_size for member in members)
-    if unpacked > len(content):
-        raise FileFormatError(f"{path} would unpack to {unpacked} bytes from {len(content)}. Not read.")
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise FileFormatError(f"{path} is a compressed archive. Write it with torch.save or numpy.savez.")
 
 
 def _parse_integer(text: str) -> int:
