@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
-from engines.gguf_models import write_fp32_model
+from engines.gguf_models import write_fp32_model, write_plamo2_model
 from rotalabs_steer import ActivationInjector, MultiVectorInjector, SteeringVector, SteeringVectorSet
 from rotalabs_steer.baking import bake
 from rotalabs_steer.engines.control_vectors import export_control_vector
@@ -204,14 +203,13 @@ def test_one_injector_at_a_time_and_everything_is_put_back(llama_model, tokenize
     assert torch.equal(llama_logits(llama_model, ids), before)
 
 
-def test_an_architecture_that_ignores_control_vectors_is_refused(llama_model, monkeypatch):
-    """llama.cpp reports success for such models. Here the library's call is made to do what it does for them."""
-    from rotalabs_steer.engines import llama_cpp as engine
-
-    monkeypatch.setattr(engine, "_KNOWN_TO_ACT", weakref.WeakSet())
-    monkeypatch.setattr(llama_cpp, "llama_set_adapter_cvec", lambda *_: 0)
-    with pytest.raises(ArchitectureError, match="does not apply control vectors to models of architecture 'llama'"):
-        LlamaInjector(llama_model, vector(14)).attach()
+def test_an_architecture_that_ignores_control_vectors_is_refused(load_llama, tmp_path):
+    """llama.cpp reports success for such models."""
+    write_plamo2_model(tmp_path / "plamo2.gguf")
+    llama = load_llama(tmp_path / "plamo2.gguf")
+    with pytest.raises(ArchitectureError, match="does not apply control vectors to models of architecture 'plamo2'"):
+        LlamaInjector(llama, vector(1, dim=64)).attach()
+    llama.close()
 
 
 def test_what_llama_cpp_cannot_do_is_refused(llama_model):
