@@ -1,7 +1,6 @@
-"""Agents: graph, tools and chat template are real; what the model writes is given, as no small model would."""
+"""Agents on the real SmolLM2, which calls tools once it has seen it done twice in the conversation before."""
 
 import asyncio
-import json
 
 import pytest
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
@@ -11,7 +10,7 @@ from langchain_core.tools import tool
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.langchain import SteeredAgentExecutor, create_steered_agent
 
-CALL = json.dumps({"name": "weather", "arguments": {"city": "Oslo"}})
+ASKED = "What is the weather in Oslo?"
 
 
 @pytest.fixture
@@ -22,75 +21,84 @@ def weather():
     def weather(city: str) -> str:
         """The weather in a city."""
         asked.append(city)
-        return f"Rain in {city}."
+        return f"Snow in {city}."
 
     weather.metadata = {"asked": asked}
     return weather
 
 
 @pytest.fixture
-def says(chat, monkeypatch):
-    """Makes the model write given answers, one a call, and records its prompts. Nothing else is replaced."""
-
-    def script(*answers):
-        prompts, left = [], list(answers)
-
-        def write(**options):
-            import torch
-
-            prompts.append(chat.tokenizer.decode(options["input_ids"][0]))
-            text = left.pop(0) if len(left) > 1 else left[0]
-            new = chat.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            end = torch.tensor([[chat.tokenizer.eos_token_id]])
-            return torch.cat([options["input_ids"], new, end], dim=1)
-
-        monkeypatch.setattr(chat.model, "generate", write)
-        chat.max_new_tokens = 100
-        return prompts
-
-    return script
+def caller(real_chat):
+    """SmolLM2 with room for a call; steering off."""
+    real_chat.max_new_tokens = 40
+    return real_chat
 
 
-def test_a_tool_is_called_and_its_result_comes_back_to_the_model(chat, says, weather):
-    prompts = says(f"<tool_call>\n{CALL}\n</tool_call>", "It rains.")
-    agent = SteeredAgentExecutor(chat, [weather], system_prompt="Be brief.")
-    history = [HumanMessage("Hi!"), AIMessage("Hello.")]
-    assert agent.run("Weather in Oslo?", chat_history=history) == "It rains."
+def done_before(name="weather"):
+    """Two questions that were answered by a call of a tool."""
+    return [
+        message
+        for number, city in enumerate(("Paris", "Rome"))
+        for message in (
+            HumanMessage(f"What is the weather in {city}?"),
+            AIMessage("", tool_calls=[{"name": name, "args": {"city": city}, "id": str(number)}]),
+            ToolMessage(f"Rain in {city}.", tool_call_id=str(number)),
+            AIMessage(f"Rain in {city}."),
+        )
+    ]
+
+
+@pytest.mark.real_model
+def test_a_tool_is_called_and_its_result_comes_back_to_the_model(caller, weather):
+    agent = SteeredAgentExecutor(caller, [weather])
+    assert agent.run(ASKED, chat_history=done_before()) == "Snow in Oslo."
     assert weather.metadata["asked"] == ["Oslo"]
-    assert "Be brief." in prompts[0]
-    assert "Hello.<|im_end|>\n<|im_start|>user\nWeather in Oslo?" in prompts[0]
-    assert "<|im_start|>tool\n<tool_response>\nRain in Oslo.\n</tool_response>" in prompts[1]
+    assert asyncio.run(agent.arun(ASKED, chat_history=done_before())) == "Snow in Oslo."
 
 
-def test_a_result_that_the_model_makes_up_is_not_taken_for_one(chat, says, weather):
-    """rotalabs-steer 1.2 answered with the made-up result and never called the tool."""
-    prompts = says(
-        f"<tool_call>\n{CALL}\n</tool_call>\n<tool_response>\nSun!\n</tool_response>\nIt is sunny.", "It rains."
-    )
-    assert SteeredAgentExecutor(chat, [weather]).run("Weather in Oslo?") == "It rains."
+@pytest.mark.real_model
+def test_steering_changes_what_an_agent_does(caller, weather):
+    agent = SteeredAgentExecutor(caller, [weather])
+    agent.set_strength("noise", 0.2)
+    agent.run(ASKED, chat_history=done_before())
+    asked = list(weather.metadata["asked"])
+    agent.disable_steering()
+    agent.run(ASKED, chat_history=done_before())
+    assert weather.metadata["asked"] == [*asked, "Oslo"]
+    assert asked != ["Oslo"]
+
+
+@pytest.mark.real_model
+def test_an_unknown_tool_is_reported_to_the_model(caller, weather):
+    agent = SteeredAgentExecutor(caller, [weather], max_iterations=2)
+    history = done_before("forecast")
+    messages = agent.agent.invoke({"messages": [*history, HumanMessage(ASKED)]})["messages"][len(history) + 1 :]
+    assert messages[0].tool_calls[0]["name"] == "forecast"
+    assert messages[1].status == "error"
+    assert "forecast is not a valid tool" in messages[1].content
+    assert messages[2].usage_metadata["input_tokens"] > messages[0].usage_metadata["input_tokens"]
+    assert weather.metadata["asked"] == []
+
+
+@pytest.mark.real_model
+def test_an_agent_stops_at_max_iterations(caller, weather):
+    agent = SteeredAgentExecutor(caller, [weather], max_iterations=1)
+    assert "limits exceeded: run limit (1/1)" in agent.run(ASKED, chat_history=done_before())
     assert weather.metadata["asked"] == ["Oslo"]
-    assert "Sun!" not in prompts[1]
-
-
-def test_an_unknown_tool_is_reported_to_the_model(chat, says, weather):
-    prompts = says('<tool_call>{"name": "snow", "arguments": {}}</tool_call>', "Sorry.")
-    agent = SteeredAgentExecutor(chat, [weather])
-    assert agent.run("Snow?") == "Sorry."
-    assert "snow" in prompts[1].rpartition("<tool_response>")[2]
-
-
-def test_an_agent_stops_at_max_iterations(chat, says, weather):
-    prompts = says(f"<tool_call>{CALL}</tool_call>")
-    agent = SteeredAgentExecutor(chat, [weather], max_iterations=3)
-    assert "limits exceeded: run limit (3/3)" in agent.run("Weather in Oslo?")
-    assert len(prompts) == 3
     with pytest.raises(OptionError, match="max_iterations is 0"):
-        SteeredAgentExecutor(chat, [weather], max_iterations=0)
+        SteeredAgentExecutor(caller, [weather], max_iterations=0)
 
 
-def test_strengths_of_an_agent(chat, says, weather):
-    says("Hello.")
-    agent = SteeredAgentExecutor(chat, [weather])
+def test_the_system_prompt_stands_before_the_conversation(chat, weather):
+    def tokens(agent):
+        return agent.agent.invoke({"messages": [HumanMessage("Hi!")]})["messages"][-1].usage_metadata["input_tokens"]
+
+    plain, prompted = (SteeredAgentExecutor(chat, [weather], text) for text in ("Be brief.", "Be brief. " * 20))
+    assert tokens(prompted) > tokens(plain) + 30
+
+
+def test_strengths_of_an_agent(chat, weather):
+    agent = SteeredAgentExecutor(chat, [weather], max_iterations=1)
     agent.set_strength("formality", 0.5)
     assert agent.get_strength("formality") == chat.get_strength("formality") == 0.5
     agent.disable_steering()
@@ -99,8 +107,8 @@ def test_strengths_of_an_agent(chat, says, weather):
     config = {"configurable": {"strengths": {"formality": -2.0}}}
     messages = agent.agent.invoke({"messages": [HumanMessage("Hi!")]}, config)["messages"]
     assert messages[-1].response_metadata["strengths"] == {"formality": -2.0, "refusal": 1.0}
-    assert asyncio.run(agent.arun("Hi!", config=config)) == "Hello."
-    assert not any(isinstance(message, ToolMessage) for message in messages)
+    assert asyncio.run(agent.arun("Hi!", config=config)) == messages[-1].text
+    assert agent.run("Hi!") != messages[-1].text
 
 
 def test_other_models(llm, weather):
