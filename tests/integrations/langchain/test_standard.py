@@ -8,6 +8,21 @@ from rotalabs_steer.integrations.langchain import SteeredChatModel
 
 pytestmark = pytest.mark.real_model
 
+_CALLS_NOTHING = "SmolLM2-135M answers in prose where a tool would be needed (measured: 0 calls)"
+_COPIES_THE_SCHEMA = "SmolLM2-135M, made to begin a call, copies the tool's schema into its arguments (measured)"
+BEYOND_THE_MODEL = {
+    "test_tool_calling": _COPIES_THE_SCHEMA,
+    "test_tool_calling_async": _COPIES_THE_SCHEMA,
+    "test_tool_choice": _COPIES_THE_SCHEMA,
+    "test_tool_calling_with_no_arguments": _COPIES_THE_SCHEMA,
+    "test_structured_output": _COPIES_THE_SCHEMA,
+    "test_structured_output_async": _COPIES_THE_SCHEMA,
+    "test_structured_output_pydantic_2_v1": _COPIES_THE_SCHEMA,
+    "test_structured_output_optional_param": _COPIES_THE_SCHEMA,
+    "test_unicode_tool_call_integration": _CALLS_NOTHING,
+    "test_agent_loop": _CALLS_NOTHING,
+}
+
 
 class _Steered:
     """SmolLM2 under a random vector at a strength that leaves it coherent."""
@@ -30,7 +45,7 @@ class _Steered:
 
     @property
     def standard_chat_model_params(self):
-        return {"temperature": 0, "max_tokens": 12, "stop": []}
+        return {"temperature": 0, "max_tokens": 60, "stop": []}
 
     @property
     def has_tool_choice(self):
@@ -50,11 +65,9 @@ class TestUnit(_Steered, ChatModelUnitTests):
 
 
 class TestIntegration(_Steered, ChatModelIntegrationTests):
-    @property
-    def has_tool_calling(self):
-        """Tools are bound, declared and parsed; but 135 million parameters do not write the calls these tests want."""
-        return False
-
-    @property
-    def has_structured_output(self):
-        return False
+    @pytest.fixture(autouse=True)
+    def _beyond_the_model(self, request):
+        """Strict: a test that the model passes must leave the table."""
+        name = request.function.__name__
+        if name in BEYOND_THE_MODEL:
+            request.applymarker(pytest.mark.xfail(reason=BEYOND_THE_MODEL[name], strict=True))

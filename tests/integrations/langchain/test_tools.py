@@ -177,3 +177,16 @@ def test_tools_are_not_offered_where_none_is_to_be_called(chat):
     assert none.usage_metadata == plain.usage_metadata
     offered = chat.bind_tools([weather]).invoke("Oslo?")
     assert offered.usage_metadata["input_tokens"] > plain.usage_metadata["input_tokens"] + 50
+
+
+@pytest.mark.real_model
+def test_an_unfinished_call_is_no_call_when_it_is_streamed(real_chat):
+    """SmolLM2, made to begin a call, goes on with more JSON than it has room for."""
+    real_chat.max_new_tokens = 24
+    forced = real_chat.bind_tools([weather], tool_choice="weather")
+    streamed = None
+    for chunk in forced.stream("What is the weather in Oslo?"):
+        streamed = chunk if streamed is None else streamed + chunk
+    (invalid,), (whole,) = streamed.invalid_tool_calls, forced.invoke("What is the weather in Oslo?").invalid_tool_calls
+    assert streamed.tool_calls == []
+    assert invalid["args"] == f"<tool_call>{whole['args']}"

@@ -269,8 +269,9 @@ class _Call:
             tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=index)
             for index, call in enumerate(parsed.tool_calls)
         ]
+        # LangChain completes the unfinished JSON of chunks: without the tag, this would become a call of no tool.
         chunks += [
-            tool_call_chunk(name=call["name"], args=call["args"], id=call["id"], index=len(chunks) + index)
+            tool_call_chunk(name=None, args=f"{CALL_START}{call['args']}", id=call["id"], index=len(chunks) + index)
             for index, call in enumerate(parsed.invalid_tool_calls)
         ]
         message = AIMessageChunk(
