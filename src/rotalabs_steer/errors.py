@@ -18,6 +18,7 @@
     ├── JudgeError              a language model that judges texts cannot be asked
     │   └── MissingVerdictError     it gave no valid verdict on one text
     │       └── MalformedVerdictError   its verdict does not meet the schema
+    ├── ServerError             a server that cannot be reached, or that refuses what it is asked
     └── MissingDependencyError  an optional package is needed
 
 Errors about a value are also `ValueError`, so ordinary `except` clauses work.
@@ -94,6 +95,10 @@ class MissingVerdictError(JudgeError):
 
 class MalformedVerdictError(MissingVerdictError):
     """The judge gave a verdict that does not meet the schema."""
+
+
+class ServerError(SteeringError, RuntimeError):
+    """A server cannot be reached, does not steer, or refuses what it is asked."""
 
 
 class MissingDependencyError(SteeringError, ImportError):

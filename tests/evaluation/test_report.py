@@ -13,7 +13,7 @@ from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.evaluation import CapabilityCheck, Detection, Estimate, PairedComparison, ProjectedText, plots
 from rotalabs_steer.evaluation.evidence import Evidence, gather_evidence
 from rotalabs_steer.evaluation.finalists import Answers
-from rotalabs_steer.evaluation.report import color_tokens, write_report
+from rotalabs_steer.evaluation.report import write_report
 
 
 def evidence():
@@ -99,19 +99,6 @@ def test_pictures_show_the_numbers():
     assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((0.2, tuned.curve.effect.mean))
     curves = plots.propensity_figure(tuned).axes[0].lines
     assert curves[2].get_ydata()[-1] == pytest.approx(tuned.curve.changes()[-1].mean)
-
-
-def test_no_character_of_a_text_is_lost_in_its_colours():
-    text = ProjectedText(
-        "né  go!", ("<s>", "n", "é", "é", "go"), ((0, 0), (0, 1), (1, 2), (1, 2), (4, 6)),
-        torch.tensor([[900.0, 1.0, -2.0, 0.0, 4.0]]), torch.tensor([0.75]),
-    )  # fmt: skip
-    (pieces,) = color_tokens([text], neutral=0.0, scale=2.0)
-    assert "".join(piece.text for piece in pieces) == text.text
-    assert [piece.text for piece in pieces] == ["n", "é", "  go", "!"]
-    assert [piece.score for piece in pieces] == [0.5, -1.0, 2.0, 0.0]
-    assert pieces[1].color.startswith("rgba(94, 60, 153")
-    assert pieces[2].color == "rgba(230, 97, 1, 0.55)"
 
 
 def test_evidence_is_kept_beside_the_tuning(tmp_path):

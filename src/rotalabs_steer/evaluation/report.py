@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import re
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.errors import missing_dependency
 from rotalabs_steer.evaluation import plots
 from rotalabs_steer.evaluation.text_measures import measure_texts
+from rotalabs_steer.evaluation.token_colors import ColorScale, color_of
 from rotalabs_steer.files.atomic import write_atomically
 from rotalabs_steer.files.names import shown_model_name
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from matplotlib.figure import Figure
 
@@ -31,18 +31,6 @@ if TYPE_CHECKING:
 
 _SIGNS = (-1.0, 0.0, 1.0)
 _STRENGTH_NAMES = {-1.0: "strength −1", 0.0: "unsteered", 1.0: "strength +1"}
-_MORE, _LESS = "230, 97, 1", "94, 60, 153"  # the ends of the figures' colour scale
-_DEEPEST = 0.55
-"""Opacity of the strongest token's colour: dark letters on it keep a contrast above 4.5."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """A piece of a text, and the colour behind it as CSS."""
-
-    text: str
-    color: str
-    score: float
 
 
 def write_report(
@@ -80,7 +68,7 @@ def write_report(
         measures={_STRENGTH_NAMES[sign]: measure_texts(tuned.answers.texts[sign]) for sign in _SIGNS},
         costs={_STRENGTH_NAMES[sign]: cost_at(tuned, sign) for sign in _SIGNS},
         projected=_projected(evidence.projected) if evidence else [],
-        legend=[_color(step / 2) for step in (-2, -1, 0, 1, 2)],
+        legend=[color_of(step / 2) for step in (-2, -1, 0, 1, 2)],
         provenance=_flat(tuned.provenance),
         records=json.dumps(report_records(tuned, evidence), indent=1, ensure_ascii=False),
     )
@@ -97,20 +85,6 @@ def report_records(tuned: TunedSteering, evidence: Evidence | None = None) -> di
 def cost_at(tuned: TunedSteering, strength: float) -> CoherenceCost:
     """What a measured strength costs on neutral text, at the chosen layer."""
     return tuned.curve.costs[tuned.curve.fractions.index(strength)]
-
-
-def color_tokens(texts: Sequence[ProjectedText], neutral: float, scale: float) -> list[list[Token]]:
-    """The texts as coloured pieces, by their projections on the first vector; all characters are in some piece."""
-    colored = []
-    for text in texts:
-        pieces, done = [], 0
-        for (_, end), score in zip(text.offsets, text.scores[0].tolist(), strict=True):
-            if end > done:  # special tokens have no characters; bytes of one character share them
-                relative = (score - neutral) / scale
-                pieces.append(Token(text.text[done:end], _color(relative), relative))
-                done = end
-        colored.append([*pieces, Token(text.text[done:], "transparent", 0.0)] if done < len(text.text) else pieces)
-    return colored
 
 
 def _figures(tuned: TunedSteering) -> list[dict[str, str]]:
@@ -185,21 +159,9 @@ def _side_by_side(tuned: TunedSteering) -> list[dict[str, Any]]:
 
 
 def _projected(texts: Mapping[float, tuple[ProjectedText, ...]]) -> list[dict[str, Any]]:
-    """By strength, coloured texts. Neutral is the mean of the unsteered ones: projections have no zero of their own."""
-    unsteered = [score for text in texts[0.0] for score in text.scores[0].tolist()]
-    neutral = sum(unsteered) / max(len(unsteered), 1)
-    distances = sorted(
-        abs(score - neutral) for found in texts.values() for text in found for score in text.scores[0].tolist()
-    )
-    scale = distances[int(0.95 * (len(distances) - 1))] if distances else 1.0
-    return [
-        {"name": _STRENGTH_NAMES[sign], "texts": color_tokens(texts[sign], neutral, scale or 1.0)} for sign in _SIGNS
-    ]
-
-
-def _color(relative: float) -> str:
-    opacity = min(abs(relative), 1.0) * _DEEPEST
-    return f"rgba({_MORE if relative > 0 else _LESS}, {opacity:.2f})"
+    """By strength, coloured texts."""
+    scale = ColorScale.of(texts[0.0], [text for sign in _SIGNS if sign for text in texts[sign]])
+    return [{"name": _STRENGTH_NAMES[sign], "texts": list(map(scale.color_tokens, texts[sign]))} for sign in _SIGNS]
 
 
 def _signed(value: float, digits: int = 2) -> str:

@@ -62,19 +62,28 @@ def load_vector_sets(source: str | os.PathLike[str]) -> dict[str, SteeringVector
     Raises:
         VectorError: two sets are of one behaviour, or the folder holds none.
     """
+    sets: dict[str, SteeringVectorSet] = {}
+    for place in set_places(source):
+        found = load_vectors(place)
+        if found.behavior in sets:
+            raise VectorError(f"{source} holds two sets of {found.behavior!r}. Name the folder of the one you mean.")
+        sets[found.behavior] = found
+    return sets
+
+
+def set_places(source: str | os.PathLike[str]) -> list[Path]:
+    """Where the sets are that `load_vector_sets` reads, in its order.
+
+    Raises:
+        VectorError: the folder holds none.
+    """
     path = Path(source).expanduser()
     if not path.is_dir() or any((path / name).exists() for name in ("metadata.json", CONFIG_FILE)):
-        only = load_vectors(path)
-        return {only.behavior: only}
-    sets: dict[str, SteeringVectorSet] = {}
-    for folder in sorted(inner for inner in path.iterdir() if (inner / "metadata.json").exists()):
-        found = load_vectors(folder)
-        if found.behavior in sets:
-            raise VectorError(f"{path} holds two sets of {found.behavior!r}. Name the folder of the one you mean.")
-        sets[found.behavior] = found
-    if not sets:
+        return [path]
+    places = sorted(inner for inner in path.iterdir() if (inner / "metadata.json").exists())
+    if not places:
         raise VectorError(f"{path} is a folder without vector sets: no metadata.json in it or in a folder of it.")
-    return sets
+    return places
 
 
 def at_layer(vectors: SteeringVectorSet, layer: int | None) -> SteeringVectorSet:

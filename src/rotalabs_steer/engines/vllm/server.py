@@ -74,7 +74,7 @@ def server_arguments(
         name = option.partition("=")[0].replace("_", "-")
         if name in own:
             raise OptionError(f"{name} is set by rotalabs-steer serve: use {own[name]}.")
-    if not _is_local(host) and not (api_key or os.environ.get("VLLM_API_KEY")):
+    if not is_local(host) and not (api_key or os.environ.get("VLLM_API_KEY")):
         raise OptionError(
             f"On {host} the server could be reached from other machines by anyone. Pass --api-key, or leave --host at "
             f"{DEFAULT_HOST}."
@@ -97,7 +97,8 @@ def allowed_plugins(allowed: str | None) -> str:
     return ",".join(dict.fromkeys([*names, PLUGIN_NAME]))
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach a server on this address."""
     if host == "localhost":
         return True
     try:

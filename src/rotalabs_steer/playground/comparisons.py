@@ -1,0 +1,143 @@
+"""What the playground is asked, and what it found: plain data that every backend and the page share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.positions import check_scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rotalabs_steer.evaluation.detection import ProjectedText
+
+Projections = Mapping[str, "tuple[ProjectedText, ProjectedText]"]
+"""By behaviour, the unsteered and the steered answer seen by its vector alone."""
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """A behaviour that can be steered.
+
+    Attributes:
+        safe_range: strengths that stay in the coherence budget of its tuning; None where it was not tuned.
+        steers: what tuning found; None where nobody looked.
+    """
+
+    name: str
+    layer_index: int
+    safe_range: tuple[float, float] | None
+    steers: bool | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, how it is steered and how the answer is drawn; both answers are drawn with the same seed.
+
+    Raises:
+        OptionError: an empty prompt, an unknown scope or a number out of range.
+    """
+
+    prompt: str
+    strengths: Mapping[str, float]
+    scope: str = "all"
+    intervention: str = "add"
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise OptionError("The prompt is empty. Write something for the model to answer.")
+        check_scope(self.scope)
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 <= self.seed < 2**63:
+            raise OptionError(
+                "An answer needs at least 1 token, a temperature of at least 0 and a seed of at least 0; got "
+                f"{self.max_new_tokens}, {self.temperature} and {self.seed}."
+            )
+
+    @property
+    def acting(self) -> dict[str, float]:
+        """The strengths that are not 0."""
+        return {name: strength for name, strength in self.strengths.items() if strength}
+
+    @property
+    def strongest(self) -> str | None:
+        """The behaviour that acts most, if one does."""
+        return max(self.acting, key=lambda name: abs(self.acting[name]), default=None)
+
+    @property
+    def steering(self) -> str:
+        """The strengths that act, in words."""
+        return ", ".join(f"{name} {signed(strength)}" for name, strength in self.acting.items()) or "unsteered"
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The prompt as a chat."""
+        return [{"role": "user", "content": self.prompt}]
+
+
+@dataclass(frozen=True)
+class Snippets:
+    """The steered answer as programs to copy: Python, the body of a request as JSON, and curl."""
+
+    python: str
+    json: str
+    curl: str
+
+
+class Backend(Protocol):
+    """A model and vectors that fit it."""
+
+    @property
+    def model(self) -> str:
+        """Name or path of the model."""
+        ...
+
+    @property
+    def behaviors(self) -> tuple[Behavior, ...]:
+        """What can be steered."""
+        ...
+
+    @property
+    def interventions(self) -> tuple[str, ...]:
+        """What can be done with a vector."""
+        ...
+
+    def compare(self, request: Request) -> Iterator[tuple[str, ...]]:
+        """The unsteered and the steered answer as far as they are written; the first alone where nothing steers."""
+        ...
+
+    def project(self, request: Request, unsteered: str, steered: str) -> Projections | None:
+        """Both answers as the unsteered model reads them; None where activations cannot be had."""
+        ...
+
+    def snippets(self, request: Request) -> Snippets:
+        """Programs that give the steered answer."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """An answered request."""
+
+    model: str
+    request: Request
+    unsteered: str
+    steered: str
+    projections: Projections | None
+    snippets: Snippets
+
+    def to_record(self) -> dict[str, Any]:
+        """The comparison as JSON has it, without projections."""
+        asked = dataclasses.asdict(self.request) | {"strengths": self.request.acting}
+        return {"model": self.model, **asked, "unsteered": self.unsteered, "steered": self.steered}
+
+
+def signed(number: float) -> str:
+    """A strength as people read it."""
+    return f"{number:+g}".replace("-", "−") if number else "0"

@@ -1,0 +1,131 @@
+"""The HTML of the page's own parts. Whatever a model, a file or a user wrote is escaped here, and nowhere else."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from rotalabs_steer.evaluation.token_colors import ColorScale, color_of
+from rotalabs_steer.playground.comparisons import signed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rotalabs_steer.evaluation.token_colors import Token
+    from rotalabs_steer.playground.comparisons import Backend, Behavior, Comparison
+
+UNSTEERED, STEERED = "Unsteered", "Steered"
+_TEMPLATE_MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "{}$`"}
+
+
+def safe(text: str) -> str:
+    """Text that stays text in HTML, and in the templates that Gradio makes of HTML."""
+    return escape(text).translate(_TEMPLATE_MARKS)
+
+
+def empty_panes() -> tuple[str, str]:
+    """Both panes before anything was asked."""
+    return (
+        _pane(UNSTEERED, "", '<p class="soft">The answer of the model as it is.</p>'),
+        _pane(STEERED, "", '<p class="soft">The answer of the same prompt and seed, steered.</p>'),
+    )
+
+
+def written_panes(texts: Sequence[str], steering: str) -> tuple[str, str]:
+    """Both panes while they are written; the second says so where nothing steers."""
+    unsteered = _pane(UNSTEERED, "", _text(safe(texts[0])), writing=True)
+    if len(texts) == 1:
+        return unsteered, _nothing_steers()
+    return unsteered, _pane(STEERED, steering, _text(safe(texts[1])), writing=True)
+
+
+def stopped(pane: str) -> str:
+    """A pane that is written no further."""
+    return pane.replace('class="pane writing"', 'class="pane"', 1)
+
+
+def compared_panes(comparison: Comparison, behavior: str | None) -> tuple[str, str]:
+    """Both panes once they are written, their tokens coloured by a behaviour, or not at all."""
+    if not comparison.request.acting:
+        return _pane(UNSTEERED, "", _text(safe(comparison.unsteered))), _nothing_steers()
+    seen = (comparison.projections or {}).get(behavior or "")
+    if seen is None:
+        texts = [_text(safe(text)) for text in (comparison.unsteered, comparison.steered)]
+    else:
+        scale = ColorScale.of(seen[:1], seen[1:])
+        texts = [_text("".join(map(_token, scale.color_tokens(text)))) for text in seen]
+    return _pane(UNSTEERED, "", texts[0]), _pane(STEERED, comparison.request.steering, texts[1])
+
+
+def color_legend(behavior: str | None) -> str:
+    """What the colours mean; empty where there are none."""
+    if behavior is None:
+        return ""
+    steps = "".join(f'<i style="background: {color_of(step / 2)}"></i>' for step in (-2, -1, 0, 1, 2))
+    return (
+        f'<p class="legend"><span>less</span><span class="steps">{steps}</span><span>more {safe(behavior)}</span></p>'
+        '<p class="soft">How far each token, as the unsteered model reads it, points along the vector; no colour is the '
+        "mean of the unsteered answer.</p>"
+    )
+
+
+def strength_legend(behaviors: Sequence[Behavior]) -> str:
+    """What is marked on the sliders."""
+    if not any(behavior.safe_range for behavior in behaviors):
+        return '<p class="soft">None of these vectors was tuned, so no safe range is known.</p>'
+    return (
+        '<p class="soft"><i class="safe-mark"></i>Tuned safe range: up to ±1 the text stays within the coherence '
+        "budget of the tuning. Beyond it, it may fall apart.</p>"
+    )
+
+
+def strength_remark(behavior: Behavior) -> str | None:
+    """What must be known of one behaviour before it is used."""
+    if behavior.safe_range is None:
+        return "not tuned: no safe range known"
+    return "does not steer this model" if behavior.steers is False else None
+
+
+def summary(backend: Backend | None) -> str:
+    """What is loaded, in a line."""
+    if backend is None:
+        return '<p class="soft">No model is loaded yet.</p>'
+    count = len(backend.behaviors)
+    name = f'<b title="{safe(backend.model)}">{safe(PurePath(backend.model).name)}</b>'
+    return f'<p class="soft">{name} · {count} behaviour{"s" if count > 1 else ""}</p>'
+
+
+def how_to_start() -> str:
+    """What to do without vectors."""
+    return (
+        '<p class="soft">The sliders appear here once a model and its vectors are loaded. Vectors are made with</p>'
+        "<pre>rotalabs-steer tune sample --behavior formality --output tuned</pre>"
+        '<p class="soft">Then load the model <code>sample</code> and the folder <code>tuned</code> above.</p>'
+    )
+
+
+def message(text: str) -> str:
+    """What went wrong."""
+    return f'<p class="message" role="alert">{safe(text)}</p>'
+
+
+def _pane(title: str, note: str, content: str, *, writing: bool = False) -> str:
+    name = "pane writing" if writing else "pane"
+    return f'<section class="{name}"><h3>{title} <span>{safe(note)}</span></h3>{content}</section>'
+
+
+def _text(content: str) -> str:
+    return f'<div class="answer">{content}</div>'
+
+
+def _nothing_steers() -> str:
+    return _pane(STEERED, "", '<p class="soft">All strengths are 0: nothing steers. Move a slider.</p>')
+
+
+def _token(token: Token) -> str:
+    """A token in its colour; the space before a word has none, else it is a stripe where the line breaks."""
+    word = token.text.lstrip()
+    space = token.text[: len(token.text) - len(word)]
+    score = signed(round(token.score, 2))
+    return f'{safe(space)}<span style="background: {token.color}" title="{score}">{safe(word)}</span>'

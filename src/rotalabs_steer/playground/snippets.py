@@ -1,0 +1,115 @@
+"""The request of a comparison as text to copy: Python, JSON and curl. Each gives the steered answer, as it is."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from rotalabs_steer.playground.comparisons import Request
+
+KEY_VARIABLE = "VLLM_API_KEY"
+
+
+def request_body(request: Request, model: str) -> dict[str, Any]:
+    """The body of the request to `/v1/chat/completions` of `rotalabs-steer serve`."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": request.messages,
+        "max_tokens": request.max_new_tokens,
+        "temperature": request.temperature,
+        "seed": request.seed,
+    }
+    if request.acting:
+        body["steering"] = {"behaviors": request.acting, "scope": request.scope}
+    return body
+
+
+def json_snippet(request: Request, model: str) -> str:
+    """The body as text. An intervention that a server does not have stands in it, so that a server refuses it."""
+    body = request_body(request, model)
+    if request.acting and request.intervention != "add":
+        body["steering"]["intervention"] = request.intervention
+    return json.dumps(body, indent=2, ensure_ascii=False)
+
+
+def curl_snippet(request: Request, model: str, server: str, *, key: bool = False, remark: str = "") -> str:
+    """A command for the shell.
+
+    Args:
+        server: address with `/v1`.
+        key: send the key that is in the environment.
+        remark: goes before it, as a comment.
+    """
+    if request.acting and request.intervention != "add":
+        return f"# A vLLM server steers by adding; {request.intervention} runs in transformers only.\n"
+    lines = [
+        f"curl {shlex.quote(f'{server}/chat/completions')}",
+        "-H 'Content-Type: application/json'",
+        *([f'-H "Authorization: Bearer ${KEY_VARIABLE}"'] if key else []),
+        f"-d {shlex.quote(json_snippet(request, model))}",
+    ]
+    comment = "".join(f"# {line}\n" for line in remark.splitlines())
+    return comment + " \\\n  ".join(lines) + "\n"
+
+
+def python_snippet(request: Request, model: str, folders: Mapping[str, Path]) -> str:
+    """A program for transformers.
+
+    Args:
+        folders: of the vector sets, by behaviour.
+    """
+    imports = ["import torch", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    injector, steered = "", ""
+    if request.acting:
+        imports += ["", "from rotalabs_steer import MultiVectorInjector, SteeringVectorSet"]
+        sets = "".join(
+            f"    {_text(name)}: SteeringVectorSet.load({_text(folders[name])}),\n" for name in request.acting
+        )
+        options = f"injection_mode={_text(request.scope)}, intervention={_text(request.intervention)}"
+        strengths = ", ".join(f"{_text(name)}: {strength!r}" for name, strength in request.acting.items())
+        injector = (
+            f"sets = {{\n{sets}}}\nstrengths = {{{strengths}}}\n"
+            f"injector = MultiVectorInjector(model, sets, strengths, {options})\n\n"
+        )
+        steered = "with injector:\n    "
+    drawn = f"do_sample=True, temperature={request.temperature!r}" if request.temperature else "do_sample=False"
+    return (
+        "\n".join(imports)
+        + f"\n\nname = {_text(model)}\n"
+        + 'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")\n'
+        + "tokenizer = AutoTokenizer.from_pretrained(name)\n\n"
+        + injector
+        + f'chat = [{{"role": "user", "content": {_text(request.prompt)}}}]\n'
+        + "inputs = tokenizer.apply_chat_template(\n"
+        + '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True\n'
+        + ")\n"
+        + f"torch.manual_seed({request.seed})\n"
+        + f"{steered}output = model.generate(**inputs, max_new_tokens={request.max_new_tokens}, {drawn})\n"
+        + 'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))\n'
+    )
+
+
+def client_snippet(request: Request, model: str, server: str, *, key: bool = False) -> str:
+    """A program for the server, with the openai client."""
+    body = request_body(request, model)
+    steering = body.pop("steering", None)
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in body.items())
+    extra = f"    extra_body={{'steering': {steering!r}}},\n" if steering else ""
+    imports, secret = ("import os\n\n", f'os.environ["{KEY_VARIABLE}"]') if key else ("", '"none"')
+    return (
+        f"{imports}from openai import OpenAI\n\n"
+        f"client = OpenAI(base_url={_text(server)}, api_key={secret})\n"
+        f"answer = client.chat.completions.create(\n{arguments}{extra})\n"
+        "print(answer.choices[0].message.content)\n"
+    )
+
+
+def _text(value: object) -> str:
+    """A Python literal, in double quotes where that needs no escapes."""
+    plain = repr(str(value))
+    return f'"{plain[1:-1]}"' if plain[0] == "'" and '"' not in plain else plain

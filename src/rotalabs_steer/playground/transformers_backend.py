@@ -1,0 +1,187 @@
+"""Answers and projections of a model in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.generation.streamers import BaseStreamer
+
+from rotalabs_steer.datasets.rendering import render_prompt
+from rotalabs_steer.decoder import model_name, text_config, transformers_model
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.evaluation.detection import project
+from rotalabs_steer.evaluation.generation import continue_rows
+from rotalabs_steer.injection import MultiVectorInjector, check_vectors
+from rotalabs_steer.integrations.vector_sources import load_vector_sets, set_places
+from rotalabs_steer.interventions import INTERVENTIONS
+from rotalabs_steer.playground.comparisons import Behavior, Snippets
+from rotalabs_steer.playground.side_by_side import Turns, write_together
+from rotalabs_steer.playground.snippets import curl_snippet, json_snippet, python_snippet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import torch
+    from torch import nn
+
+    from rotalabs_steer.playground.comparisons import Projections, Request
+    from rotalabs_steer.vectors import SteeringVectorSet
+
+_SERVER = "http://127.0.0.1:8000/v1"
+
+
+@dataclass(frozen=True, eq=False)
+class TransformersBackend:
+    """A transformers model, and the vector sets of a folder.
+
+    Attributes:
+        folders: of the sets, by behaviour.
+        source: the folder that they were found in.
+    """
+
+    network: nn.Module
+    tokenizer: Any
+    sets: Mapping[str, SteeringVectorSet]
+    folders: Mapping[str, Path]
+    source: Path
+
+    @classmethod
+    def open(cls, network: nn.Module, tokenizer: Any, vectors: str) -> TransformersBackend:
+        """Reads the folder of one vector set or of several.
+
+        Raises:
+            OptionError: there is no such folder.
+            VectorError, LayerError, ModelMismatchError, FileFormatError: it holds no sets, or none for this model.
+        """
+        source = Path(vectors).expanduser().resolve()
+        if not vectors.strip() or not source.is_dir():
+            raise OptionError(
+                f"There is no folder {vectors!r}. Make vectors with: rotalabs-steer tune MODEL --output FOLDER"
+            )
+        sets = load_vector_sets(source)
+        check_vectors(network, (vectors.get_best() for vectors in sets.values()))
+        return cls(network, tokenizer, sets, dict(zip(sets, set_places(source), strict=True)), source)
+
+    @property
+    def model(self) -> str:
+        """The name or path that the model was loaded from."""
+        return model_name(self.network)
+
+    @property
+    def behaviors(self) -> tuple[Behavior, ...]:
+        """One for each set."""
+        return tuple(
+            Behavior(
+                name,
+                vectors.get_best().layer_index,
+                (-1.0, 1.0) if vectors.metadata.get("calibration") is not None else None,
+                vectors.metadata.get("steers"),
+            )
+            for name, vectors in sorted(self.sets.items())
+        )
+
+    @property
+    def interventions(self) -> tuple[str, ...]:
+        """All there are."""
+        return tuple(INTERVENTIONS)
+
+    def compare(self, request: Request) -> Iterator[tuple[str, ...]]:
+        """Both answers as far as they are written, a token of each in turn.
+
+        Raises:
+            OptionError: prompt and answer do not fit the model's context, or an option is unknown.
+        """
+        ids = render_prompt(self.tokenizer, request.prompt)
+        window = getattr(text_config(transformers_model(self.network)), "max_position_embeddings", None)
+        if window is not None and len(ids) + request.max_new_tokens > window:
+            raise OptionError(
+                f"The prompt has {len(ids)} tokens and the answer may have {request.max_new_tokens}; the model's "
+                f"context holds {window}. Shorten one of them."
+            )
+        injectors: list[MultiVectorInjector | None] = [None]
+        if request.acting:
+            chosen = {name: self.sets[name] for name in request.acting}
+            injectors.append(
+                MultiVectorInjector(
+                    self.network, chosen, request.acting, request.scope, intervention=request.intervention
+                )
+            )
+        turns = Turns(len(injectors), request.seed)
+        return write_together(
+            [partial(self._write, request, ids, injector, turns, number) for number, injector in enumerate(injectors)]
+        )
+
+    def project(self, request: Request, unsteered: str, steered: str) -> Projections:
+        """Both answers seen by every behaviour's vector, in one pass of the unsteered model."""
+        texts, vectors = [unsteered, steered], [vectors.get_best() for vectors in self.sets.values()]
+        seen = project(self.network, self.tokenizer, texts, vectors, prompts=[request.prompt] * len(texts))
+        rows = [
+            tuple(
+                dataclasses.replace(text, scores=text.scores[n : n + 1], text_scores=text.text_scores[n : n + 1])
+                for text in seen
+            )
+            for n in range(len(vectors))
+        ]
+        return {name: (first, second) for name, (first, second) in zip(self.sets, rows, strict=True)}
+
+    def snippets(self, request: Request) -> Snippets:
+        """Python for this model and folder; the rest for a server that is started with them."""
+        remark = f"For a server that is started with:\nrotalabs-steer serve {self.model} --vectors {self.source}"
+        return Snippets(
+            python_snippet(request, self.model, self.folders),
+            json_snippet(request, self.model),
+            curl_snippet(request, self.model, _SERVER, remark=remark),
+        )
+
+    def _write(
+        self,
+        request: Request,
+        ids: tuple[int, ...],
+        injector: MultiVectorInjector | None,
+        turns: Turns,
+        number: int,
+        write: Callable[[str], None],
+    ) -> None:
+        """Writes one of the answers, until it ends or `write` raises."""
+        drawn = {"do_sample": True, "temperature": request.temperature} if request.temperature else {}
+
+        def show(written: list[int]) -> None:
+            write(self._text(written).rstrip("\ufffd"))  # half a character, whose rest is the next token
+            turns.give_way(number)
+
+        try:
+            turns.begin(number)
+            with injector.scoped() if injector is not None else contextlib.nullcontext():
+                (row,) = continue_rows(
+                    self.network, self.tokenizer, [ids], request.max_new_tokens, streamer=_Streamer(show), **drawn
+                )
+            write(self._text(row))
+        finally:
+            turns.leave(number)
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+class _Streamer(BaseStreamer):  # type: ignore[misc]
+    """Tells of the tokens written so far, one more each time."""
+
+    def __init__(self, show: Callable[[list[int]], None]) -> None:
+        self._show = show
+        self._written: list[int] | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called with the prompt, then with each token."""
+        if self._written is None:
+            self._written = []
+        else:
+            self._written += value.tolist()
+            self._show(self._written)
+
+    def end(self) -> None:
+        """Called after the last token."""
