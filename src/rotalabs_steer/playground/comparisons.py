@@ -11,7 +11,7 @@ from rotalabs_steer.errors import OptionError
 from rotalabs_steer.positions import check_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from rotalabs_steer.evaluation.detection import ProjectedText
 
@@ -108,7 +108,7 @@ class Backend(Protocol):
         """What can be done with a vector."""
         ...
 
-    def compare(self, request: Request) -> Iterator[tuple[str, ...]]:
+    def compare(self, request: Request) -> Generator[tuple[str, ...]]:
         """The unsteered and the steered answer as far as they are written; the first alone where nothing steers."""
         ...
 

@@ -15,13 +15,15 @@ from rotalabs_steer.playground.opening import TRANSFORMERS, VLLM, Choice, Opener
 from rotalabs_steer.positions import SCOPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rotalabs_steer.playground.comparisons import Backend
 
 _STRONGEST, _NOTHING = "the strongest", "nothing"
 _LARGEST = 2.0
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+"""For what runs the model, in all tabs together: torch's random numbers are those of the process."""
 _SHOW_ANSWERS = """(...given) => {
   document.querySelector('#answers').scrollIntoView({block: innerWidth > 640 ? 'nearest' : 'start'});
   return given;
@@ -51,6 +53,7 @@ class Page:
         self._opener, self._start = opener, start
         with gr.Blocks(title="rotalabs-steer playground", analytics_enabled=False) as self.blocks:
             self.backend, self.history, self.shown, self.opened = gr.State(), gr.State([]), gr.State(), gr.State({})
+            self.stopping = gr.State({"asked": False})
             with gr.Row(elem_id="head"):
                 gr.HTML("<h1>rotalabs-steer <span>playground</span></h1>")
                 self.summary = gr.HTML(panes.summary(start), elem_id="summary")
@@ -74,14 +77,17 @@ class Page:
             self.engine = gr.Radio([TRANSFORMERS, VLLM], value=choice.engine, label="Engine")
             with gr.Row():
                 self.model = gr.Textbox(
-                    choice.model, label="Model", visible=local, info="A folder, a Hugging Face id, or: sample"
-                )
+                    choice.model, label="Model", info="A folder, a Hugging Face id, or: sample", visible=local,
+                    elem_id="model",
+                )  # fmt: skip
                 self.vectors = gr.Textbox(
-                    choice.vectors, label="Vectors", visible=local, info="Folder of one vector set or of several"
-                )
+                    choice.vectors, label="Vectors", info="Folder of one vector set or of several", visible=local,
+                    elem_id="vectors",
+                )  # fmt: skip
                 self.server = gr.Textbox(
-                    choice.server, label="Server", visible=not local, info="Address, as in http://127.0.0.1:8000"
-                )
+                    choice.server, label="Server", info="Address, as in http://127.0.0.1:8000", visible=not local,
+                    elem_id="server",
+                )  # fmt: skip
             self.load = gr.Button("Load", variant="primary", elem_id="load")
             self.setup_message = gr.HTML(visible=False, elem_id="setup-message")
 
@@ -150,7 +156,10 @@ class Page:
         self.blocks.load(self._begin, None, loaded, **_QUIET)
         if not fixed:
             self.engine.change(self._show_fields, self.engine, [self.model, self.vectors, self.server], **_QUIET)
-            self.load.click(self._open, chosen, loaded, api_visibility="private", show_progress_on=self.load)
+            self.load.click(
+                self._open, chosen, loaded, api_visibility="private", show_progress_on=self.load, **_ONE_AT_A_TIME
+            )
+        self.stop.click(self._stop, self.stopping, self.stop, **_QUIET)
         self.color_by.change(
             self._recolor, [self.shown, self.color_by], [self.unsteered, self.steered, self.legend], **_QUIET
         )
@@ -185,15 +194,12 @@ class Page:
             }
             yield from self._answer(strengths, *asked)
 
-        asked = [self.backend, self.history, self.color_by, self.prompt, self.scope, self.intervention,
+        asked = [self.backend, self.stopping, self.history, self.color_by, self.prompt, self.scope, self.intervention,
                  self.new_tokens, self.temperature, self.seed]  # fmt: skip
-        answering = gr.on(
+        gr.on(
             [self.send.click, self.prompt.submit], answer, [*asked, *sliders],
-            [self.stop, self.history, self.earlier, *self._answer_parts()], js=_SHOW_ANSWERS, **_QUIET,
-        )  # fmt: skip
-        self.stop.click(
-            self._stopped, [self.unsteered, self.steered], [self.stop, self.unsteered, self.steered],
-            cancels=[answering], **_QUIET,
+            [self.send, self.stop, self.history, self.earlier, *self._answer_parts()], js=_SHOW_ANSWERS,
+            **_ONE_AT_A_TIME, **_QUIET,
         )  # fmt: skip
 
     def _begin(self) -> Update:
@@ -227,49 +233,53 @@ class Page:
         }
 
     def _answer(
-        self, strengths: dict[str, float], backend: Backend | None, history: list[Comparison], color_by: str,
-        prompt: str, scope: str, intervention: str, new_tokens: int | None, temperature: float | None, seed: int | None,
+        self, strengths: dict[str, float], backend: Backend | None, stopping: dict[str, bool],
+        history: list[Comparison], color_by: str, prompt: str, scope: str, intervention: str, new_tokens: int | None,
+        temperature: float | None, seed: int | None,
     ) -> Iterator[Update]:  # fmt: skip
-        """Both answers as they are written, then all that belongs to them."""
+        """Both answers as they are written, then all that belongs to them; or, in their place, what went wrong."""
+        emptied: Update = {}
         try:
             if backend is None:
                 raise OptionError("No model is loaded. Name one and its vectors under “Model and vectors”.")
             request = Request(
-                prompt or "", strengths, scope, intervention, int(new_tokens or 0), float(temperature or 0.0),
-                int(seed or 0),
-            )  # fmt: skip
-            unsteered, steered = panes.written_panes([""] * (2 if request.acting else 1), request.steering)
-            yield {
-                self.stop: gr.Button(interactive=True), self.message: gr.HTML(visible=False),
-                self.colors: gr.Row(visible=False), self.unsteered: unsteered, self.steered: steered,
-            }  # fmt: skip
+                prompt or "", strengths, scope, intervention, int(new_tokens or 0), temperature or 0.0, int(seed or 0)
+            )
+            answers = backend.compare(request)
+            stopping["asked"] = False
+            yield {self.message: gr.HTML(visible=False), self.colors: gr.Row(visible=False), **self._busy(True)}
+            emptied = {self.found: gr.Column(visible=False), **self._show(panes.empty_panes())}
             texts: tuple[str, ...] = ("", "")
-            for texts in backend.compare(request):
-                unsteered, steered = panes.written_panes(texts, request.steering)
-                yield {self.unsteered: unsteered, self.steered: steered}
-            comparison = Comparison(
-                backend.model, request, texts[0], texts[-1],
-                backend.project(request, *texts) if len(texts) > 1 else None, backend.snippets(request),
-            )  # fmt: skip
+            for texts in answers:
+                written = panes.written_panes(texts, request.steering)
+                yield self._show(written)
+                if stopping["asked"]:
+                    answers.close()
+                    yield self._show(map(panes.stopped, written)) | self._busy(False)
+                    return
+            projections = backend.project(request, *texts) if len(texts) > 1 else None
+            comparison = Comparison(backend.model, request, texts[0], texts[-1], projections, backend.snippets(request))
             history = [comparison, *history]
-            yield self._compared(comparison, color_by) | {
-                self.stop: gr.Button(interactive=False),
+            samples = [[each.request.prompt, each.request.steering] for each in history]
+            yield {
                 self.history: history,
-                self.earlier: gr.Dataset(samples=[[each.request.prompt, each.request.steering] for each in history]),
+                self.earlier: gr.Dataset(samples=samples),
+                **self._compared(comparison, color_by),
+                **self._busy(False),
             }
         except Exception as error:
-            unsteered, steered = panes.empty_panes()
-            yield {
-                self.stop: gr.Button(interactive=False), self.unsteered: unsteered, self.steered: steered,
-                self.message: gr.HTML(panes.message(explain(error)), visible=True),
-            }  # fmt: skip
+            failed = gr.HTML(panes.message(explain(error)), visible=True)
+            yield {self.message: failed, **emptied, **self._busy(False)}
 
-    def _stopped(self, unsteered: str, steered: str) -> Update:
-        return {
-            self.stop: gr.Button(interactive=False),
-            self.unsteered: panes.stopped(unsteered),
-            self.steered: panes.stopped(steered),
-        }
+    def _busy(self, busy: bool) -> Update:
+        return {self.send: gr.Button(interactive=not busy), self.stop: gr.Button(interactive=busy)}
+
+    def _show(self, both: Iterable[str]) -> Update:
+        return dict(zip((self.unsteered, self.steered), both, strict=True))
+
+    def _stop(self, stopping: dict[str, bool]) -> Update:
+        stopping["asked"] = True
+        return {self.stop: gr.Button(interactive=False)}
 
     def _compared(self, comparison: Comparison, color_by: str) -> Update:
         return self._recolor(comparison, color_by) | {
@@ -288,8 +298,7 @@ class Page:
         behavior = comparison.request.strongest if color_by == _STRONGEST else color_by
         if behavior not in (comparison.projections or {}):
             behavior = None
-        unsteered, steered = panes.compared_panes(comparison, behavior)
-        return {self.unsteered: unsteered, self.steered: steered, self.legend: panes.color_legend(behavior)}
+        return {self.legend: panes.color_legend(behavior), **self._show(panes.compared_panes(comparison, behavior))}
 
     def _reopen(self, number: int, history: Sequence[Comparison], color_by: str) -> Update:
         comparison = history[number]

@@ -65,8 +65,8 @@ def color_legend(behavior: str | None) -> str:
     steps = "".join(f'<i style="background: {color_of(step / 2)}"></i>' for step in (-2, -1, 0, 1, 2))
     return (
         f'<p class="legend"><span>less</span><span class="steps">{steps}</span><span>more {safe(behavior)}</span></p>'
-        '<p class="soft">How far each token, as the unsteered model reads it, points along the vector; no colour is the '
-        "mean of the unsteered answer.</p>"
+        '<p class="soft">How far each token, as the unsteered model reads it, points along the vector; no colour is '
+        "the mean of the unsteered answer.</p>"
     )
 
 

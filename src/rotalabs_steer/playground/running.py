@@ -67,7 +67,7 @@ def run_playground(
     )
     with as_file(files("rotalabs_steer.playground").joinpath("page.css")) as style:
         try:
-            _, address, _ = page.blocks.queue(default_concurrency_limit=1).launch(
+            _, address, _ = page.blocks.launch(
                 server_name=host,
                 server_port=port,
                 theme=theme,

@@ -8,14 +8,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
 
 class _NobodyReadsError(Exception):
     """Ends a writer whose reader has left."""
 
 
-def write_together(writers: Sequence[Callable[[Callable[[str], None]], None]]) -> Iterator[tuple[str, ...]]:
+def write_together(writers: Sequence[Callable[[Callable[[str], None]], None]]) -> Generator[tuple[str, ...]]:
     """What each writer has written so far, whenever one has written more.
 
     Args:

@@ -24,7 +24,7 @@ from rotalabs_steer.playground.side_by_side import Turns, write_together
 from rotalabs_steer.playground.snippets import curl_snippet, json_snippet, python_snippet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     import torch
     from torch import nn
@@ -90,7 +90,7 @@ class TransformersBackend:
         """All there are."""
         return tuple(INTERVENTIONS)
 
-    def compare(self, request: Request) -> Iterator[tuple[str, ...]]:
+    def compare(self, request: Request) -> Generator[tuple[str, ...]]:
         """Both answers as far as they are written, a token of each in turn.
 
         Raises:

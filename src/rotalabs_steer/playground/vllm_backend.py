@@ -19,7 +19,7 @@ from rotalabs_steer.playground.snippets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from openai import OpenAI
 
@@ -70,7 +70,7 @@ class VllmBackend:
         """A server adds."""
         return ("add",)
 
-    def compare(self, request: Request) -> Iterator[tuple[str, ...]]:
+    def compare(self, request: Request) -> Generator[tuple[str, ...]]:
         """Both answers as far as they are written. Both requests run at once.
 
         Raises:
