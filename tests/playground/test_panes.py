@@ -68,4 +68,4 @@ def test_only_tuned_behaviours_have_a_safe_range():
     assert "no safe range is known" in panes.strength_legend([untuned])
     assert panes.strength_remark(tuned) is None
     assert panes.strength_remark(untuned) == "not tuned: no safe range known"
-    assert panes.strength_remark(Behavior("c", 1, (-1.0, 1.0), False)) == "does not steer this model"
+    assert panes.strength_remark(Behavior("c", 1, (-1.0, 1.0), False)) == "does not steer on this model"

@@ -2,7 +2,9 @@ import json
 import shlex
 
 import pytest
+import torch
 
+from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.playground.comparisons import Request
 from rotalabs_steer.playground.snippets import client_snippet, curl_snippet, json_snippet, python_snippet
@@ -51,6 +53,13 @@ def test_python_holds_every_text_as_it_is(tmp_path):
     assert "do_sample=True, temperature=0.7" in program
     assert "dry wit" not in program
     compile(client_snippet(request(), "a/model", SERVER, key=True), "snippet", "exec")
+
+
+def test_python_reads_a_folder_that_was_made_to_be_shared(tmp_path):
+    SteeringVectorSet("calm", [SteeringVector("calm", 1, torch.ones(4), "a/model")]).save_pretrained(tmp_path)
+    program = python_snippet(request(strengths={"calm": 1.0}), "a/model", {"calm": tmp_path})
+    (loading,) = [line for line in program.splitlines() if "SteeringVectorSet." in line]
+    assert eval(f"{{{loading}}}", {"SteeringVectorSet": SteeringVectorSet})["calm"].layers == [1]
 
 
 def test_without_steering_python_does_not_steer():

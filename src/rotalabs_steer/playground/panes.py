@@ -84,7 +84,7 @@ def strength_remark(behavior: Behavior) -> str | None:
     """What must be known of one behaviour before it is used."""
     if behavior.safe_range is None:
         return "not tuned: no safe range known"
-    return "does not steer this model" if behavior.steers is False else None
+    return "does not steer on this model" if behavior.steers is False else None
 
 
 def summary(backend: Backend | None) -> str:

@@ -58,7 +58,7 @@ class TransformersBackend:
             OptionError: there is no such folder.
             VectorError, LayerError, ModelMismatchError, FileFormatError: it holds no sets, or none for this model.
         """
-        source = Path(vectors).expanduser().resolve()
+        source = Path(vectors).expanduser().absolute()
         if not vectors.strip() or not source.is_dir():
             raise OptionError(
                 f"There is no folder {vectors!r}. Make vectors with: rotalabs-steer tune MODEL --output FOLDER"

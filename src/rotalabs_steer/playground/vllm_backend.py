@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rotalabs_steer.playground.comparisons import Request
 
 _START = "rotalabs-steer serve MODEL --vectors FOLDER"
+_PATIENCE = 60.0
+"""Seconds without a word after which a server counts as away. One that is shutting down keeps connections open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class VllmBackend:
         server = address.strip().rstrip("/").removesuffix("/v1") + "/v1"
         if not server.startswith(("http://", "https://")):
             raise OptionError(f"{address!r} is no address of a server, as in http://127.0.0.1:8000.")
-        client = OpenAI(base_url=server, api_key=api_key or "none", max_retries=0)
+        client = OpenAI(base_url=server, api_key=api_key or "none", max_retries=0, timeout=_PATIENCE)
         return cls(server, *_offer(client), api_key is not None, client)
 
     @property
@@ -95,16 +97,20 @@ class VllmBackend:
         )
 
     def _write(self, body: dict[str, Any], steering: Any, write: Callable[[str], None]) -> None:
-        text = ""
+        text, ended = "", None
         extra = None if steering is None else {"steering": steering}
         with (
             _explained(self.client),
             self.client.chat.completions.create(**body, extra_body=extra, stream=True) as chunks,
         ):
             for chunk in chunks:
-                if chunk.choices and chunk.choices[0].delta.content:
-                    text += chunk.choices[0].delta.content
-                    write(text)
+                for choice in chunk.choices:
+                    ended = choice.finish_reason
+                    if choice.delta.content:
+                        text += choice.delta.content
+                        write(text)
+        if ended not in ("stop", "length"):
+            raise ServerError(f"The server at {self.server} broke off its answer ({ended}). Is it still running?")
 
 
 def _offer(client: OpenAI) -> tuple[str, tuple[Behavior, ...]]:

@@ -1,11 +1,13 @@
 """`rotalabs-steer serve` as its users meet it: a process, an API key and the openai client."""
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,6 +17,10 @@ import pytest
 from engines.vllm.live.conftest import PROMPTS
 from engines.vllm.live.documentation import blocks
 from engines.vllm.steered_sets import random_set
+from rotalabs_steer.errors import ServerError
+from rotalabs_steer.playground.comparisons import Request
+from rotalabs_steer.playground.transformers_backend import TransformersBackend
+from rotalabs_steer.playground.vllm_backend import VllmBackend
 from rotalabs_steer.sample_model import sample_model_path
 
 KEY = "a-key"
@@ -180,6 +186,34 @@ def test_behaviours_are_listed_to_those_with_the_key(server):
     assert {row["name"]: (row["layer"], row["dim"], row["safe_range"]) for row in listed["data"]} == {
         "calm": (20, 576, [-1.0, 1.0]), "cool": (15, 576, None), "warm": (15, 576, None),
     }  # fmt: skip
+
+
+def test_the_playground_shows_the_answers_of_transformers(server, smollm, tokenizer, vectors):
+    at_server = VllmBackend.connect(server, KEY)
+    here = TransformersBackend.open(smollm, tokenizer, str(vectors))
+    assert [each.name for each in at_server.behaviors] == ["calm", "cool", "warm"]
+    assert [each.safe_range for each in at_server.behaviors] == [(-1.0, 1.0), None, None]
+    request = Request(PROMPTS[0], {"warm": 1.0, "cool": 0.4, "calm": 0.0}, "generated", max_new_tokens=24)
+    seen = list(at_server.compare(request))
+    assert seen[-1] == list(here.compare(request))[-1]
+    assert any(first and second and second != seen[-1][1] for first, second in seen), "not side by side"
+    assert list(at_server.compare(replace(request, strengths={})))[-1] == seen[-1][:1]
+
+    environment = os.environ | {"VLLM_API_KEY": KEY}
+    snippets = at_server.snippets(request)
+    assert KEY not in snippets.python + snippets.json + snippets.curl
+    printed = subprocess.check_output([sys.executable, "-c", snippets.python], text=True, env=environment)
+    assert printed == seen[-1][1] + "\n"
+    answer = json.loads(subprocess.check_output(["bash", "-c", snippets.curl], text=True, env=environment))
+    assert answer["choices"][0]["message"]["content"] == seen[-1][1]
+
+
+def test_the_playground_explains_what_a_server_refuses(server):
+    with pytest.raises(ServerError, match=r"wants a key. Start the playground with the server's in VLLM_API_KEY"):
+        VllmBackend.connect(server)
+    there = VllmBackend.connect(f"{server}/v1/", KEY)
+    with pytest.raises(ServerError, match=r"refuses: .*it must be from -10 to 10"):
+        list(there.compare(Request("Hi", {"warm": 11.0}, max_new_tokens=2)))
 
 
 def test_vectors_are_read_again(client, server, vectors):

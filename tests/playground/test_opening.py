@@ -1,0 +1,33 @@
+import logging
+
+import pytest
+
+from rotalabs_steer.errors import ModelNameError, OptionError
+from rotalabs_steer.playground.opening import Choice, Opener, explain
+
+
+def test_a_model_is_loaded_once_and_makes_room_for_the_next():
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        if name == "none":
+            raise ModelNameError("There is none.")
+        return name, "tokenizer"
+
+    opener = Opener(load)
+    for name in ("a", "a", "b", "a", "none", "a"):
+        with pytest.raises((OptionError, ModelNameError)):
+            opener.open(Choice(model=name, vectors="nowhere"))
+    assert loaded == ["a", "b", "a", "none", "a"]
+
+
+def test_errors_are_one_sentence(caplog):
+    assert explain(OptionError("Do this.")) == "Do this."
+    assert explain(OSError("There is no model of that name.\nMany more lines.")) == "There is no model of that name."
+    with caplog.at_level(logging.ERROR):
+        assert (
+            explain(KeyError("x"))
+            == "Something failed that should not: KeyError: 'x'. Its traceback is in the terminal."
+        )
+    assert caplog.records[0].exc_info
