@@ -7,7 +7,7 @@ VLLM_INSTALLED := .venv-vllm/.installed
 PEERS_INSTALLED := .venv-peers/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-playground test-llama-cpp test-peers test-vllm check lint types docs clean
+.PHONY: demo test test-playground test-llama-cpp test-newcomer test-peers test-vllm check lint types docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/rotalabs-steer demo --output .demo
@@ -31,6 +31,10 @@ test-vllm: $(VLLM_INSTALLED)
 # Vectors that other packages trained and wrote, read and applied here: these pin older releases of what we use.
 test-peers: $(PEERS_INSTALLED)
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest tests/peers --override-ini filterwarnings=default
+
+# The built wheel in an empty folder and a fresh venv, as a newcomer meets it.
+test-newcomer: $(INSTALLED)
+	.ci/newcomer $(BIN)/python
 
 check: lint types docs
 

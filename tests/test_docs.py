@@ -1,14 +1,18 @@
 """Every code block of the documentation, run word for word on the real model."""
 
-import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import pages
 import rotalabs_steer
 from made_up_tuning import tuned_steering
+from pages import SAMPLE
 from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer.cli.app import app
 from rotalabs_steer.extraction import METHODS
 from rotalabs_steer.sample_model import sample_model_path
 
@@ -16,7 +20,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def blocks(page):
-    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
+    return [block.text for block in pages.blocks(DOCS / page) if block.language == "python"]
 
 
 def run(page, given):
@@ -24,7 +28,15 @@ def run(page, given):
         exec(compile(block, page, "exec"), given)
 
 
-SAMPLE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+def run_line(line):
+    """What a line of the command line prints; the verb is run in this process."""
+    program, *arguments = shlex.split(line)
+    assert program == "rotalabs-steer"
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == (1 if "check" in arguments else 0), result.output  # what it found is the point there
+    return result.stdout
+
+
 TASK = """
 task: my_task
 dataset_path: json
@@ -163,22 +175,36 @@ def test_baking(smollm, tokenizer, tmp_path, monkeypatch):
 
 
 @pytest.mark.real_model
-def test_getting_started(smollm, tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["first-vector", "own-data", "layer-and-strength", "agents"])
+def test_tutorials(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = {"model": smollm, "tokenizer": tokenizer}
-    run("getting-started.md", given)
-    assert given["formality"] == given["tuned"].vectors
-    assert given["injector"].strengths == {"formality": -0.8}
+    pages.follow(DOCS / "tutorials" / f"{page}.md", run_line)
 
 
 @pytest.mark.real_model
-def test_the_readme(capsys, tmp_path, monkeypatch):
+def test_the_tutorial_on_llama_cpp(tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp", reason="make test-llama-cpp installs llama-cpp-python")
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", (DOCS.parent / "README.md").read_text("utf-8"), re.DOTALL)
-    exec(example.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(sample_model_path())), {})
-    answers = re.findall(r"^(?:-1\.0|0\.0|1\.0) (.*)$", capsys.readouterr().out, re.MULTILINE)
-    assert len(set(answers)) == 3
+    pages.follow(DOCS / "tutorials" / "llama-cpp.md", run_line)
+    assert Path("formality.gguf").exists()
+
+
+@pytest.mark.real_model
+def test_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pages.follow(DOCS.parent / "README.md", run_line)
     assert SteeringVectorSet.load("vectors/formality").layers == list(range(30))
+
+
+def test_every_tutorial_is_followed_by_a_test():
+    """vLLM's by tests/engines/vllm/live/test_server.py."""
+    followed = {"first-vector", "own-data", "layer-and-strength", "agents", "llama-cpp", "vllm"}
+    assert {path.stem for path in (DOCS / "tutorials").iterdir()} == followed
+
+
+def test_other_words_than_a_page_says_are_noticed():
+    assert pages.alike("formality  17 +0.66", "formality 17 +0.66\n")
+    assert not pages.alike("To request a day off, you can simply ask", "Hey boss, I'm so glad you're here today")
 
 
 @pytest.mark.real_model

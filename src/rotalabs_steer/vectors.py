@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,7 +119,7 @@ class SteeringVector:
     def __repr__(self) -> str:
         return (
             f"SteeringVector({self.behavior!r}, layer {self.layer_index}, dim {self.dim}, norm {self.norm:.3g}, "
-            f"{self.model_name!r})"
+            f"{_short_name(self.model_name)!r})"
         )
 
     def _replace(self, vector: torch.Tensor, **metadata: Any) -> SteeringVector:
@@ -342,7 +342,23 @@ class SteeringVectorSet:
     __hash__ = None  # type: ignore[assignment]  # a set can grow
 
     def __repr__(self) -> str:
-        return f"SteeringVectorSet({self.behavior!r}, layers {self.layers}, {self.model_name!r})"
+        about = f"layers {_ranges(self.layers)}" if self._vectors else "empty"
+        if self.chosen_layer is not None:
+            about += f", chosen {self.chosen_layer}"
+        name = "" if self.model_name is None else f", {_short_name(self.model_name)!r}"
+        return f"SteeringVectorSet({self.behavior!r}, {about}{name})"
+
+
+def _short_name(model: str) -> str:
+    """The last part of a model's id or path, which may be a path of either kind of system."""
+    return PureWindowsPath(model).name
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Ascending layers as people write them: 3, 10–12."""
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    ends = [layer for layer in layers if layer + 1 not in layers]
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _model_depth(vector: SteeringVector) -> int | None:

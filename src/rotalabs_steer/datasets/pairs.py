@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 _Row = TypeVar("_Row")
+_ROWS_SHOWN = 5
 _OPTIONAL_SIDES = ("negative_prompt", "negative_system", "positive_span", "negative_span")
 
 
@@ -173,6 +175,15 @@ class ContrastPairDataset(_Dataset[ContrastPair]):
     def negatives(self) -> list[str]:
         """The negative texts."""
         return [pair.negative for pair in self]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first pairs as a table."""
+        names = ("prompt", "positive", "negative")
+        rows = [[getattr(pair, name) for name in names] for pair in self[:_ROWS_SHOWN]]
+        head = "".join(f'<th style="text-align: left">{name}</th>' for name in names)
+        cell = '<td style="text-align: left; vertical-align: top">'
+        body = "".join("<tr>" + "".join(f"{cell}{escape(text or '')}</td>" for text in row) + "</tr>" for row in rows)
+        return f"<p>{escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     @staticmethod
     def _parse(row: Any, place: str) -> ContrastPair:

@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 RECORD_FILE = "tuning.json"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TunedSteering:
     """The outcome of tuning a behaviour on a model.
 
@@ -64,6 +64,9 @@ class TunedSteering:
         if self.steers:
             return f"{self.behavior}, {found} at strength ±1 (KL {self.budget:g})"
         return f"{self.behavior} does not steer on this model: an interval includes zero ({found})"
+
+    def __repr__(self) -> str:
+        return f"<TunedSteering: {self}>"
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the vector set (as `SteeringVectorSet.save`) and, beside it, everything else as `tuning.json`."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -109,6 +110,14 @@ def test_the_request_of_the_docs(server, client):
     block = block.replace(str(sample_model_path()), "smol").replace("formality", "warm").replace("humor", "cool")
     exec(block.replace("extra_body=", "max_tokens=4, extra_body="), {})
     assert text(chat(client, {"warm": 0.8, "cool": -0.5}, tokens=4))
+
+
+def test_the_requests_of_the_tutorial(server, capsys):
+    (block,) = blocks("tutorials/vllm.md")
+    block = block.replace("http://127.0.0.1:8000", server).replace('"none"', repr(KEY))
+    exec(block.replace(str(sample_model_path()), "smol").replace("formality", "warm"), {})
+    answers = re.findall(r"^\[(?:-1|0|1)\] (.+)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(set(answers)) == 3
 
 
 def test_completions_and_responses_are_steered_too(client):
