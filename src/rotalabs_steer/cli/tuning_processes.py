@@ -64,4 +64,4 @@ def _tune(dataset: ContrastPairDataset, folder: Path) -> None:
 
 
 def _length(dataset: ContrastPairDataset) -> int:
-    return sum(len(pair.prompt or "") + len(pair.positive) + len(pair.negative) for pair in dataset)
+    return sum(len(text or "") for pair in dataset for text in (pair.system, pair.prompt, pair.positive, pair.negative))
