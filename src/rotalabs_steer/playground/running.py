@@ -15,17 +15,15 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7860
-
 
 def run_playground(
     load_model: Callable[[str], tuple[nn.Module, Any]],
     choice: Choice,
     *,
-    host: str = DEFAULT_HOST,
-    port: int = DEFAULT_PORT,
+    host: str,
+    port: int,
     api_key: str | None = None,
-    ready: Callable[[str], None] = print,
+    ready: Callable[[str], None],
 ) -> None:
     """Shows the page until it is stopped.
 
