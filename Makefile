@@ -22,7 +22,7 @@ test-playground: $(INSTALLED)
 
 # llama.cpp is compiled once a machine, and kept in the user's cache.
 test-llama-cpp: $(INSTALLED)
-	.ci/with-llama-cpp $(BIN)/python -m pytest tests/engines/test_llama_cpp.py tests/test_docs.py -k llama
+	.ci/with-llama-cpp $(BIN)/python -m pytest tests/engines/test_llama_cpp.py tests/test_docs.py tests/test_tutorials.py -k llama
 
 # vLLM's own tests: a venv of its own, since vLLM pins its dependencies. Compiled graphs are kept between runs.
 test-vllm: $(VLLM_INSTALLED)

@@ -1,18 +1,15 @@
 """Every code block of the documentation, run word for word on the real model."""
 
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import pages
 import rotalabs_steer
 from made_up_tuning import tuned_steering
 from pages import SAMPLE
 from rotalabs_steer import SteeringVector, SteeringVectorSet
-from rotalabs_steer.cli.app import app
 from rotalabs_steer.extraction import METHODS
 from rotalabs_steer.sample_model import sample_model_path
 
@@ -26,15 +23,6 @@ def blocks(page):
 def run(page, given):
     for block in blocks(page):
         exec(compile(block, page, "exec"), given)
-
-
-def run_line(line):
-    """What a line of the command line prints; the verb is run in this process."""
-    program, *arguments = shlex.split(line)
-    assert program == "rotalabs-steer"
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == (1 if "check" in arguments else 0), result.output  # what it found is the point there
-    return result.stdout
 
 
 TASK = """
@@ -172,39 +160,6 @@ def test_baking(smollm, tokenizer, tmp_path, monkeypatch):
     assert given["baked"].config.mlp_bias
     assert given["ablated"].config.tie_word_embeddings is False
     assert Path("steered-model/config.json").exists()
-
-
-@pytest.mark.real_model
-@pytest.mark.parametrize("page", ["first-vector", "own-data", "layer-and-strength", "agents"])
-def test_tutorials(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    pages.follow(DOCS / "tutorials" / f"{page}.md", run_line)
-
-
-@pytest.mark.real_model
-def test_the_tutorial_on_llama_cpp(tmp_path, monkeypatch):
-    pytest.importorskip("llama_cpp", reason="make test-llama-cpp installs llama-cpp-python")
-    monkeypatch.chdir(tmp_path)
-    pages.follow(DOCS / "tutorials" / "llama-cpp.md", run_line)
-    assert Path("formality.gguf").exists()
-
-
-@pytest.mark.real_model
-def test_the_readme(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    pages.follow(DOCS.parent / "README.md", run_line)
-    assert SteeringVectorSet.load("vectors/formality").layers == list(range(30))
-
-
-def test_every_tutorial_is_followed_by_a_test():
-    """vLLM's by tests/engines/vllm/live/test_server.py."""
-    followed = {"first-vector", "own-data", "layer-and-strength", "agents", "llama-cpp", "vllm"}
-    assert {path.stem for path in (DOCS / "tutorials").iterdir()} == followed
-
-
-def test_other_words_than_a_page_says_are_noticed():
-    assert pages.alike("formality  17 +0.66", "formality 17 +0.66\n")
-    assert not pages.alike("To request a day off, you can simply ask", "Hey boss, I'm so glad you're here today")
 
 
 @pytest.mark.real_model
