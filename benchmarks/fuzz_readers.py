@@ -93,10 +93,15 @@ class Target:
             os.abort()
 
     def warm_up(self) -> None:
-        """What torch imports when it first loads something, or names a tensor in an error, is not the file's doing."""
+        """What torch imports when it first loads something, or names a tensor in an error, is not the file's doing.
+
+        Nor are the codecs of a pickle's texts.
+        """
         import torch
 
         repr(torch.zeros(1))
+        for codec in ("raw-unicode-escape", "unicode-escape", "ascii", "latin-1"):
+            b"".decode(codec)
         with tempfile.TemporaryDirectory() as folder:
             write_seeds(Path(folder))
             for seed in Path(folder).iterdir():
