@@ -8,6 +8,7 @@ installed beside the package: `pip install atheris`.
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib
 import io
 import json
@@ -101,7 +102,7 @@ class Target:
 
         repr(torch.zeros(1))
         for codec in ("raw-unicode-escape", "unicode-escape", "ascii", "latin-1"):
-            b"".decode(codec)
+            codecs.lookup(codec)
         with tempfile.TemporaryDirectory() as folder:
             write_seeds(Path(folder))
             for seed in Path(folder).iterdir():
