@@ -109,3 +109,14 @@ def test_sets_scale_and_move_as_a_whole():
     assert calm.scale(2)[5].norm == 10.0
     assert calm.scale(2).metadata == {"note": 1}
     assert SteeringVectorSet("calm").model_name is None
+
+
+def test_what_a_set_says_of_itself():
+    def vectors(layers, name):
+        return [SteeringVector("calm", layer, torch.ones(4), name) for layer in layers]
+
+    assert repr(SteeringVectorSet("calm")) == "SteeringVectorSet('calm', empty)"
+    found = SteeringVectorSet("calm", vectors([1, 3, 4, 5], "org/model"), {"chosen_layer": 4})
+    assert repr(found) == "SteeringVectorSet('calm', layers 1, 3–5, chosen 4, 'model')"
+    assert repr(found[3]) == "SteeringVector('calm', layer 3, dim 4, norm 2, 'model')"
+    assert "secret" not in repr(vectors([1], "/home/secret/model")) + repr(vectors([1], "C:\\secret\\model"))

@@ -36,6 +36,15 @@ def test_a_dataset_is_a_sequence():
     assert dataset[:1] == [dataset[0]]
 
 
+def test_a_notebook_shows_the_first_pairs():
+    page = ContrastPairDataset(
+        "calm", [ContrastPair(f"<p{n}>", "n", prompt="q" if n else None) for n in range(9)]
+    )._repr_html_()
+    assert page.startswith("<p>ContrastPairDataset(&#x27;calm&#x27;, 9 pairs)</p><table>")
+    assert page.count("&lt;p") == 5
+    assert "None" not in page
+
+
 def test_datasets_survive_the_disk(tmp_path):
     dataset = ContrastPairDataset("calm", [ContrastPair("p", "ü", {"a": 1}, "q", "s", "c")], "d")
     dataset.save(tmp_path / "deep" / "pairs.json")

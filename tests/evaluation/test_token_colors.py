@@ -34,3 +34,12 @@ def test_texts_that_are_compared_share_a_scale_whose_middle_is_the_unsteered_mea
 def test_texts_without_tokens_or_differences_have_a_scale_too():
     assert ColorScale.of([], []).color_tokens(projected([0.0])) == ColorScale(0.0, 1.0).color_tokens(projected([0.0]))
     assert ColorScale.of([projected([3.0])], [projected([3.0])]) == ColorScale(3.0, 1.0)
+
+
+def test_a_notebook_shows_a_text_with_its_colours():
+    page = projected([500.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0])._repr_html_()
+    assert '<span style="background: rgba(94, 60, 153, 0.55)">b</span>' in page  # the first token does not drown it
+    assert page.count("0.00)") == 5
+    marked = ProjectedText("<b>", ("<b>",), ((0, 3),), torch.tensor([[1.0]]), torch.tensor([1.0]))
+    assert ">&lt;b&gt;<" in marked._repr_html_()
+    assert repr(marked) == "ProjectedText('<b>', scores 1)"

@@ -9,6 +9,7 @@ that of the others, is left out. A difference of means read this way is among th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ProjectedText:
     """A text seen by some vectors.
 
@@ -50,6 +51,20 @@ class ProjectedText:
     offsets: tuple[tuple[int, int], ...]
     scores: Float[torch.Tensor, "vectors tokens"]
     text_scores: Float[torch.Tensor, " vectors"]
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{score:.3g}" for score in self.text_scores.tolist())
+        return f"ProjectedText({self.text!r}, scores {scores})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text, its tokens coloured by the first vector against the score of the text."""
+        from rotalabs_steer.evaluation.token_colors import ColorScale
+
+        distances = (self.scores[0] - self.text_scores[0]).abs()
+        width = float(distances.quantile(0.9, interpolation="lower"))  # without the first token, where it is far off
+        pieces = ColorScale(float(self.text_scores[0]), width or 1.0).color_tokens(self)
+        spans = (f'<span style="background: {piece.color}">{escape(piece.text)}</span>' for piece in pieces)
+        return f'<p style="white-space: pre-wrap; line-height: 1.7">{"".join(spans)}</p>'
 
 
 @dataclass(frozen=True)

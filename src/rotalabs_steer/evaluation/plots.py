@@ -5,6 +5,8 @@ They are drawn to be read at phone width: five inches wide, letters of twelve po
 
 from __future__ import annotations
 
+import io
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rotalabs_steer.errors import missing_dependency
@@ -129,6 +131,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     except ImportError as error:
         raise missing_dependency("A picture", "plot", error) from error
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]  # a notebook shows only pyplot's by itself
     axes = figure.subplots()
     axes.tick_params(colors=INK, labelsize=_LETTERS)
     axes.xaxis.label.set(color=INK, fontsize=_LETTERS)
@@ -136,6 +139,12 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(SOFT)
     return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _legend(axes: Axes, handles: Sequence[Line2D], names: Sequence[str], columns: int = 1) -> None:
