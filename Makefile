@@ -18,7 +18,7 @@ test: $(INSTALLED)
 
 # The page in a real browser, which is installed where there is none.
 test-playground: $(INSTALLED)
-	OMP_NUM_THREADS=1 .ci/with-chromium $(BIN)/python -m pytest tests/playground/test_browser.py
+	OMP_NUM_THREADS=1 .ci/with-chromium $(BIN)/python -m pytest --reruns 2 tests/playground/test_browser.py
 
 # llama.cpp is compiled once a machine, and kept in the user's cache.
 test-llama-cpp: $(INSTALLED)
