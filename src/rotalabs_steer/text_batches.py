@@ -36,7 +36,8 @@ _MOST_TOKENS = 16_384
 _SHARE_OF_FREE_MEMORY = 0.25
 _ACTIVATIONS_PER_TOKEN = 64  # hidden states' worth of memory that one token takes while a layer runs, generously
 
-_PROBE_TEXTS = ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 6, 5])
+PROBE_TEXTS = ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 6, 5])
+"""Two short texts that begin alike, to find out by what a model can do. Every vocabulary has these ids."""
 _PROBE_TOLERANCE = 1e-2
 
 
@@ -185,12 +186,12 @@ class _Batching:
     def of(cls, model: nn.Module) -> _Batching:
         inner = transformers_model(model)
         if inner not in _PROBED:
-            alone = _last_hidden(model, padded_batch(model, [1], _PROBE_TEXTS))
-            pads = _agree(alone, model, lambda: padded_batch(model, [0, 1], _PROBE_TEXTS))
+            alone = _last_hidden(model, padded_batch(model, [1], PROBE_TEXTS))
+            pads = _agree(alone, model, lambda: padded_batch(model, [0, 1], PROBE_TEXTS))
             shares = (
                 pads
                 and _takes_trees(inner)
-                and _agree(alone, model, lambda: shared_batch(model, [[0, 1]], _PROBE_TEXTS))
+                and _agree(alone, model, lambda: shared_batch(model, [[0, 1]], PROBE_TEXTS))
             )
             _PROBED[inner] = cls(pads, shares)
         return _PROBED[inner]

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from rotalabs_steer.errors import FileFormatError, OptionError, VectorError
 from rotalabs_steer.files.artefact import MAX_VECTORS, StoredSet, check_description, describe
 from rotalabs_steer.files.formats import read_set, write_set
 from rotalabs_steer.files.hub import find_folder, push_files
+from rotalabs_steer.files.names import short_model_name
 from rotalabs_steer.files.native import load_vector, save_vector, strip_suffix
 from rotalabs_steer.files.pretrained import load_pretrained_folder, pretrained_files, save_pretrained_folder
 from rotalabs_steer.files.reading import is_finite
@@ -119,7 +120,7 @@ class SteeringVector:
     def __repr__(self) -> str:
         return (
             f"SteeringVector({self.behavior!r}, layer {self.layer_index}, dim {self.dim}, norm {self.norm:.3g}, "
-            f"{_short_name(self.model_name)!r})"
+            f"{short_model_name(self.model_name)!r})"
         )
 
     def _replace(self, vector: torch.Tensor, **metadata: Any) -> SteeringVector:
@@ -345,13 +346,8 @@ class SteeringVectorSet:
         about = f"layers {_ranges(self.layers)}" if self._vectors else "empty"
         if self.chosen_layer is not None:
             about += f", chosen {self.chosen_layer}"
-        name = "" if self.model_name is None else f", {_short_name(self.model_name)!r}"
+        name = "" if self.model_name is None else f", {short_model_name(self.model_name)!r}"
         return f"SteeringVectorSet({self.behavior!r}, {about}{name})"
-
-
-def _short_name(model: str) -> str:
-    """The last part of a model's id or path, which may be a path of either kind of system."""
-    return PureWindowsPath(model).name
 
 
 def _ranges(layers: Sequence[int]) -> str:

@@ -37,6 +37,20 @@ def test_a_model_that_exists_may_be_loaded(hub):
     assert resolve_model("org/adapter") == "org/adapter"
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_folder_without_a_model_is_one_sentence(tmp_path, monkeypatch, processes):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    tune = ["tune", "./empty", "--behavior", "formality", "--behavior", "humor", "--processes", processes]
+    result = CliRunner().invoke(app, tune)
+    assert result.exit_code == 1
+    assert " ".join(result.output.split()) == (
+        "error: ./empty has no config.json, so it is no model folder. Give the folder that save_pretrained wrote, or a "
+        "Hugging Face id."
+    )
+    assert not (tmp_path / "tuned").exists()
+
+
 def test_nobody_is_asked_again_where_nobody_answers(hub, monkeypatch, caplog):
     for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
         monkeypatch.setattr(constants, name, getattr(constants, name).replace(hub.url, "http://127.0.0.1:9"))

@@ -6,6 +6,20 @@ import torch
 from rotalabs_steer.playground.side_by_side import Turns, write_together
 
 
+def endless_writer():
+    """A writer that goes on until it is ended, and the event that says that it was."""
+    ended = threading.Event()
+
+    def endless(write):
+        try:
+            while True:
+                write("on and on")
+        finally:
+            ended.set()
+
+    return endless, ended
+
+
 def test_both_texts_are_read_as_they_grow():
     turn = [threading.Event(), threading.Event()]
 
@@ -25,14 +39,7 @@ def test_both_texts_are_read_as_they_grow():
 
 
 def test_an_error_is_raised_where_the_texts_are_read_and_ends_the_other():
-    ended = threading.Event()
-
-    def endless(write):
-        try:
-            while True:
-                write("on and on")
-        finally:
-            ended.set()
+    endless, ended = endless_writer()
 
     def failing(write):
         raise ValueError("no more")
@@ -43,15 +50,7 @@ def test_an_error_is_raised_where_the_texts_are_read_and_ends_the_other():
 
 
 def test_a_reader_who_leaves_ends_the_writers():
-    ended = threading.Event()
-
-    def endless(write):
-        try:
-            while True:
-                write("on and on")
-        finally:
-            ended.set()
-
+    endless, ended = endless_writer()
     texts = write_together([endless])
     assert next(texts) == ("on and on",)
     texts.close()

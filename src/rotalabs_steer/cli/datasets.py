@@ -225,6 +225,6 @@ def _load_tokenizer(name: str | None) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    from rotalabs_steer.cli.loading import resolve_model
+    from rotalabs_steer.cli.loading import resolve_source
 
-    return AutoTokenizer.from_pretrained(resolve_model(name))
+    return AutoTokenizer.from_pretrained(resolve_source(name))

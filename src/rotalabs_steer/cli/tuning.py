@@ -51,7 +51,8 @@ def tune(
     def say(tuned: TunedSteering) -> None:
         console.print(str(tuned), highlight=False, markup=False)
 
-    if min(processes, len(datasets)) > 1:
+    processes = min(processes, len(datasets))
+    if processes > 1:
         found = tune_side_by_side(model, options, datasets, output, processes, say)
     else:
         tuner, found = Tuner(*load_model(model), options), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TYPE_CHECKING
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from rotalabs_steer.datasets import ContrastPairDataset
     from rotalabs_steer.evaluation.tuned import TunedSteering
     from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions
-
-_TUNERS: list[Tuner] = []
-"""The one of this process, once it has begun."""
 
 
 def tune_side_by_side(
@@ -36,31 +34,37 @@ def tune_side_by_side(
     from rotalabs_steer.evaluation.tuned import TunedSteering
 
     place = resolve_model(model)  # here, since making the sample model is no work for two at once
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (place, options, processes))
-    with pool:
-        longest_first = sorted(datasets, key=_length, reverse=True)
-        waiting = {pool.submit(_tune, dataset, output / dataset.behavior): dataset for dataset in longest_first}
+    tuned = {}
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        waiting = {
+            pool.submit(_tune, place, options, processes, dataset, output / dataset.behavior): dataset.behavior
+            for dataset in sorted(datasets, key=_length, reverse=True)  # the longest first, so that none is left alone
+        }
         try:
             for done in as_completed(waiting):
                 done.result()
-                finished(TunedSteering.load(output / waiting[done].behavior))
+                behavior = waiting[done]
+                tuned[behavior] = TunedSteering.load(output / behavior)
+                finished(tuned[behavior])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [TunedSteering.load(output / dataset.behavior) for dataset in datasets]
+    return [tuned[dataset.behavior] for dataset in datasets]
 
 
-def _begin(model: str, options: TuningOptions, processes: int) -> None:
+def _tune(model: str, options: TuningOptions, processes: int, dataset: ContrastPairDataset, folder: Path) -> None:
+    _tuner(model, options, processes).tune(dataset, folder)
+
+
+@functools.cache
+def _tuner(model: str, options: TuningOptions, processes: int) -> Tuner:
+    """The one of this process, made for its first behaviour."""
     import torch
 
     from rotalabs_steer.evaluation.tuning import Tuner
 
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    _TUNERS.append(Tuner(*load_model(model), options, show_progress=False))
-
-
-def _tune(dataset: ContrastPairDataset, folder: Path) -> None:
-    _TUNERS[0].tune(dataset, folder)
+    return Tuner(*load_model(model), options, show_progress=False)
 
 
 def _length(dataset: ContrastPairDataset) -> int:

@@ -17,14 +17,13 @@ import torch
 
 from rotalabs_steer.attachment import SteeredModel
 from rotalabs_steer.decoder import decoder_layers, transformers_model
-from rotalabs_steer.text_batches import padded_batch
+from rotalabs_steer.text_batches import PROBE_TEXTS, padded_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
 
-_PROBE_TEXTS = ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 6, 5])
 _PROBE_TOLERANCE = 1e-5
 _ONE_AT_A_TIME = threading.RLock()
 """Two threads that replaced the same layer's function would restore each other's."""
@@ -100,7 +99,7 @@ def _agrees(model: nn.Module, layer_index: int) -> bool:
     """Whether a call comes out the same once it begins at a layer, and once more: nothing kept may have changed."""
     with torch.inference_mode():
         try:
-            call = RepeatedCall(model, padded_batch(model, [0, 1], _PROBE_TEXTS).inputs)
+            call = RepeatedCall(model, padded_batch(model, [0, 1], PROBE_TEXTS).inputs)
             whole = call._run(None, layer_index)
             begun = [call._run(layer_index, None) for _ in range(2)]
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError):

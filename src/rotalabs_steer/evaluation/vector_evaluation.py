@@ -100,7 +100,7 @@ def evaluate_vector(
     pairs = [render_pair(tokenizer, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
     (detection,) = detection_auroc(model, tokenizer, dataset, vector, seed=seed)
     probe = CoherenceProbe(model, tokenizer)
-    before, unsteered = pair_propensities(model, pairs).tolist(), probe.measure()
+    before, unsteered = pair_propensities(model, pairs).tolist(), probe.unsteered
 
     def measure(strength: float) -> StrengthEvaluation:
         injector.strength = strength

@@ -44,4 +44,9 @@ def check_relative(path: str) -> list[str]:
 
 def shown_model_name(model: str) -> str:
     """A model id as it is; of a folder only its name, since paths of a machine are nobody's business."""
-    return model if MODEL_ID.fullmatch(model) else PureWindowsPath(model).name  # it knows both kinds of slashes
+    return model if MODEL_ID.fullmatch(model) else short_model_name(model)
+
+
+def short_model_name(model: str) -> str:
+    """The last part of a model's id or path, which may be a path of either kind of system."""
+    return PureWindowsPath(model).name  # it knows both kinds of slashes

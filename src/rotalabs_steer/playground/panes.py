@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from rotalabs_steer.evaluation.token_colors import ColorScale, color_of
+from rotalabs_steer.files.names import short_model_name
 from rotalabs_steer.playground.comparisons import signed
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def summary(backend: Backend | None) -> str:
     if backend is None:
         return '<p class="soft">No model is loaded yet.</p>'
     count = len(backend.behaviors)
-    name = f'<b title="{safe(backend.model)}">{safe(PurePath(backend.model).name)}</b>'
+    name = f'<b title="{safe(backend.model)}">{safe(short_model_name(backend.model))}</b>'
     return f'<p class="soft">{name} · {count} behaviour{"s" if count > 1 else ""}</p>'
 
 
