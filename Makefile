@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 
 # Two processes of one thread each: most models here are too small to keep two threads busy.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The page in a real browser, which is installed where there is none. A run in which it hangs is ended and made once more.
 IN_BROWSER := OMP_NUM_THREADS=1 .ci/with-chromium timeout 600 $(BIN)/python -m pytest --reruns 2

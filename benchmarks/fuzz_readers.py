@@ -14,10 +14,10 @@ import io
 import json
 import os
 import pickle
+import pickletools
 import sys
 import tempfile
 import time
-import warnings
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -32,13 +32,10 @@ def main() -> None:
     options = parser.parse_args()
 
     import atheris
-
-    warnings.simplefilter("ignore")  # torch warns of odd pickle protocols before it refuses them
-
-    import torch  # first and as it is: of torch only the unpickler is of interest
+    import torch  # noqa: F401 (first and as it is: nothing of torch parses what is in a file)
 
     with atheris.instrument_imports():
-        for module in (torch._weights_only_unpickler, zipfile, json.decoder):
+        for module in (pickletools, zipfile, json.decoder):
             importlib.reload(module)
         import rotalabs_steer.importing  # noqa: F401
     corpus = options.corpus or Path(tempfile.mkdtemp(prefix="corpus-"))
@@ -71,7 +68,7 @@ class Target:
         from rotalabs_steer.errors import SteeringError
 
         self.calls += 1
-        kind, content = data[:1], data[1:]
+        kind, content = data[:1], bytearray(data[1:])
         self.reading = True
         try:
             for name, read in readers(kind, content):
@@ -114,9 +111,9 @@ class Target:
         return json.dumps({**spent, "inputs": self.calls, **dict(sorted(self.outcomes.items()))})
 
 
-def readers(kind: bytes, content: bytes):
+def readers(kind: bytes, content: bytearray):
     """The readers that get these bytes. The first byte says where in a file they stand, so that fuzzing comes deep."""
-    from rotalabs_steer.files import foreign, gguf, one_file, reading
+    from rotalabs_steer.files import foreign, gguf, native, one_file, reading
     from rotalabs_steer.importing import import_vectors
     from rotalabs_steer.vectors import SteeringVectorSet
 
@@ -124,14 +121,14 @@ def readers(kind: bytes, content: bytes):
     number = kind[0] % 7 if kind else 0
     if number == 0:
         yield "json", lambda: reading.parse_json_object(content, path)
-        yield "pt", lambda: reading.parse_vector(content, path)
+        yield "pt", lambda: native.parse_vector(content, path)
         yield "foreign", lambda: foreign.parse_foreign(content, path)
     elif number == 1:
         archive = pt_archive(content)
-        yield "pickle", lambda: reading.parse_vector(archive, path)
+        yield "pickle", lambda: native.parse_vector(archive, path)
         yield "foreign pickle", lambda: foreign.parse_foreign(archive, path)
     elif number == 2:
-        whole = len(content).to_bytes(8, "little") + content + bytes(64)
+        whole = bytearray(len(content).to_bytes(8, "little")) + content + bytes(64)
         yield "header", lambda: one_file.parse_safetensors(whole, path)
     elif number == 3:
         yield (
@@ -140,7 +137,7 @@ def readers(kind: bytes, content: bytes):
         )
     elif number == 4:
         array = b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little", signed=False) if len(content) < 65536 else b""
-        yield "npy", lambda: foreign.parse_foreign(array + content + bytes(64), path)
+        yield "npy", lambda: foreign.parse_foreign(bytearray(array) + content + bytes(64), path)
     elif number == 5:
         yield "gguf", lambda: gguf.parse_control_vector(content, path)
     else:
@@ -148,7 +145,7 @@ def readers(kind: bytes, content: bytes):
         yield "import", lambda: import_vectors(foreign.parse_foreign(content, path), behavior="x", model_name="x")
 
 
-def pt_archive(pickled: bytes) -> bytes:
+def pt_archive(pickled: bytes | bytearray) -> bytearray:
     """A `.pt` file around a pickle, with two storages it may use."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -157,15 +154,15 @@ def pt_archive(pickled: bytes) -> bytes:
         for key in ("0", "1"):
             archive.writestr(f"archive/data/{key}", bytes(32))
         archive.writestr("archive/version", "3\n")
-    return buffer.getvalue()
+    return bytearray(buffer.getvalue())
 
 
-def set_file(document: bytes) -> bytes:
+def set_file(document: bytes | bytearray) -> bytearray:
     """A safetensors set of two layers whose document is these bytes."""
     about = {"format": "pt", "rotalabs_steer": document.decode("utf-8", "replace")}
     entries = {f"layer_{n}": {"dtype": "F32", "shape": [4], "data_offsets": [16 * n, 16 * n + 16]} for n in (0, 1)}
     header = json.dumps({"__metadata__": about, **entries}).encode()
-    return len(header).to_bytes(8, "little") + header + bytes(32)
+    return bytearray(len(header).to_bytes(8, "little") + header + bytes(32))
 
 
 def write_seeds(corpus: Path) -> None:
@@ -200,6 +197,8 @@ def write_seeds(corpus: Path) -> None:
         "pickle": b"\1" + pickled,
         "pickle-dict": b"\1" + pickled_dict,
         "pickle-array": b"\1" + pickle.dumps(np.ones(8, np.float32), protocol=2),
+        "pickle-object": b"\1\x80\x02csteering_vectors.steering_vector\nSteeringVector\n)\x81}"
+        b"(X\x11\0\0\0layer_activations}X\x0a\0\0\0layer_typeX\x0d\0\0\0decoder_blockub.",
         "header": b"\2" + header,
         "document": b"\3" + json_bytes(document),
         "npy": b"\4" + array.getvalue()[10:-64],

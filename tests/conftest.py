@@ -17,6 +17,13 @@ from rotalabs_steer.sample_model import sample_model_path
 from stand_in_hub import StandInHub
 from tiny import tiny_gpt2, tiny_llama
 
+_LONG_FILES = ("test_notebook.py", "test_tutorials.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes begin first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: item.path.name not in _LONG_FILES)
+
 
 @pytest.fixture(scope="session")
 def smollm():

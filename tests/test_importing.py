@@ -165,9 +165,10 @@ class Opener:
     ({"layer_3": torch.ones(2), "also_3": torch.ones(2)}, "does not name one layer of its own"),
     ({"norm": torch.ones(2)}, "does not name one layer of its own"),
     ({3: torch.ones(1).expand(2**40)}, "expected a contiguous one"),
-    ({3: torch.empty(2**40, device="meta")}, "claims more numbers than its"),
+    ({3: torch.empty(2**40, device="meta")}, "more than plain tensors"),
+    ([torch.zeros(500)] * 9, "claims more numbers than its"),
     ({3: torch.ones(2, dtype=torch.int64)}, "torch.int64, expected plain numbers"),
-], ids=range(8))  # fmt: skip
+], ids=range(9))  # fmt: skip
 def test_strangers_torch_files(tmp_path, capsys, content, message):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(FileFormatError, match=message):
@@ -199,13 +200,8 @@ def test_strangers_other_files(tmp_path, capfd, content, message):
 
 def test_compressed_archives_are_refused(tmp_path):
     np.savez_compressed(tmp_path / "x.npz", layer_1=np.zeros(10_000, np.float32))
-    with pytest.raises(FileFormatError, match="would unpack to"):
+    with pytest.raises(FileFormatError, match=r"compressed archive. Write it with torch.save or numpy.savez"):
         import_vectors(tmp_path / "x.npz")
-    np.savez_compressed(tmp_path / "y.npz", layer_1=numbers(0, 64).numpy())
-    with pytest.raises(
-        FileFormatError, match=r"compressed archive. Write it with torch.save or numpy.savez|would unpack"
-    ):
-        import_vectors(tmp_path / "y.npz")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -19,6 +19,7 @@ from rotalabs_steer.errors import OptionError, VectorError
 from rotalabs_steer.files.foreign import read_foreign
 from rotalabs_steer.files.formats import find_format
 from rotalabs_steer.files.gguf import ControlVector
+from rotalabs_steer.files.reading import is_part
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def import_vectors(
         OptionError: `layers` is missing or does not fit, or a layer number would be negative.
     """
     name, about = behavior, {"imported_from": type(source).__module__.partition(".")[0]}
+    as_vector = _copied_vector
     if isinstance(source, str | Path) or hasattr(source, "__fspath__"):
         path = Path(source)
         own = _read_own(path)
@@ -62,6 +64,7 @@ def import_vectors(
         source = read_foreign(path)
         name = behavior or _recorded(source, "behavior") or path.stem
         about = {"imported_from": path.name}
+        as_vector = _as_vector
     if isinstance(source, SteeringVector | SteeringVectorSet):
         own = source if isinstance(source, SteeringVectorSet) else SteeringVectorSet(source.behavior, [source])
         return _renamed(own, behavior, model_name, layer_offset)
@@ -70,7 +73,7 @@ def import_vectors(
         raise VectorError("There are no vectors in it.")
     vectors = [
         SteeringVector(
-            name or "imported", _layer(number, layer_offset), _as_vector(row), model_name or model, method, about
+            name or "imported", _layer(number, layer_offset), as_vector(row), model_name or model, method, about
         )
         for number, row in rows.items()
     ]
@@ -133,11 +136,17 @@ def _layer(number: Any, offset: int) -> int:
     return number + offset
 
 
+def _copied_vector(row: Any) -> torch.Tensor:
+    """A vector that what its owner does to the row does not change."""
+    return _as_vector(row).clone()
+
+
 def _as_vector(row: Any) -> torch.Tensor:
+    """A vector that has its storage to itself."""
     tensor = _as_tensor(row)
     if tensor.dim() > 1 and tensor.numel() == tensor.shape[-1]:
         tensor = tensor.reshape(-1)  # [1, hidden] and [1, 1, hidden], as some tools store
-    return tensor.clone()
+    return tensor.clone() if is_part(tensor) else tensor
 
 
 def _as_tensor(value: Any) -> torch.Tensor:

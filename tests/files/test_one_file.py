@@ -111,7 +111,7 @@ NAN = torch.tensor([1.0, float("nan"), 0.0, 0.0]).numpy().tobytes()
 ], ids=range(23))  # fmt: skip
 def test_headers_are_checked_before_anything_is_allocated(tmp_path, content, message):
     with pytest.raises(FileFormatError, match=message):
-        parse_safetensors(content, tmp_path / "x")
+        parse_safetensors(bytearray(content), tmp_path / "x")
 
 
 @pytest.mark.parametrize(("document", "message"), [
@@ -124,10 +124,10 @@ def test_headers_are_checked_before_anything_is_allocated(tmp_path, content, mes
 def test_documents_that_do_not_fit_the_tensors_are_refused(tmp_path, document, message):
     header = {"__metadata__": {"rotalabs_steer": document.decode()}, "layer_0": entry()}
     with pytest.raises(FileFormatError, match=message):
-        parse_one_file(whole(header), tmp_path / "x")
+        parse_one_file(bytearray(whole(header)), tmp_path / "x")
 
 
 def test_a_layer_cannot_be_named_twice(tmp_path):
     header = {"__metadata__": {"rotalabs_steer": '{"vectors": {"01": {}}}'}, "layer_01": entry()}
     with pytest.raises(FileFormatError, match="describes layer '01'"):
-        parse_one_file(whole(header), tmp_path / "x")
+        parse_one_file(bytearray(whole(header)), tmp_path / "x")

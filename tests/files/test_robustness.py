@@ -60,7 +60,7 @@ def test_damaged_files_raise_this_packages_errors_only(tmp_path, monkeypatch):
         for _ in range(chance.randrange(4)):
             place = chance.randrange(1, len(data))
             data[place : place + chance.randrange(3)] = chance.randbytes(chance.randrange(4))
-        for name, read in readers(bytes(data[:1]), bytes(data[1:])):
+        for name, read in readers(bytes(data[:1]), data[1:]):
             try:
                 read()
                 outcomes.add((name, "accepted"))

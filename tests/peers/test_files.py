@@ -1,4 +1,7 @@
-"""Vectors that steering-vectors, repeng and rotalabs-steer 1.2 trained and wrote steer here as they steer there."""
+"""Vectors that steering-vectors, repeng and rotalabs-steer 1.2 trained and wrote steer here as they steer there.
+
+EasySteer is not on PyPI: the files in a checkout of its repository are read where EASYSTEER_CHECKOUT names one.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import pytest
 import repeng
 import steering_vectors
 import torch
+from gguf import GGUFReader
 
 from rotalabs_steer import ActivationInjector, SteeringVectorSet
 from rotalabs_steer.importing import import_vectors
@@ -99,3 +103,19 @@ def test_rotalabs_steer_1_2(logits, steered_like, tmp_path):
     assert (vectors.behavior, vectors.layers) == ("unknown", LAYERS)
     steered_like([vectors[15]], 0.5, theirs)
     assert import_vectors(tmp_path / "formality") == vectors
+
+
+@pytest.mark.skipif("EASYSTEER_CHECKOUT" not in os.environ, reason="no checkout of EasySteer in EASYSTEER_CHECKOUT")
+def test_easysteer():
+    checkout = Path(os.environ["EASYSTEER_CHECKOUT"])
+    vectors = [path for path in checkout.rglob("*.gguf") if path.stat().st_size > 1_000]  # some are pointers of Git LFS
+    assert len(vectors) > 20
+    for path in vectors:
+        theirs = {tensor.name: torch.tensor(tensor.data) for tensor in GGUFReader(path).tensors}
+        ours = import_vectors(path)
+        assert theirs.keys() == {f"direction.{layer}" for layer in ours.layers}
+        assert all(theirs[f"direction.{vector.layer_index}"].equal(vector.vector) for vector in ours)
+    arrays = [checkout / "vectors" / name for name in ("2534.pt", "15973.pt")]
+    for path in arrays:
+        theirs = torch.as_tensor(torch.load(path, weights_only=False))
+        assert import_vectors(path, layers=[8])[8].vector.equal(theirs)

@@ -6,14 +6,14 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.files.reading import l2_norm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import torch
     from jaxtyping import Float
 
 SCHEMA_VERSION = "2.0"
@@ -78,7 +78,7 @@ def describe(vector: Float[torch.Tensor, " hidden"]) -> dict[str, Any]:
     return {
         "vector_shape": list(vector.shape),
         "dtype": str(vector.dtype).removeprefix("torch."),
-        "norm": float(torch.linalg.vector_norm(vector, dtype=torch.float64)),
+        "norm": l2_norm(vector),
         "steering": dict(STEERING),
     }
 

@@ -8,22 +8,19 @@ control vectors.
 from __future__ import annotations
 
 import ast
-import io
+import math
 import re
-import zipfile
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.archives import ZIP_ERRORS, check_archive, load_tensors
+from rotalabs_steer.files.archives import open_archive
 from rotalabs_steer.files.artefact import MAX_VECTORS
 from rotalabs_steer.files.gguf import read_control_vector
 from rotalabs_steer.files.one_file import looks_like_safetensors, parse_safetensors
-from rotalabs_steer.files.pickled_arrays import parse_pickled_arrays
-from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, read_bytes, read_start
+from rotalabs_steer.files.pickles import PickledSteeringVector, parse_pickle
+from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, numbers_in, read_bytes, read_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,19 +28,8 @@ if TYPE_CHECKING:
 
 _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC = b"PK\x03\x04"
-_NPY_DTYPES = {"<f2": 2, "<f4": 4, "<f8": 8}
+_NPY_DTYPES = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}
 _MAX_NPY_HEADER = 10_000
-
-
-@dataclass(eq=False)
-class PickledSteeringVector:
-    """Stands in for the class of steering-vectors, so that its pickles are read without that package or its code."""
-
-    layer_activations: dict[int, torch.Tensor] = field(default_factory=dict)
-    layer_type: str = "decoder_block"
-
-
-_STAND_INS = {"steering_vectors.steering_vector SteeringVector": PickledSteeringVector}
 
 
 def read_foreign(path: Path) -> Any:
@@ -57,17 +43,15 @@ def read_foreign(path: Path) -> Any:
     return parse_foreign(read_bytes(path, MAX_TENSOR_BYTES), path)
 
 
-def parse_foreign(content: bytes, path: Path) -> Any:
+def parse_foreign(content: bytearray, path: Path) -> Any:
     """The same of a file's content."""
     if content.startswith(_NPY_MAGIC):
-        return _parse_npy(content, str(path))
+        return _parse_npy(memoryview(content), str(path))
     if content.startswith(_ZIP_MAGIC):
-        check_archive(content, path)
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = archive.namelist()
-        if names and all(name.endswith(".npy") for name in names):
-            return _parse_npz(content, names, path)
-        return _parse_pickle(content, path)
+        members = open_archive(content, path)
+        if members and all(name.endswith(".npy") for name in members):
+            return _parse_npz(members, path)
+        return _parse_pickle(members, path, len(content))
     if looks_like_safetensors(content[:16]):
         tensors, _ = parse_safetensors(content, path)
         return _by_number(tensors, path)
@@ -91,12 +75,9 @@ def _by_number(tensors: Mapping[str, Any], path: Path) -> dict[int, Any]:
     return found
 
 
-def _parse_pickle(content: bytes, path: Path) -> Any:
-    loaded = parse_pickled_arrays(content, path)
-    if loaded is None:
-        _check_tensors(load_tensors(content, path, "meta", _STAND_INS), path, len(content))
-        loaded = load_tensors(content, path, "cpu", _STAND_INS)
-    _check_tensors(loaded, path, len(content))
+def _parse_pickle(members: Mapping[str, memoryview], path: Path, size: int) -> Any:
+    loaded = parse_pickle(members, path)
+    _check_tensors(loaded, path, size)
     if isinstance(loaded, dict) and loaded and all(isinstance(key, str) for key in loaded):
         return _by_number(loaded, path)
     return dict(enumerate(loaded)) if isinstance(loaded, list | tuple) else loaded
@@ -105,7 +86,7 @@ def _parse_pickle(content: bytes, path: Path) -> Any:
 def _check_tensors(value: Any, path: Path, size: int) -> None:
     """Refuses what claims more data than the file has, and what is no tensor, by layer at most."""
     if isinstance(value, PickledSteeringVector):
-        value = vars(value).get("layer_activations")
+        value = value.layer_activations
     tensors = [value]
     if isinstance(value, dict | list | tuple):
         tensors = list(value.values() if isinstance(value, dict) else value)
@@ -120,33 +101,28 @@ def _check_tensors(value: Any, path: Path, size: int) -> None:
         raise FileFormatError(f"{path} claims more numbers than its {size} bytes can hold.")
 
 
-def _parse_npz(content: bytes, names: list[str], path: Path) -> dict[int, torch.Tensor]:
-    if len(names) > MAX_VECTORS:
-        raise FileFormatError(f"{path} holds {len(names):,} arrays, at most {MAX_VECTORS:,} are read.")
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = {name: archive.read(name) for name in names}
-    except ZIP_ERRORS as error:
-        raise FileFormatError(f"{path} is damaged: {str(error)[:200]}") from error
+def _parse_npz(members: Mapping[str, memoryview], path: Path) -> dict[int, torch.Tensor]:
+    if len(members) > MAX_VECTORS:
+        raise FileFormatError(f"{path} holds {len(members):,} arrays, at most {MAX_VECTORS:,} are read.")
     arrays = {name: _parse_npy(member, f"{path}, {name!r:.80}") for name, member in members.items()}
     return _by_number({name.removesuffix(".npy"): array for name, array in arrays.items()}, path)
 
 
-def _parse_npy(content: bytes, source: str) -> torch.Tensor:
+def _parse_npy(content: memoryview, source: str) -> torch.Tensor:
     """An array of real numbers, in the layout that numpy documents as format 1.0 to 3.0; never an object array."""
-    width = 2 if content[6:7] == b"\x01" else 4
-    begin = 8 + width
-    end = begin + int.from_bytes(content[8:begin], "little")
+    width = 2 if content[6:7].tobytes() == b"\x01" else 4
+    begin = len(_NPY_MAGIC) + 2 + width
+    end = begin + int.from_bytes(content[begin - width : begin], "little")
     try:
-        if not content.startswith(_NPY_MAGIC) or not begin < end <= min(len(content), begin + _MAX_NPY_HEADER):
+        if content[: len(_NPY_MAGIC)] != _NPY_MAGIC or not begin < end <= min(len(content), begin + _MAX_NPY_HEADER):
             raise ValueError("no header")
-        header = ast.literal_eval(content[begin:end].decode("utf-8").strip())
+        header = ast.literal_eval(str(content[begin:end], "utf-8").strip())
         dtype, shape = header["descr"], header["shape"]
         sizes = isinstance(shape, tuple) and all(type(size) is int and 0 < size < 2**40 for size in shape)
         if dtype not in _NPY_DTYPES or header["fortran_order"] or not sizes or not 0 < len(shape) <= 2:
             raise ValueError(f"it holds {dtype!r:.40} of shape {shape!r:.80}, expected real numbers, [hidden]")
-        if shape[0] * (shape[1] if len(shape) > 1 else 1) * _NPY_DTYPES[dtype] != len(content) - end:
+        if math.prod(shape) * _NPY_DTYPES[dtype].itemsize != len(content) - end:
             raise ValueError(f"it claims shape {shape}, and has {len(content) - end} bytes")
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise FileFormatError(f"{source} is not an array of numbers: {str(error)[:200]}") from error
-    return torch.from_numpy(np.frombuffer(content, dtype, offset=end).reshape(shape).copy())
+    return numbers_in(content[end:], _NPY_DTYPES[dtype]).reshape(shape)

@@ -20,7 +20,7 @@ import torch
 
 from rotalabs_steer.errors import FileFormatError, LayerError, missing_dependency
 from rotalabs_steer.files.atomic import write_atomically
-from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, check_finite, read_bytes
+from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, check_finite, numbers_in, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,7 +115,7 @@ def read_control_vector(path: Path, layer_offset: int = 0) -> ControlVector:
     return parse_control_vector(read_bytes(path, MAX_TENSOR_BYTES), path, layer_offset)
 
 
-def parse_control_vector(content: bytes, path: Path, layer_offset: int = 0) -> ControlVector:
+def parse_control_vector(content: bytearray, path: Path, layer_offset: int = 0) -> ControlVector:
     """The control vector in the bytes of a file; `path` is for errors. See `read_control_vector`."""
     try:
         metadata, tensors, data_start = _read_header(_Cursor(memoryview(content)))
@@ -229,14 +229,14 @@ def _layer(name: str, path: Path) -> int:
     return int(match[1])
 
 
-def _direction(content: bytes, shape: tuple[int, ...], kind: int, start: int, source: str) -> torch.Tensor:
+def _direction(content: bytearray, shape: tuple[int, ...], kind: int, start: int, source: str) -> torch.Tensor:
     if kind != _FLOAT32:
         raise FileFormatError(f"{source} has GGUF type {kind}, expected 32-bit floats (type 0).")
     if len(shape) != 1 or shape[0] == 0:
         raise FileFormatError(f"{source} has shape {list(shape)}, expected [hidden].")
     if start + 4 * shape[0] > len(content):
         raise FileFormatError(f"{source} claims {shape[0]} numbers at byte {start}, past the end of the file.")
-    direction = torch.frombuffer(bytearray(content[start : start + 4 * shape[0]]), dtype=torch.float32)
+    direction = numbers_in(memoryview(content)[start : start + 4 * shape[0]], torch.float32)
     check_finite(direction, source)
     return direction
 

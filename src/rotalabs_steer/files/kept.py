@@ -31,7 +31,7 @@ class ChangedMeanwhileError(Exception):
     """A writer was at work while we read."""
 
 
-def digest(content: bytes) -> str:
+def digest(content: bytes | bytearray) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
@@ -47,7 +47,7 @@ def keep(path: Path) -> None:
             _link(path, kept)
 
 
-def read_named(path: Path, sha256: object, limit: int) -> bytes:
+def read_named(path: Path, sha256: object, limit: int) -> bytearray:
     """The content with this digest: the file's own or that of the copy a writer kept.
 
     Raises:

@@ -17,11 +17,14 @@ from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.artefact import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
 from rotalabs_steer.files.atomic import locked, write_atomically
 from rotalabs_steer.files.kept import clean, digest, keep, read_named, retry
+from rotalabs_steer.files.pickles import parse_torch_file
 from rotalabs_steer.files.reading import (
     MAX_JSON_BYTES,
     MAX_TENSOR_BYTES,
+    check_finite,
+    check_vector_layout,
+    is_part,
     parse_json_object,
-    parse_vector,
     read_bytes,
 )
 
@@ -87,6 +90,18 @@ def save_vector_set(directory: Path, stored: StoredSet) -> None:
 def load_vector_set(directory: Path) -> StoredSet:
     """Set metadata and, by layer, metadata and tensor. Reads folders of rotalabs-steer 1.2 too."""
     return retry(lambda: _load_vector_set_once(directory))
+
+
+def parse_vector(content: bytearray, path: Path) -> Float[torch.Tensor, " hidden"]:
+    """The vector in the content of a `.pt` file, which it does not copy."""
+    vector = parse_torch_file(content, path)
+    if not isinstance(vector, torch.Tensor):
+        raise FileFormatError(f"{path} holds a {type(vector).__name__}, expected one tensor.")
+    check_vector_layout(vector, str(path))
+    check_finite(vector, str(path))
+    if is_part(vector):
+        raise FileFormatError(f"{path} carries more data than its tensor shows.")
+    return vector
 
 
 def strip_suffix(path: Path) -> Path:

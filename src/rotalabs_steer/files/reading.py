@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.archives import check_archive, load_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from io import BufferedReader
     from pathlib import Path
-    from typing import BinaryIO
 
 MAX_JSON_BYTES = 4 * 2**20
 MAX_JSON_ITEMS = 100_000
@@ -32,18 +32,20 @@ _MAX_DIGITS = 400
 """Of an integer. A float64 has at most 309 before the point."""
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
+def read_bytes(path: Path, limit: int) -> bytearray:
     """The content of a regular file of at most `limit` bytes, which is not a link out of its folder.
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileFormatError: it is larger, a device or a pipe, or a link to elsewhere.
+        FileFormatError: it is larger, a device or a pipe, a link to elsewhere, or a pointer of Git LFS.
     """
     with _open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise FileFormatError(f"{path} is larger than {limit} bytes, which no file of this kind is. Not read.")
-        return file.read(size)
+        content = bytearray(size)
+        del content[file.readinto(content) :]
+        return content
 
 
 def read_start(path: Path, count: int) -> bytes:
@@ -52,7 +54,7 @@ def read_start(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-def parse_json_object(content: bytes, path: Path) -> dict[str, Any]:
+def parse_json_object(content: bytes | bytearray, path: Path) -> dict[str, Any]:
     """A JSON object, without NaN, infinities, endless integers, half characters or more items than make sense."""
     items = sum(content.count(mark) for mark in (b",", b"[", b"{"))
     if items > MAX_JSON_ITEMS:
@@ -73,24 +75,13 @@ def parse_json_object(content: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
-def parse_vector(content: bytes, path: Path) -> torch.Tensor:
-    """The one-dimensional floating-point tensor in the content of a `.pt` file.
-
-    The file is first loaded without its data (on the meta device), so that a small file which claims a huge tensor
-    is refused before anything is allocated.
-    """
-    check_archive(content, path)
-    claimed = load_tensors(content, path, "meta")
-    if not isinstance(claimed, torch.Tensor):
-        raise FileFormatError(f"{path} holds a {type(claimed).__name__}, expected one tensor.")
-    check_vector_layout(claimed, str(path))
-    if claimed.numel() * claimed.element_size() > len(content):
-        raise FileFormatError(f"{path} claims {claimed.numel()} numbers, more than its {len(content)} bytes can hold.")
-    vector: torch.Tensor = load_tensors(content, path, "cpu")
-    check_finite(vector, str(path))
-    if vector.untyped_storage().nbytes() > vector.numel() * vector.element_size():
-        raise FileFormatError(f"{path} carries more data than its tensor shows.")
-    return vector.detach()
+def numbers_in(content: bytearray | memoryview, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers as they lie in a file's content, copied only if they begin where some processors could not read them."""
+    if not content:
+        return torch.empty(0, dtype=dtype)
+    numbers = torch.frombuffer(content, dtype=dtype)
+    aligned = numbers.data_ptr() % dtype.itemsize == 0
+    return numbers if aligned else torch.frombuffer(bytearray(content), dtype=dtype)
 
 
 def check_vector_layout(vector: torch.Tensor, source: str) -> None:
@@ -111,13 +102,71 @@ def check_finite(vector: torch.Tensor, source: str) -> None:
         raise FileFormatError(f"{source} holds NaN or infinite numbers; such a vector destroys generation.")
 
 
-def _open_regular(path: Path) -> BinaryIO:
+def is_finite(vector: torch.Tensor) -> bool:
+    """Whether all numbers are finite."""
+    return all(bool(torch.isfinite(piece).all()) for piece in _pieces(vector))
+
+
+def l2_norm(vector: torch.Tensor) -> float:
+    """The L2 norm, computed in float64."""
+    return math.hypot(*(float(torch.linalg.vector_norm(piece, dtype=torch.float64)) for piece in _pieces(vector)))
+
+
+def is_part(vector: torch.Tensor) -> bool:
+    """Whether its storage holds more than it shows, which `torch.save` would write with it."""
+    return vector.untyped_storage().nbytes() > vector.nbytes
+
+
+def _pieces(vector: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The numbers in parts: what is computed of all at once needs as much memory again."""
+    return torch.split(vector.reshape(-1), 2**16)
+
+
+class ByteFile:
+    """Bytes as a file, of which at most `limit` are read at once. `io.BytesIO` would copy them all."""
+
+    def __init__(self, content: bytearray | memoryview, limit: int) -> None:
+        self._content = memoryview(content)
+        self._limit = limit
+        self._place = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Moves to a place counted from the start (0), from here (1) or from the end (2)."""
+        self._place = offset + (0, self._place, len(self._content))[whence]
+        if self._place < 0:
+            raise OSError("it begins before the file does")
+        return self._place
+
+    def tell(self) -> int:
+        """The place of the next byte."""
+        return self._place
+
+    def read(self, count: int = -1) -> bytes:
+        """The next bytes; ValueError if more than the limit are asked for."""
+        rest = max(0, len(self._content) - self._place)
+        if (count if count >= 0 else rest) > self._limit:
+            raise ValueError(f"it asks for {count:,} bytes at once, more than {self._limit:,}")
+        taken = bytes(self._content[self._place :][: rest if count < 0 else count])
+        self._place += len(taken)
+        return taken
+
+    def readline(self) -> bytes:
+        """The next bytes up to a line's end, or 256 of them."""
+        line, end, _ = bytes(self._content[self._place :][:256]).partition(b"\n")
+        self._place += len(line + end)
+        return line + end
+
+
+def _open_regular(path: Path) -> BufferedReader:
     _check_link(path)
     no_waiting = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its writer
     file = os.fdopen(os.open(path, os.O_RDONLY | no_waiting | getattr(os, "O_BINARY", 0)), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise FileFormatError(f"{path} is not a regular file. Not read.")
+    if file.peek().startswith(b"version https://git-lfs"):
+        file.close()
+        raise FileFormatError(f"{path} is a pointer of Git LFS, not the file itself. Fetch that with `git lfs pull`.")
     return file
 
 
@@ -133,12 +182,6 @@ def _check_link(path: Path) -> None:
     allowed = [folder] if snapshots is None else [folder, snapshots.with_name("blobs")]
     if not any(target.is_relative_to(place) for place in allowed):
         raise FileFormatError(f"{path} is a link to {target}, outside its folder. Not read: name that file itself.")
-
-
-def is_finite(vector: torch.Tensor) -> bool:
-    """Whether all numbers are finite, found out in pieces: `isfinite` needs as much memory as it is given."""
-    flat = vector.reshape(-1)
-    return all(bool(torch.isfinite(flat[start : start + 2**16]).all()) for start in range(0, len(flat), 2**16))
 
 
 def _parse_integer(text: str) -> int:
