@@ -3,8 +3,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from made_up_tuning import tuned_steering
 from rotalabs_steer import SteeringVectorSet
 from rotalabs_steer.cli.app import app
+from rotalabs_steer.cli.tuning import print_table
 
 pytestmark = pytest.mark.real_model
 SHORT = ["--max-new-tokens", 6]
@@ -94,3 +96,11 @@ def test_tune_prints_and_saves_what_it_found(small_model, tmp_path):
     assert found["behavior"] == "humor"
     assert SteeringVectorSet.load(found["folder"]).chosen_layer == found["layer"]
     assert found["effect"]["low"] <= found["effect"]["high"]
+
+
+def test_the_table_of_many_behaviours_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table([tuned_steering(), tuned_steering()])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].split() == ["behaviour", "layer", "log-odds", "a", "token", "answers", "steers"]

@@ -55,6 +55,12 @@ def test_the_configuration_says_how_the_vectors_are_applied(tmp_path):
     assert config["dataset_sha256"] == "ab" * 32
 
 
+def test_the_path_of_a_model_stays_on_its_machine(tmp_path):
+    calm(model="/home/somebody/models/tiny").save_pretrained(tmp_path)
+    assert not any(b"somebody" in path.read_bytes() for path in tmp_path.iterdir())
+    assert SteeringVectorSet.from_pretrained(tmp_path) == calm(model="tiny")
+
+
 def test_the_card_says_what_is_known(tmp_path):
     calm().save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text("utf-8")

@@ -10,6 +10,7 @@ from rotalabs_steer.attachment import SteeredModel
 from rotalabs_steer.baking.biases import fold_additions
 from rotalabs_steer.baking.directions import fold_ablation
 from rotalabs_steer.errors import ArchitectureError, OptionError, SteeringConflictError, VectorError
+from rotalabs_steer.files.names import shown_model_name
 from rotalabs_steer.injection import check_vectors
 from rotalabs_steer.interventions import Ablate, Add
 from rotalabs_steer.plans import PlanItem, check_strength, constant_additions
@@ -76,7 +77,10 @@ def bake(
     baked.config.rotalabs_steer_baked = {
         "intervention": intervention,
         "strength": factor,
-        "vectors": [{"behavior": v.behavior, "layer_index": v.layer_index, "model_name": v.model_name} for v in given],
+        "vectors": [
+            {"behavior": v.behavior, "layer_index": v.layer_index, "model_name": shown_model_name(v.model_name)}
+            for v in given
+        ],
     }
     return baked
 

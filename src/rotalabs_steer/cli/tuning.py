@@ -62,7 +62,7 @@ def tune(
     if as_json:
         typer.echo(json.dumps([_summary(tuned, output) for tuned in found], indent=2, ensure_ascii=False))
     else:
-        _print(found)
+        print_table(found)
         console.print(f"Saved in {output}. Look at one with: rotalabs-steer report {output / found[0].behavior}")
 
 
@@ -88,12 +88,15 @@ def _summary(tuned: TunedSteering, output: Path) -> dict[str, Any]:
     return {name: record[name] for name in names} | {"folder": str(output / tuned.behavior)}
 
 
-def _print(found: Sequence[TunedSteering]) -> None:
+def print_table(found: Sequence[TunedSteering]) -> None:
+    """A table that fits 80 columns."""
     table = Table(box=None, pad_edge=False)
-    for column in ("behaviour", "layer", "log-odds, nats per token", "answers", "random direction", ""):
-        table.add_column(column, no_wrap=column == "behaviour")
+    for column in ("behaviour", "layer", "log-odds a token", "answers", "steers"):
+        table.add_column(column, no_wrap=True)
     for tuned in found:
-        remark = "" if tuned.steers else "does not steer on this model"
-        effects = (tuned.curve.effect, tuned.answers.change, tuned.control.effect)
-        table.add_row(tuned.behavior, str(tuned.layer_index), *map(str, effects), remark)
-    Console().print(table)
+        effects = (tuned.curve.effect, tuned.answers.change)
+        table.add_row(tuned.behavior, str(tuned.layer_index), *map(str, effects), "yes" if tuned.steers else "no")
+    console = Console()
+    console.print(table)
+    controls = [tuned.control.effect.mean for tuned in found]
+    console.print(f"Random directions at the same cost: {min(controls):+.2f} to {max(controls):+.2f} nats a token.")

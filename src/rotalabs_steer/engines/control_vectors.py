@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rotalabs_steer.errors import OptionError, VectorError
 from rotalabs_steer.files.gguf import ControlVector, read_control_vector, write_control_vector
+from rotalabs_steer.files.names import shown_model_name
 from rotalabs_steer.interventions import Add
 from rotalabs_steer.plans import PlanItem, check_strength, constant_additions
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
@@ -59,7 +60,7 @@ def export_control_vector(
     hint = str(given[0].metadata.get("fingerprint", {}).get("model_type", ""))
     metadata: dict[str, str | int | float | bool] = {
         _BEHAVIOR: ", ".join(dict.fromkeys(vector.behavior for vector in given)),
-        _MODEL: given[0].model_name,
+        _MODEL: shown_model_name(given[0].model_name),
         _STRENGTH: factor,
         _FOLDED: fold_strength,
     }

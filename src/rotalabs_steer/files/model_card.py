@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.files.names import MODEL_ID, shown_model_name
+from rotalabs_steer.files.names import MODEL_ID
 
 if TYPE_CHECKING:
     from rotalabs_steer.files.artefact import StoredSet
@@ -31,7 +31,7 @@ def model_card(stored: StoredSet, repo_id: str | None = None) -> str:
     return "\n".join([
         "---", header.to_yaml(), "---", GENERATED, "",
         f"# Steering vectors: {_text(behavior)}", "",
-        f"Directions in the residual stream of {_text(shown_model_name(model))} that stand for the behaviour "
+        f"Directions in the residual stream of {_text(model)} that stand for the behaviour "
         f"*{_text(behavior)}*. Added to the output of a decoder layer while the model runs, they strengthen the "
         "behaviour; with a negative strength they weaken it. No weights are changed.", "",
         "| | |", "|---|---|", *rows, "",
@@ -50,7 +50,7 @@ def _facts(stored: StoredSet) -> dict[str, str]:
     layers = sorted(stored.vectors)
     chosen, calibration = found.get("chosen_layer"), found.get("calibration")
     rows = {
-        "Base model": shown_model_name(str(stored.metadata.get("model_name") or "not recorded")),
+        "Base model": str(stored.metadata.get("model_name") or "not recorded"),
         "Method": _method(str(about.get("extraction_method")), known),
         "Dataset": _dataset(known),
         "Layers": ", ".join(map(str, layers)) + " (0-based decoder layers; their output is meant)",
@@ -100,7 +100,7 @@ def _usage(model: str, repo_id: str) -> str:
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from rotalabs_steer import ActivationInjector, SteeringVectorSet
 
-name = {json.dumps(shown_model_name(model).replace("`", ""))}
+name = {json.dumps(model.replace("`", ""))}
 model = AutoModelForCausalLM.from_pretrained(name)
 tokenizer = AutoTokenizer.from_pretrained(name)
 vectors = SteeringVectorSet.from_pretrained({json.dumps(repo_id)})

@@ -13,10 +13,12 @@ from rotalabs_steer.files.artefact import STEERING, StoredSet, check_version, js
 from rotalabs_steer.files.atomic import locked, write_atomically
 from rotalabs_steer.files.kept import clean, digest, keep, read_named, retry
 from rotalabs_steer.files.model_card import CARD_FILE, GENERATED, model_card
+from rotalabs_steer.files.names import shown_model_name
 from rotalabs_steer.files.one_file import one_file_bytes, parse_one_file
-from rotalabs_steer.files.reading import MAX_JSON_BYTES, MAX_TENSOR_BYTES, parse_json_object, read_bytes
+from rotalabs_steer.files.reading import MAX_JSON_BYTES, MAX_TENSOR_BYTES, l2_norm, parse_json_object, read_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 CONFIG_FILE = "steering_config.json"
@@ -34,6 +36,7 @@ def pretrained_files(stored: StoredSet, repo_id: str | None = None) -> dict[str,
     """
     if not stored.vectors:
         raise FileFormatError("The vector set is empty: there is nothing to save.")
+    stored = _without_paths(stored)
     vectors = one_file_bytes(stored)
     config = json_bytes(steering_config(stored) | {"vectors_sha256": digest(vectors)})
     return {
@@ -41,6 +44,18 @@ def pretrained_files(stored: StoredSet, repo_id: str | None = None) -> dict[str,
         CARD_FILE: model_card(stored, repo_id).encode(),
         CONFIG_FILE: config,
     }
+
+
+def _without_paths(stored: StoredSet) -> StoredSet:
+    """The set with the name of a model's folder for its path, which is nobody else's business."""
+
+    def shown(facts: Mapping[str, Any]) -> dict[str, Any]:
+        model = facts.get("model_name")
+        return {**facts, "model_name": shown_model_name(model)} if isinstance(model, str) else dict(facts)
+
+    return StoredSet(
+        shown(stored.metadata), {n: (shown(about), tensor) for n, (about, tensor) in stored.vectors.items()}
+    )
 
 
 def steering_config(stored: StoredSet) -> dict[str, Any]:
@@ -55,7 +70,7 @@ def steering_config(stored: StoredSet) -> dict[str, Any]:
         "extraction_method": about.get("extraction_method"),
         "layers": list(vectors),
         "hidden_size": len(next(iter(vectors.values()))),
-        "norms": {str(n): float(tensor.double().norm()) for n, tensor in vectors.items()},
+        "norms": {str(n): l2_norm(tensor) for n, tensor in vectors.items()},
         "dtype": about.get("dtype"),
         "steering": dict(STEERING),
         **{name: facts[name] for name in _SET_FACTS if name in facts},
