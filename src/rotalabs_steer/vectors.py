@@ -236,13 +236,13 @@ class SteeringVectorSet:
 
         Args:
             path: a folder, which gets `metadata.json` and `layer_N.json` / `layer_N.pt`; or one file, by its ending.
-            format: "native" or "safetensors", where the ending does not say it.
+            format: "native", "safetensors" or "pretrained" (as `save_pretrained`), where the ending does not say it.
         """
         write_set(Path(path), self._stored(), format)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SteeringVectorSet:
-        """Reads what `save`, or rotalabs-steer 1.2, wrote: a folder or one file. Nothing in the files is executed.
+        """Reads what `save`, `save_pretrained` or rotalabs-steer 1.2 wrote. Nothing in the files is executed.
 
         Raises:
             FileNotFoundError: there is no such set.

@@ -116,7 +116,7 @@ def test_push_and_pull(tmp_path, hub):
     (["show", "a/b/c"], "No such file"),
     (["show", "clam"], "No such file"),
     (["push", "nothing", "me/x"], "There is no nothing to upload."),
-    (["convert", "good", "out", "--to", "pickle"], "Unknown format 'pickle'. Use one of native, safetensors"),
+    (["convert", "good", "out", "--to", "pickle"], "Unknown format 'pickle'. Use one of native, pretrained"),
     (["show", "text.txt"], "no vector file that can be read safely"),
 ])  # fmt: skip
 def test_mistakes_are_one_message_and_write_nothing(tmp_path, monkeypatch, arguments, message):

@@ -58,12 +58,12 @@ def test_vectors_that_are_meant_otherwise_are_refused(tmp_path, changes, message
 
 
 def test_formats_that_are_none(tmp_path):
-    with pytest.raises(OptionError, match=r"Unknown format 'pickle'. Use one of native, safetensors"):
+    with pytest.raises(OptionError, match=r"Unknown format 'pickle'. Use one of native, pretrained, safetensors"):
         calm().save(tmp_path / "x", format="pickle")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileFormatError, match="is a file; a native set is a folder"):
         calm().save(tmp_path / "file")
-    with pytest.raises(FileFormatError, match=r"is no vector set of this package \(native, safetensors"):
+    with pytest.raises(FileFormatError, match=r"is no vector set of this package \(native, pretrained, safetensors"):
         SteeringVectorSet.load(tmp_path / "file")
     with pytest.raises(FileNotFoundError):
         SteeringVectorSet.load(tmp_path / "nothing")

@@ -1,4 +1,6 @@
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
@@ -6,6 +8,7 @@ from rotalabs_steer.integrations.vector_sources import (
     at_layer,
     load_vector_sets,
     load_vectors,
+    set_places,
     steer_model,
     strength_by_behavior,
 )
@@ -46,8 +49,22 @@ def test_vectors_of_a_repository(hub, vector_folder, llama, tmp_path):
     injector = steer_model(llama, "me/formality")
     injector.detach()
     assert injector.behaviors == ["formality"]
-    old.save_pretrained(tmp_path / "shared")
-    assert load_vector_sets(tmp_path / "shared") == {"formality": old}
+    with pytest.raises(VectorError, match="is a folder without vector sets"):
+        load_vector_sets(tmp_path)
+
+
+def test_a_folder_of_sets_in_all_formats(vector_folder, tmp_path):
+    formality, refusal = (SteeringVectorSet.load(vector_folder / name) for name in ("formality", "refusal"))
+    humor = SteeringVectorSet("humor", [SteeringVector("humor", 1, torch.ones(16), "tiny")])
+    formality.save_pretrained(tmp_path / "a")
+    refusal.save(tmp_path / "b.safetensors")
+    humor.save(tmp_path / "c")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert load_vector_sets(tmp_path) == {"formality": formality, "refusal": refusal, "humor": humor}
+    assert SteeringVectorSet.load(tmp_path / "a") == formality
+    assert set_places(tmp_path / "a") == [tmp_path / "a"]
 
 
 def test_a_mistyped_path_is_not_asked_for_and_a_mistyped_id_once(hub, tmp_path, monkeypatch):

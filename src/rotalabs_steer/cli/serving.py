@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import Annotated
 
 import typer
@@ -11,7 +10,9 @@ import typer
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model folder or Hugging Face id.")],
-    vectors: Annotated[Path, typer.Option(help="Folder of vector sets, or the folder of one.")],
+    vectors: Annotated[
+        str, typer.Option(help="Folder of vector sets, one set, or owner/name[@revision] on the Hugging Face Hub.")
+    ],
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but this machine's own needs --api-key.")
     ] = "127.0.0.1",

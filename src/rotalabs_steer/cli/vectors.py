@@ -170,7 +170,6 @@ def _load(
     layer_offset: int = 0,
 ) -> SteeringVectorSet:
     """A set from a path in any format, or from the Hub where there is nothing at that path."""
-    from rotalabs_steer.files.pretrained import CONFIG_FILE
     from rotalabs_steer.importing import import_vectors
     from rotalabs_steer.vectors import SteeringVectorSet
 
@@ -178,8 +177,7 @@ def _load(
     single = path.with_name(path.name + ".json")
     found: Any = source
     if path.exists():
-        if (path / subfolder / CONFIG_FILE).exists():
-            found = SteeringVectorSet.from_pretrained(path, subfolder=subfolder)
+        found = path / subfolder
     elif single.exists():
         found = single
     elif source.count("/") == 1 and path.suffix not in _FILE_ENDINGS:

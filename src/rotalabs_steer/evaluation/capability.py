@@ -49,6 +49,46 @@ def capability_questions() -> ContrastPairDataset:
     return ContrastPairDataset("capability", [parse_pair(json.loads(line), "capability.jsonl") for line in lines])
 
 
+class CapabilityProbe:
+    """Answers questions with a model as it is, first unsteered, then each time it is asked to measure.
+
+    Args:
+        questions: as for `capability_check`.
+
+    Raises:
+        DatasetError, ChatTemplateError: as of `capability_check`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        questions: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]] | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        asked = capability_questions() if questions is None else as_dataset(questions)
+        self._model = model
+        self._seed = seed
+        self._answers = [
+            side
+            for number, pair in enumerate(asked)
+            for side in _from_difference(render_pair(tokenizer, pair, place=f"question {number}"))
+        ]
+        before = self._log_odds()
+        self.unsteered = CapabilityCheck(_accuracy(before), tuple(before))
+
+    def measure(self) -> CapabilityCheck:
+        """Accuracy of the model as it is steered now, against the unsteered one."""
+        before, after = self.unsteered.log_odds, self._log_odds()
+        change = compare_paired([odds > 0 for odds in before], [odds > 0 for odds in after], seed=self._seed)
+        return CapabilityCheck(_accuracy(after), tuple(after), self.unsteered.accuracy, change)
+
+    def _log_odds(self) -> list[float]:
+        scores = response_log_probs(self._model, self._answers)
+        return (scores[0::2] - scores[1::2]).tolist()
+
+
 def capability_check(
     model: nn.Module,
     tokenizer: Any,
@@ -69,24 +109,11 @@ def capability_check(
         DatasetError: there are no questions, or both answers of one are the same.
         ChatTemplateError: the tokenizer cannot render a question as a chat.
     """
-    asked = capability_questions() if questions is None else as_dataset(questions)
-    answers = [
-        side
-        for number, pair in enumerate(asked)
-        for side in _from_difference(render_pair(tokenizer, pair, place=f"question {number}"))
-    ]
-
-    def log_odds() -> list[float]:
-        scores = response_log_probs(model, answers)
-        return (scores[0::2] - scores[1::2]).tolist()
-
-    before = log_odds()
+    probe = CapabilityProbe(model, tokenizer, questions, seed=seed)
     if injector is None:
-        return CapabilityCheck(_accuracy(before), tuple(before))
+        return probe.unsteered
     with injector:
-        after = log_odds()
-    change = compare_paired([odds > 0 for odds in before], [odds > 0 for odds in after], seed=seed)
-    return CapabilityCheck(_accuracy(after), tuple(after), _accuracy(before), change)
+        return probe.measure()
 
 
 def _accuracy(log_odds: list[float]) -> Estimate:

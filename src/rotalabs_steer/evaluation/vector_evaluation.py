@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.capability import CapabilityCheck, capability_check
+from rotalabs_steer.evaluation.capability import CapabilityCheck, CapabilityProbe
 from rotalabs_steer.evaluation.coherence import CoherenceCost, CoherenceProbe
 from rotalabs_steer.evaluation.detection import Detection, detection_auroc
 from rotalabs_steer.evaluation.propensity import pair_propensities
@@ -99,13 +99,14 @@ def evaluate_vector(
     dataset = as_dataset(contrast_pairs)
     pairs = [render_pair(tokenizer, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
     (detection,) = detection_auroc(model, tokenizer, dataset, vector, seed=seed)
-    probe = CoherenceProbe(model, tokenizer)
-    before, unsteered = pair_propensities(model, pairs).tolist(), probe.unsteered
+    coherence, knowledge = CoherenceProbe(model, tokenizer), CapabilityProbe(model, tokenizer, seed=seed)
+    before = pair_propensities(model, pairs).tolist()
 
     def measure(strength: float) -> StrengthEvaluation:
         injector.strength = strength
         with injector:
-            after, cost = pair_propensities(model, pairs).tolist(), probe.measure()
+            after = pair_propensities(model, pairs).tolist()
+            cost, capability = coherence.measure(), knowledge.measure()
         wrong = sum((one - other) * strength < 0 for one, other in zip(after, before, strict=True))
         refusal = None
         if refusal_prompts is not None:
@@ -117,9 +118,11 @@ def evaluate_vector(
             compare_paired(before, after, seed=seed),
             wrong / len(pairs),
             cost,
-            capability_check(model, tokenizer, injector=injector, seed=seed),
+            capability,
             refusal,
         )
 
     measured = tuple(measure(strength) for strength in strengths)
-    return VectorEvaluation(dataset.behavior, vector.layer_index, len(pairs), detection, unsteered, measured, seed)
+    return VectorEvaluation(
+        dataset.behavior, vector.layer_index, len(pairs), detection, coherence.unsteered, measured, seed
+    )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rotalabs_steer.errors import FileFormatError, OptionError
-from rotalabs_steer.files.native import load_vector_set, save_vector_set
+from rotalabs_steer.files.native import SET_FILE, load_vector_set, save_vector_set
 from rotalabs_steer.files.one_file import load_one_file, looks_like_one_file, save_one_file
+from rotalabs_steer.files.pretrained import CONFIG_FILE, load_pretrained_folder, save_pretrained_folder
 from rotalabs_steer.files.reading import read_start
 
 if TYPE_CHECKING:
@@ -23,21 +24,22 @@ class Format:
 
     Attributes:
         suffix: ending of its files; empty for a folder.
-        recognises: whether the first 256 bytes of a file are of this format; None for a folder.
+        commit_file: the file that makes a folder a set of this format; empty for a file.
     """
 
     name: str
     suffix: str
     read: Callable[[Path], StoredSet]
     write: Callable[[Path, StoredSet], None]
-    recognises: Callable[[bytes], bool] | None
+    commit_file: str = ""
 
 
 FORMATS = {
     found.name: found
     for found in (
-        Format("native", "", load_vector_set, save_vector_set, None),
-        Format("safetensors", ".safetensors", load_one_file, save_one_file, looks_like_one_file),
+        Format("native", "", load_vector_set, save_vector_set, SET_FILE),
+        Format("pretrained", "", load_pretrained_folder, save_pretrained_folder, CONFIG_FILE),
+        Format("safetensors", ".safetensors", load_one_file, save_one_file),
     )
 }
 
@@ -80,6 +82,21 @@ def write_set(path: Path, stored: StoredSet, name: str | None = None) -> None:
 def find_format(path: Path) -> Format | None:
     """The format of what is at a path; None if it is none of this package's."""
     if path.is_dir():
-        return FORMATS["native"]
-    start = read_start(path, 256)
-    return next((found for found in FORMATS.values() if found.recognises and found.recognises(start)), None)
+        return _folder_format(path) or FORMATS["native"]
+    return FORMATS["safetensors"] if looks_like_one_file(read_start(path, 256)) else None
+
+
+def find_sets(path: Path) -> list[Path]:
+    """The path itself, unless it is a folder of sets: then where those are. What is hidden is not looked at."""
+    if not path.is_dir() or _folder_format(path):
+        return [path]
+    inner = sorted(place for place in path.iterdir() if not place.name.startswith("."))
+    return [place for place in inner if (_folder_format(place) if place.is_dir() else _is_one_file(place))]
+
+
+def _folder_format(folder: Path) -> Format | None:
+    return next((one for one in FORMATS.values() if one.commit_file and (folder / one.commit_file).exists()), None)
+
+
+def _is_one_file(path: Path) -> bool:
+    return path.suffix == FORMATS["safetensors"].suffix and find_format(path) is not None

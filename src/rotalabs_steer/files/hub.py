@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from rotalabs_steer.files.pretrained import CONFIG_FILE, VECTORS_FILE
 from rotalabs_steer.files.reading import MAX_JSON_BYTES, MAX_TENSOR_BYTES
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
     from huggingface_hub import CommitInfo
@@ -42,6 +42,28 @@ def find_folder(
         return local.joinpath(*check_relative(subfolder))
     check_relative(subfolder)
     return _download(id_or_path, subfolder or None, revision, token, options)
+
+
+def find_vectors(source: str | os.PathLike[str]) -> Path:
+    """Where vectors are that somebody names: a path, or `owner/name[@revision]` on the Hugging Face Hub, which is then
+    downloaded.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path, and no such repository.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or path.with_name(f"{path.name}.json").exists():
+        return path
+    repo_id, _, revision = os.fspath(source).partition("@")
+    reason: str | None = "it is no id of a repository"
+    if repo_id.count("/") == 1 and not Path(repo_id).parent.is_dir():
+        reason = missing_from_hub(repo_id, CONFIG_FILE, revision=revision or None)
+    if reason is not None:
+        raise FileNotFoundError(
+            f"There are no steering vectors at {source}: neither a folder of sets, nor {path.name}.json with its .pt, "
+            f"nor a repository that the Hugging Face Hub gives ({reason})."
+        )
+    return find_folder(repo_id, revision=revision or None)
 
 
 def missing_from_hub(repo_id: str, *names: str, revision: str | None = None) -> str | None:

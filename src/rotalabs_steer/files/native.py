@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
-_SET_FILE = "metadata.json"
+SET_FILE = "metadata.json"
 
 
 def save_vector(path: Path, metadata: Mapping[str, Any], vector: Float[torch.Tensor, " hidden"]) -> None:
@@ -80,11 +80,11 @@ def save_vector_set(directory: Path, stored: StoredSet) -> None:
         for layer in layers:
             write_atomically(directory / f"{_layer_name(layer)}.pt", tensors[layer])
             write_atomically(directory / f"{_layer_name(layer)}.json", documents[layer])
-        write_atomically(directory / _SET_FILE, whole)
+        write_atomically(directory / SET_FILE, whole)
         for name in old - new:
             (directory / f"{name}.json").unlink(missing_ok=True)
             (directory / f"{name}.pt").unlink(missing_ok=True)
-        clean(directory, {f"{name}{suffix}" for name in old | new for suffix in (".json", ".pt")} | {_SET_FILE})
+        clean(directory, {f"{name}{suffix}" for name in old | new for suffix in (".json", ".pt")} | {SET_FILE})
 
 
 def load_vector_set(directory: Path) -> StoredSet:
@@ -115,19 +115,19 @@ def _load_vector_once(path: Path) -> tuple[dict[str, Any], torch.Tensor]:
 
 
 def _load_vector_set_once(directory: Path) -> StoredSet:
-    metadata = _read_json(directory / _SET_FILE)
+    metadata = _read_json(directory / SET_FILE)
     layers = _listed_layers(metadata, directory)
     described = metadata.pop("vectors", None)
     del metadata["layers"]
     if described is None:  # 1.2
         return StoredSet(metadata, {n: _load_vector_once(directory / _layer_name(n)) for n in layers})
     if not isinstance(described, dict) or set(described) != {str(layer) for layer in layers}:
-        raise FileFormatError(f"{directory / _SET_FILE} does not describe the vectors it lists.")
+        raise FileFormatError(f"{directory / SET_FILE} does not describe the vectors it lists.")
     vectors = {}
     for layer in layers:
         about = described[str(layer)]
         if not isinstance(about, dict) or not isinstance(about.get("sha256"), str):
-            raise FileFormatError(f"{directory / _SET_FILE} has no SHA-256 for layer {layer}.")
+            raise FileFormatError(f"{directory / SET_FILE} has no SHA-256 for layer {layer}.")
         vectors[layer] = (about, _read_tensor(directory / _layer_name(layer), about["sha256"]))
     return StoredSet(metadata, vectors)
 
@@ -136,7 +136,7 @@ def _listed_layers(metadata: dict[str, Any], directory: Path) -> list[int]:
     layers = metadata.get("layers")
     if isinstance(layers, list) and all(type(n) is int and 0 <= n < MAX_VECTORS for n in layers):
         return layers
-    raise FileFormatError(f"{directory / _SET_FILE} needs 'layers': a list of layer numbers, found {layers!r:.80}.")
+    raise FileFormatError(f"{directory / SET_FILE} needs 'layers': a list of layer numbers, found {layers!r:.80}.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _pin_vector(path: Path) -> None:
 def _pin_set(directory: Path) -> None:
     """The same for a set saved by 1.2: its metadata comes to hold what its layers' files say."""
     with contextlib.suppress(FileNotFoundError, FileFormatError):
-        metadata = _read_json(directory / _SET_FILE)
+        metadata = _read_json(directory / SET_FILE)
         if "vectors" in metadata:
             return
         described = {}
@@ -173,7 +173,7 @@ def _pin_set(directory: Path) -> None:
             path = directory / _layer_name(layer)
             sha256 = digest(read_bytes(_add_suffix(path, ".pt"), MAX_TENSOR_BYTES))
             described[str(layer)] = _read_json(_add_suffix(path, ".json")) | {"sha256": sha256}
-        write_atomically(directory / _SET_FILE, json_bytes(metadata | {"vectors": described}))
+        write_atomically(directory / SET_FILE, json_bytes(metadata | {"vectors": described}))
 
 
 def _add_suffix(path: Path, suffix: str) -> Path:

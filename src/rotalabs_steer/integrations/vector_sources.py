@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
-from rotalabs_steer.files.hub import missing_from_hub
-from rotalabs_steer.files.pretrained import CONFIG_FILE
+from rotalabs_steer.files.formats import find_sets
+from rotalabs_steer.files.hub import find_vectors
 from rotalabs_steer.injection import MultiVectorInjector
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
     from torch import nn
 
     from rotalabs_steer.positions import Scope
@@ -33,27 +34,10 @@ def load_vectors(source: str | os.PathLike[str] | Vectors) -> SteeringVectorSet:
         return source
     if isinstance(source, SteeringVector):
         return SteeringVectorSet(source.behavior, [source])
-    path = Path(source).expanduser()
-    if not path.is_dir() and (path.suffix in {".json", ".pt"} or path.with_name(f"{path.name}.json").exists()):
+    path = find_vectors(source)
+    if not path.is_dir() and (path.suffix in {".json", ".pt"} or not path.exists()):
         return load_vectors(SteeringVector.load(path))
-    if not path.exists():
-        return _from_hub(os.fspath(source))
-    shared = (path / CONFIG_FILE).exists()
-    return SteeringVectorSet.from_pretrained(path) if shared else SteeringVectorSet.load(path)
-
-
-def _from_hub(source: str) -> SteeringVectorSet:
-    """The set of a repository, if the text can be the id of one and is no mistyped path."""
-    repo_id, _, revision = source.partition("@")
-    reason: str | None = "it is no id of a repository"
-    if repo_id.count("/") == 1 and not Path(repo_id).parent.is_dir():
-        reason = missing_from_hub(repo_id, CONFIG_FILE, revision=revision or None)
-    if reason is not None:
-        raise FileNotFoundError(
-            f"There are no steering vectors at {source}: neither a folder of a set, nor {Path(source).name}.json with "
-            f"its .pt, nor a repository that the Hugging Face Hub gives ({reason})."
-        )
-    return SteeringVectorSet.from_pretrained(repo_id, revision=revision or None)
+    return SteeringVectorSet.load(path)
 
 
 def load_vector_sets(source: str | os.PathLike[str]) -> dict[str, SteeringVectorSet]:
@@ -75,14 +59,12 @@ def set_places(source: str | os.PathLike[str]) -> list[Path]:
     """Where the sets are that `load_vector_sets` reads, in its order.
 
     Raises:
+        FileNotFoundError: there is nothing at the path, and no such repository.
         VectorError: the folder holds none.
     """
-    path = Path(source).expanduser()
-    if not path.is_dir() or any((path / name).exists() for name in ("metadata.json", CONFIG_FILE)):
-        return [path]
-    places = sorted(inner for inner in path.iterdir() if (inner / "metadata.json").exists())
+    places = find_sets(find_vectors(source))
     if not places:
-        raise VectorError(f"{path} is a folder without vector sets: no metadata.json in it or in a folder of it.")
+        raise VectorError(f"{source} is a folder without vector sets. Save some there: vectors.save('{source}/NAME').")
     return places
 
 

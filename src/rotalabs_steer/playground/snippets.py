@@ -6,8 +6,6 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.files.pretrained import CONFIG_FILE
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -69,7 +67,9 @@ def python_snippet(request: Request, model: str, folders: Mapping[str, Path]) ->
     injector, steered = "", ""
     if request.acting:
         imports += ["", "from rotalabs_steer import MultiVectorInjector, SteeringVectorSet"]
-        sets = "".join(f"    {_text(name)}: {_load(folders[name])},\n" for name in request.acting)
+        sets = "".join(
+            f"    {_text(name)}: SteeringVectorSet.load({_text(folders[name])}),\n" for name in request.acting
+        )
         options = f"injection_mode={_text(request.scope)}, intervention={_text(request.intervention)}"
         strengths = ", ".join(f"{_text(name)}: {strength!r}" for name, strength in request.acting.items())
         injector = (
@@ -107,12 +107,6 @@ def client_snippet(request: Request, model: str, server: str, *, key: bool = Fal
         f"answer = client.chat.completions.create(\n{arguments}{extra})\n"
         "print(answer.choices[0].message.content)\n"
     )
-
-
-def _load(folder: Path) -> str:
-    """A folder made to be shared is read by another method."""
-    method = "from_pretrained" if (folder / CONFIG_FILE).exists() else "load"
-    return f"SteeringVectorSet.{method}({_text(folder)})"
 
 
 def _text(value: object) -> str:

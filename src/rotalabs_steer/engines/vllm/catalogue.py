@@ -10,6 +10,7 @@ import torch
 
 from rotalabs_steer.engines.vllm.steering import Addition, Steering
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
+from rotalabs_steer.files.formats import find_sets
 from rotalabs_steer.injection import check_same_model
 from rotalabs_steer.vectors import SteeringVectorSet
 
@@ -73,7 +74,7 @@ class Catalogue:
         *,
         check_model: bool = True,
     ) -> Catalogue:
-        """Reads a folder of vector sets, or the folder of one set. Nothing in the files is executed.
+        """Reads a folder of vector sets, or one set. Nothing in the files is executed.
 
         Args:
             layers: the decoder layers to prepare; None for all that a set has a vector for.
@@ -83,7 +84,12 @@ class Catalogue:
             FileFormatError, VectorError, LayerError, ModelMismatchError: a set is damaged or does not fit the model.
         """
         sets: dict[str, SteeringVectorSet] = {}
-        for path in _set_folders(folder):
+        places = find_sets(folder) if folder.exists() else []
+        if not places:
+            raise FileNotFoundError(
+                f"{folder} has no vector sets. Save some there: SteeringVectorSet.save('{folder}/formality')."
+            )
+        for path in places:
             found = SteeringVectorSet.load(path)
             if found.behavior in sets:
                 raise VectorError(f"{folder} has two sets for {found.behavior!r}; rename the behaviour of one.")
@@ -184,17 +190,6 @@ class Catalogue:
             raise LayerError(f"{vectors.behavior!r} has no vector at layer {layer}; it has {vectors.layers}.")
         if layer not in self.layers:
             raise LayerError(f"Layer {layer} is not prepared for steering on this server; {list(self.layers)} are.")
-
-
-def _set_folders(folder: Path) -> list[Path]:
-    if (folder / "metadata.json").is_file():
-        return [folder]
-    found = sorted(path.parent for path in folder.glob("*/metadata.json") if not path.parent.name.startswith("."))
-    if not found:
-        raise FileNotFoundError(
-            f"{folder} has no vector sets. Save some there: SteeringVectorSet.save('{folder}/formality')."
-        )
-    return found
 
 
 def _check(vectors: SteeringVectorSet, model: ServedModel, *, check_model: bool) -> None:

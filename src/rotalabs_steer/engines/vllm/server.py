@@ -30,7 +30,7 @@ def serve(
     """Runs an OpenAI-compatible server until it is stopped.
 
     Args:
-        vectors: a folder of vector sets.
+        vectors: as for `steering_config`.
         options: further options of `vllm serve`, as on its command line.
         steering: options of `steering_config`.
 

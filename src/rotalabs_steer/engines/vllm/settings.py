@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.engines.vllm.catalogue import Catalogue, ServedModel
 from rotalabs_steer.engines.vllm.requests import DEFAULT_MAX_STRENGTH
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.files.hub import find_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +81,7 @@ def steering_config(
     """`additional_config` of an engine that steers: `LLM(model, additional_config=steering_config("vectors"))`.
 
     Args:
-        vectors: a folder of vector sets, or the folder of one.
+        vectors: a folder of vector sets, one set, or a set on the Hugging Face Hub (`owner/name[@revision]`).
         max_strength: requests that ask for more are refused.
         layers: the decoder layers prepared for steering; None for all that a set has a vector for. Each holds
             (max_num_seqs + 1) rows of the model's width.
@@ -88,6 +89,7 @@ def steering_config(
 
     Raises:
         OptionError: vLLM is told not to load this plugin, so it would not steer.
+        FileNotFoundError: there are no vectors at the path, and no such repository.
     """
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and PLUGIN_NAME not in allowed.split(","):
@@ -95,7 +97,7 @@ def steering_config(
             f"VLLM_PLUGINS is {allowed!r}, so vLLM would not load {PLUGIN_NAME} and would run unsteered. Add it to the "
             "list, or unset VLLM_PLUGINS."
         )
-    settings: dict[str, Any] = {"vectors": str(Path(vectors).absolute())}
+    settings: dict[str, Any] = {"vectors": str(find_vectors(vectors).absolute())}
     if max_strength != DEFAULT_MAX_STRENGTH:
         settings["max_strength"] = max_strength
     if layers is not None:
