@@ -208,7 +208,7 @@ def test_a_mistake_is_one_sentence_on_the_page(page, vectors, tmp_path):
         page.locator("#setup-message").get_by_text(message).wait_for()
 
     nowhere = tmp_path / "nowhere"
-    load(f"There is no folder '{nowhere}'. Make vectors with: rotalabs-steer tune", vectors=str(nowhere))
+    load(f"There are no steering vectors at {nowhere}: neither a folder of sets", vectors=str(nowhere))
     load("No model is named. Give a model folder", model="")
     load("There is no folder ./none. Give a model folder or a Hugging Face id.", model="./none")
     page.get_by_label("vLLM server").check()

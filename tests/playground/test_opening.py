@@ -2,23 +2,30 @@ import logging
 
 import pytest
 
+from rotalabs_steer import SteeringVectorSet
 from rotalabs_steer.errors import ModelNameError, OptionError
 from rotalabs_steer.playground.opening import Choice, Opener, explain
+from tiny import make_vector
 
 
-def test_a_model_is_loaded_once_and_makes_room_for_the_next():
+def test_a_model_is_loaded_once_and_makes_room_for_the_next(llama, tmp_path):
+    SteeringVectorSet("calm", [make_vector(llama, behavior="calm")]).save(tmp_path / "calm")
     loaded = []
 
     def load(name):
         loaded.append(name)
         if name == "none":
             raise ModelNameError("There is none.")
-        return name, "tokenizer"
+        return llama, "tokenizer"
 
     opener = Opener(load)
-    for name in ("a", "a", "b", "a", "none", "a"):
-        with pytest.raises((OptionError, ModelNameError)):
-            opener.open(Choice(model=name, vectors="nowhere"))
+    for name in ("a", " a", "b", "a"):
+        assert list(opener.open(Choice(model=name, vectors=str(tmp_path))).sets) == ["calm"]
+    with pytest.raises(ModelNameError):
+        opener.open(Choice(model="none", vectors=str(tmp_path)))
+    with pytest.raises(FileNotFoundError):  # known before the model is loaded
+        opener.open(Choice(model="c", vectors=str(tmp_path / "nowhere")))
+    opener.open(Choice(model="a", vectors=str(tmp_path)))
     assert loaded == ["a", "b", "a", "none", "a"]
 
 

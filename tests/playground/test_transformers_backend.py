@@ -12,7 +12,7 @@ pytestmark = pytest.mark.real_model
 
 @pytest.fixture(scope="module")
 def backend(smollm, tokenizer, vectors):
-    return TransformersBackend.open(smollm, tokenizer, str(vectors))
+    return TransformersBackend.open(lambda: (smollm, tokenizer), str(vectors))
 
 
 def generated(backend, request, injector=None):
@@ -76,13 +76,15 @@ def test_behaviours_say_whether_they_were_tuned(backend):
 
 
 def test_what_does_not_fit_the_model_is_refused(smollm, tokenizer, tmp_path, backend):
-    with pytest.raises(OptionError, match=r"There is no folder '.*nowhere'. Make vectors with"):
-        TransformersBackend.open(smollm, tokenizer, str(tmp_path / "nowhere"))
+    with pytest.raises(OptionError, match="No vectors are named"):
+        TransformersBackend.open(lambda: (smollm, tokenizer), " ")
+    with pytest.raises(FileNotFoundError, match="There are no steering vectors at"):
+        TransformersBackend.open(lambda: (smollm, tokenizer), str(tmp_path / "nowhere"))
     with pytest.raises(VectorError, match="folder without vector sets"):
-        TransformersBackend.open(smollm, tokenizer, str(tmp_path))
+        TransformersBackend.open(lambda: (smollm, tokenizer), str(tmp_path))
     other = SteeringVector("calm", 3, torch.ones(576), "meta-llama/Llama-2-7b-chat-hf")
     SteeringVectorSet("calm", [other]).save(tmp_path / "calm")
     with pytest.raises(ModelMismatchError, match="Extract it from this model"):
-        TransformersBackend.open(smollm, tokenizer, str(tmp_path))
+        TransformersBackend.open(lambda: (smollm, tokenizer), str(tmp_path))
     with pytest.raises(OptionError, match=r"the answer may have 9000; the model's context holds 8192"):
         backend.compare(Request("Hi", {}, max_new_tokens=9000))

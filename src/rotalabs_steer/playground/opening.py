@@ -54,7 +54,7 @@ class Opener:
             return VllmBackend.connect(choice.server, self._api_key)
         from rotalabs_steer.playground.transformers_backend import TransformersBackend
 
-        return TransformersBackend.open(*self._model(choice.model.strip()), choice.vectors)
+        return TransformersBackend.open(lambda: self._model(choice.model.strip()), choice.vectors)
 
     def _model(self, name: str) -> tuple[nn.Module, Any]:
         if not name:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.generation.streamers import BaseStreamer
@@ -16,6 +15,7 @@ from rotalabs_steer.decoder import model_name, text_config, transformers_model
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.detection import project
 from rotalabs_steer.evaluation.generation import continue_rows
+from rotalabs_steer.files.hub import find_vectors
 from rotalabs_steer.injection import MultiVectorInjector, check_vectors
 from rotalabs_steer.integrations.vector_sources import load_vector_sets, set_places
 from rotalabs_steer.interventions import INTERVENTIONS
@@ -25,6 +25,7 @@ from rotalabs_steer.playground.snippets import curl_snippet, json_snippet, pytho
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
+    from pathlib import Path
 
     import torch
     from torch import nn
@@ -51,19 +52,19 @@ class TransformersBackend:
     source: Path
 
     @classmethod
-    def open(cls, network: nn.Module, tokenizer: Any, vectors: str) -> TransformersBackend:
-        """Reads the folder of one vector set or of several.
+    def open(cls, load_model: Callable[[], tuple[nn.Module, Any]], vectors: str) -> TransformersBackend:
+        """Reads one vector set, or the folder of several, and then loads the model, which takes longer.
 
         Raises:
-            OptionError: there is no such folder.
+            OptionError: none are named.
+            FileNotFoundError: they are not there.
             VectorError, LayerError, ModelMismatchError, FileFormatError: it holds no sets, or none for this model.
         """
-        source = Path(vectors).expanduser().absolute()
-        if not vectors.strip() or not source.is_dir():
-            raise OptionError(
-                f"There is no folder {vectors!r}. Make vectors with: rotalabs-steer tune MODEL --output FOLDER"
-            )
+        if not vectors.strip():
+            raise OptionError("No vectors are named. Make some with: rotalabs-steer tune MODEL --output FOLDER")
+        source = find_vectors(vectors.strip()).absolute()
         sets = load_vector_sets(source)
+        network, tokenizer = load_model()
         check_vectors(network, (vectors.get_best() for vectors in sets.values()))
         return cls(network, tokenizer, sets, dict(zip(sets, set_places(source), strict=True)), source)
 
