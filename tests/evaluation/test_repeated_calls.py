@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from rotalabs_steer import ActivationInjector
+from rotalabs_steer.datasets.rendering import RenderedPair, RenderedText
+from rotalabs_steer.evaluation import propensity
 from rotalabs_steer.evaluation.propensity import PairScorer, pair_propensities
 from rotalabs_steer.evaluation.repeated_calls import RepeatedCall
 from tiny import make_vector, tiny_gpt2, tiny_llama
@@ -115,6 +117,18 @@ def test_a_model_whose_later_layers_need_more_runs_whole(llama):
         for strength in (1.0, -1.0, 2.0):
             injector.strength = strength
             torch.testing.assert_close(call.logits(), plain(llama), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("most_kept", "expected"), [(0, [0, 1, 2, 3]), (100, [3])])
+def test_what_would_take_too_much_memory_is_not_kept(llama, monkeypatch, most_kept, expected):
+    monkeypatch.setattr(propensity, "_MOST_KEPT", most_kept)
+    pair = RenderedPair(RenderedText((5, 6, 7), 1), RenderedText((5, 8, 9), 1))
+    scorer = PairScorer(llama, [pair])
+    with ActivationInjector(llama, [make_vector(llama, layer=2)]):
+        before = scorer.propensities()
+        seen = ran(llama)
+        assert scorer.propensities().equal(before)
+    assert seen == expected
 
 
 @pytest.mark.real_model

@@ -34,18 +34,19 @@ class RepeatedCall:
 
     Args:
         inputs: keyword arguments of the model, the same for every call.
+        keep: off for what is called once, or would take too much memory: then every call computes everything.
     """
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
-        self._model, self._inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], *, keep: bool = True) -> None:
+        self._model, self._inputs, self._keep = model, inputs, keep
         self._kept: dict[int, Any] = {}
 
     def logits(self) -> torch.Tensor:
         """Of the model as it is steered now, in the calling thread."""
         steered = min(SteeredModel.of(self._model).steps(), default=None)
         begin = max((layer for layer in self._kept if steered is None or layer <= steered), default=None)
-        keeps = steered is not None and steered != begin and _can_begin_at(self._model, steered)
-        return self._run(begin, steered if keeps else None)
+        new = self._keep and steered is not None and steered != begin and _can_begin_at(self._model, steered)
+        return self._run(begin, steered if new else None)
 
     def _run(self, begin: int | None, keep: int | None) -> torch.Tensor:
         """Calls the model from what one layer returned on, and keeps what another returns."""

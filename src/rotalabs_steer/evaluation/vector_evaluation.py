@@ -11,7 +11,7 @@ from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.capability import CapabilityCheck, CapabilityProbe
 from rotalabs_steer.evaluation.coherence import CoherenceCost, CoherenceProbe
 from rotalabs_steer.evaluation.detection import Detection, detection_auroc
-from rotalabs_steer.evaluation.propensity import pair_propensities
+from rotalabs_steer.evaluation.propensity import PairScorer
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import PairedComparison, compare_paired
@@ -100,12 +100,13 @@ def evaluate_vector(
     pairs = [render_pair(tokenizer, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
     (detection,) = detection_auroc(model, tokenizer, dataset, vector, seed=seed)
     coherence, knowledge = CoherenceProbe(model, tokenizer), CapabilityProbe(model, tokenizer, seed=seed)
-    before = pair_propensities(model, pairs).tolist()
+    scorer = PairScorer(model, pairs)
+    before = scorer.propensities().tolist()
 
     def measure(strength: float) -> StrengthEvaluation:
         injector.strength = strength
         with injector:
-            after = pair_propensities(model, pairs).tolist()
+            after = scorer.propensities().tolist()
             cost, capability = coherence.measure(), knowledge.measure()
         wrong = sum((one - other) * strength < 0 for one, other in zip(after, before, strict=True))
         refusal = None
