@@ -34,11 +34,13 @@ def test_tokens_are_where_the_text_has_them(llama, words):
     assert found.tokens == ("<s>", "w20", "w21")
     assert found.offsets == ((0, 0), (0, 3), (5, 8))
     assert found.scores.shape == (1, 3)
+    assert found.start == 1
 
 
 def test_answers_are_scored_behind_their_prompts(llama, words):
     vector = make_vector(llama, 2)
     (found,) = project(llama, words, ["w20 w21"], vector, prompts=["w30 w31"])
+    assert found.start == 0
     ids = [*render_prompt(words, "w30 w31"), *words("w20 w21", add_special_tokens=False)["input_ids"]]
     assert found.tokens == ("w20", "w21")
     expected = reference_scores(llama, ids, vector)[-2:]

@@ -4,10 +4,10 @@ from rotalabs_steer.evaluation import ProjectedText
 from rotalabs_steer.evaluation.token_colors import ColorScale
 
 
-def projected(*rows):
+def projected(*rows, start=0):
     tokens = tuple("abcdefgh"[: len(rows[0])])
     offsets = tuple((n, n + 1) for n in range(len(tokens)))
-    return ProjectedText("".join(tokens), tokens, offsets, torch.tensor(rows), torch.zeros(len(rows)))
+    return ProjectedText("".join(tokens), tokens, offsets, torch.tensor(rows), torch.zeros(len(rows)), start)
 
 
 def test_no_character_of_a_text_is_lost_in_its_colours():
@@ -37,9 +37,9 @@ def test_texts_without_tokens_or_differences_have_a_scale_too():
 
 
 def test_a_notebook_shows_a_text_with_its_colours():
-    page = projected([500.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0])._repr_html_()
+    page = projected([500.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0], start=1)._repr_html_()
     assert '<span style="background: rgba(94, 60, 153, 0.55)">b</span>' in page  # the first token does not drown it
-    assert page.count("0.00)") == 5
+    assert page.count("0.00)") == 6  # nor is it coloured
     marked = ProjectedText("<b>", ("<b>",), ((0, 3),), torch.tensor([[1.0]]), torch.tensor([1.0]))
     assert ">&lt;b&gt;<" in marked._repr_html_()
     assert repr(marked) == "ProjectedText('<b>', scores 1)"

@@ -42,8 +42,9 @@ class ProjectedText:
     Attributes:
         tokens: the text's tokens as they read; a special token by its name.
         offsets: first and one past the last character of each token in the text; (0, 0) for a special token.
-        scores: projections, one row a vector; that of a sequence's first token is there, but counts for nothing.
+        scores: projections, one row a vector.
         text_scores: `[vectors]`: means over the tokens that count.
+        start: the first token that counts: 1 where it is a sequence's first that does not, else 0.
     """
 
     text: str
@@ -51,6 +52,7 @@ class ProjectedText:
     offsets: tuple[tuple[int, int], ...]
     scores: Float[torch.Tensor, "vectors tokens"]
     text_scores: Float[torch.Tensor, " vectors"]
+    start: int = 0
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{score:.3g}" for score in self.text_scores.tolist())
@@ -60,8 +62,8 @@ class ProjectedText:
         """What a notebook shows: the text, its tokens coloured by the first vector against the score of the text."""
         from rotalabs_steer.evaluation.token_colors import ColorScale
 
-        distances = (self.scores[0] - self.text_scores[0]).abs()
-        width = float(distances.quantile(0.9, interpolation="lower"))  # without the first token, where it is far off
+        distances = (self.scores[0, self.start :] - self.text_scores[0]).abs()
+        width = float(distances.quantile(0.9, interpolation="lower"))
         pieces = ColorScale(float(self.text_scores[0]), width or 1.0).color_tokens(self)
         spans = (f'<span style="background: {piece.color}">{escape(piece.text)}</span>' for piece in pieces)
         return f'<p style="white-space: pre-wrap; line-height: 1.7">{"".join(spans)}</p>'
@@ -125,7 +127,13 @@ def project(
         described.append(_described(tokenizer, text, encoded["input_ids"], encoded["offset_mapping"]))
     projections = _project(model, rendered, vectors, "text {}".format, show_progress=show_progress)
     return [
-        ProjectedText(text, *tokens, scores[:, given.response_start :], scores[:, _counting(given)].mean(dim=1))
+        ProjectedText(
+            text,
+            *tokens,
+            scores[:, given.response_start :],
+            scores[:, _counting(given)].mean(dim=1),
+            int(given.response_start == 0),
+        )
         for text, tokens, given, scores in zip(texts, described, rendered, projections, strict=True)
     ]
 

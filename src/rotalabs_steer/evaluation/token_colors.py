@@ -39,7 +39,8 @@ class ColorScale:
             vector: row of the scores that counts.
         """
         base, moved = (
-            [score for text in texts for score in text.scores[vector].tolist()] for texts in (unsteered, steered)
+            [score for text in texts for score in text.scores[vector, text.start :].tolist()]
+            for texts in (unsteered, steered)
         )
         neutral = sum(base) / max(len(base), 1)
         distances = sorted(abs(score - neutral) for score in (*base, *moved))
@@ -47,11 +48,11 @@ class ColorScale:
         return cls(neutral, width or 1.0)
 
     def color_tokens(self, text: ProjectedText, vector: int = 0) -> list[Token]:
-        """The text as coloured pieces; all its characters are in some piece."""
+        """The text as coloured pieces, all its characters in some piece. Tokens that do not count have no colour."""
         pieces, done = [], 0
-        for (_, end), score in zip(text.offsets, text.scores[vector].tolist(), strict=True):
+        for number, ((_, end), score) in enumerate(zip(text.offsets, text.scores[vector].tolist(), strict=True)):
             if end > done:  # special tokens have no characters; bytes of one character share them
-                relative = (score - self.neutral) / self.width
+                relative = (score - self.neutral) / self.width if number >= text.start else 0.0
                 pieces.append(Token(text.text[done:end], color_of(relative), relative))
                 done = end
         return [*pieces, Token(text.text[done:], "transparent", 0.0)] if done < len(text.text) else pieces
