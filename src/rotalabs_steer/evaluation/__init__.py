@@ -9,9 +9,10 @@ from rotalabs_steer.evaluation.analysis_files import (
 from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts, generate_response
 from rotalabs_steer.evaluation.capability import CapabilityCheck, capability_check, capability_questions
 from rotalabs_steer.evaluation.comparison import compare_with_baseline
-from rotalabs_steer.evaluation.detection import Detection, ProjectedText, auroc, detection_auroc, project
+from rotalabs_steer.evaluation.detection import Detection, auroc, detection_auroc, project
 from rotalabs_steer.evaluation.judge import JudgeCost, LLMJudge
 from rotalabs_steer.evaluation.metrics import BehaviorMetrics, EvaluationResult, RefusalCounts, RefusalMetrics
+from rotalabs_steer.evaluation.projected_text import ProjectedText
 from rotalabs_steer.evaluation.refusal import is_refusal
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
 from rotalabs_steer.evaluation.strength_choice import find_optimal_strength

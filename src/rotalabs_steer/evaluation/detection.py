@@ -9,7 +9,6 @@ that of the others, is left out. A difference of means read this way is among th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair, render_prompt
 from rotalabs_steer.decoder import text_config, transformers_model
 from rotalabs_steer.errors import DatasetError, OptionError, VectorError
+from rotalabs_steer.evaluation.projected_text import ProjectedText
 from rotalabs_steer.extraction.forward_pass import read_projections
 from rotalabs_steer.injection import check_vectors
 from rotalabs_steer.intervals import Estimate, wilson_interval
@@ -33,40 +33,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ProjectedText:
-    """A text seen by some vectors.
-
-    Attributes:
-        tokens: the text's tokens as they read; a special token by its name.
-        offsets: first and one past the last character of each token in the text; (0, 0) for a special token.
-        scores: projections, one row a vector.
-        text_scores: `[vectors]`: means over the tokens that count.
-        start: the first token that counts: 1 where it is a sequence's first that does not, else 0.
-    """
-
-    text: str
-    tokens: tuple[str, ...]
-    offsets: tuple[tuple[int, int], ...]
-    scores: Float[torch.Tensor, "vectors tokens"]
-    text_scores: Float[torch.Tensor, " vectors"]
-    start: int = 0
-
-    def __repr__(self) -> str:
-        scores = ", ".join(f"{score:.3g}" for score in self.text_scores.tolist())
-        return f"ProjectedText({self.text!r}, scores {scores})"
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the text, its tokens coloured by the first vector against the score of the text."""
-        from rotalabs_steer.evaluation.token_colors import ColorScale
-
-        distances = (self.scores[0, self.start :] - self.text_scores[0]).abs()
-        width = float(distances.quantile(0.9, interpolation="lower"))
-        pieces = ColorScale(float(self.text_scores[0]), width or 1.0).color_tokens(self)
-        spans = (f'<span style="background: {piece.color}">{escape(piece.text)}</span>' for piece in pieces)
-        return f'<p style="white-space: pre-wrap; line-height: 1.7">{"".join(spans)}</p>'
 
 
 @dataclass(frozen=True)

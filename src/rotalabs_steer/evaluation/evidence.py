@@ -12,7 +12,8 @@ import torch
 
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.evaluation.capability import CapabilityCheck, capability_check
-from rotalabs_steer.evaluation.detection import Detection, ProjectedText, detection_auroc, project
+from rotalabs_steer.evaluation.detection import Detection, detection_auroc, project
+from rotalabs_steer.evaluation.projected_text import ProjectedText
 from rotalabs_steer.files.atomic import write_atomically
 from rotalabs_steer.files.reading import MAX_JSON_BYTES, parse_json_object, read_bytes
 from rotalabs_steer.injection import ActivationInjector

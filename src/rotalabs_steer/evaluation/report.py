@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import missing_dependency
 from rotalabs_steer.evaluation import plots
+from rotalabs_steer.evaluation.projected_text import ColorScale, color_of
 from rotalabs_steer.evaluation.text_measures import measure_texts
-from rotalabs_steer.evaluation.token_colors import ColorScale, color_of
 from rotalabs_steer.files.atomic import write_atomically
 from rotalabs_steer.files.names import shown_model_name
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from rotalabs_steer.evaluation.coherence import CoherenceCost
-    from rotalabs_steer.evaluation.detection import ProjectedText
     from rotalabs_steer.evaluation.evidence import Evidence
+    from rotalabs_steer.evaluation.projected_text import ProjectedText
     from rotalabs_steer.evaluation.tuned import TunedSteering
 
 _SIGNS = (-1.0, 0.0, 1.0)

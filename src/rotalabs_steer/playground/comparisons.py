@@ -13,7 +13,7 @@ from rotalabs_steer.positions import check_scope
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from rotalabs_steer.evaluation.detection import ProjectedText
+    from rotalabs_steer.evaluation.projected_text import ProjectedText
 
 Projections = Mapping[str, "tuple[ProjectedText, ProjectedText]"]
 """By behaviour, the unsteered and the steered answer seen by its vector alone."""

@@ -1,18 +1,52 @@
-"""Texts whose tokens are coloured by their projection on a vector, on one scale for all that are compared."""
+"""Texts and the projections of their tokens on vectors, shown as colours on one scale for all that are compared."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rotalabs_steer.evaluation.detection import ProjectedText
+    import torch
+    from jaxtyping import Float
 
 _MORE, _LESS = "230, 97, 1", "94, 60, 153"  # the ends of the figures' colour scale
 _DEEPEST = 0.55
 """Opacity of the strongest token's colour: dark letters on it keep a contrast above 4.5."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProjectedText:
+    """A text seen by some vectors.
+
+    Attributes:
+        tokens: the text's tokens as they read; a special token by its name.
+        offsets: first and one past the last character of each token in the text; (0, 0) for a special token.
+        scores: projections, one row a vector.
+        text_scores: `[vectors]`: means over the tokens that count.
+        start: the first token that counts: 1 where it is a sequence's first that does not, else 0.
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    offsets: tuple[tuple[int, int], ...]
+    scores: Float[torch.Tensor, "vectors tokens"]
+    text_scores: Float[torch.Tensor, " vectors"]
+    start: int = 0
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{score:.3g}" for score in self.text_scores.tolist())
+        return f"ProjectedText({self.text!r}, scores {scores})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text, its tokens coloured by the first vector against the score of the text."""
+        distances = (self.scores[0, self.start :] - self.text_scores[0]).abs()
+        width = float(distances.quantile(0.9, interpolation="lower"))
+        pieces = ColorScale(float(self.text_scores[0]), width or 1.0).color_tokens(self)
+        spans = (f'<span style="background: {piece.color}">{escape(piece.text)}</span>' for piece in pieces)
+        return f'<p style="white-space: pre-wrap; line-height: 1.7">{"".join(spans)}</p>'
 
 
 @dataclass(frozen=True)

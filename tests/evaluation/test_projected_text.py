@@ -1,7 +1,7 @@
 import torch
 
 from rotalabs_steer.evaluation import ProjectedText
-from rotalabs_steer.evaluation.token_colors import ColorScale
+from rotalabs_steer.evaluation.projected_text import ColorScale
 
 
 def projected(*rows, start=0):
