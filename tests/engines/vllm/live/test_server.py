@@ -199,7 +199,7 @@ def test_behaviours_are_listed_to_those_with_the_key(server):
 
 def test_the_playground_shows_the_answers_of_transformers(server, smollm, tokenizer, vectors):
     at_server = VllmBackend.connect(server, KEY)
-    here = TransformersBackend.open(smollm, tokenizer, str(vectors))
+    here = TransformersBackend.open(lambda: (smollm, tokenizer), str(vectors))
     assert [each.name for each in at_server.behaviors] == ["calm", "cool", "warm"]
     assert [each.safe_range for each in at_server.behaviors] == [(-1.0, 1.0), None, None]
     request = Request(PROMPTS[0], {"warm": 1.0, "cool": 0.4, "calm": 0.0}, "generated", max_new_tokens=24)
