@@ -36,6 +36,15 @@ def test_a_folder_of_sets_or_one_set(tmp_path, sets, catalogue):
     assert set(load(tmp_path / "warm").sets) == {"warm"}
 
 
+def test_sets_of_every_format(tmp_path, sets):
+    folder = tmp_path / "mixed"
+    sets["warm"].save(folder / "warm.safetensors")
+    sets["cool"].save_pretrained(folder / "cool")
+    sets["calm"].save(folder / "calm")
+    assert load(folder).sets == sets
+    assert load(folder / "warm.safetensors").sets == {"warm": sets["warm"]}
+
+
 def test_the_layer_that_tuning_chose_acts(sets, catalogue):
     steering = ask(catalogue, {"warm": 0.5, "calm": 1})
     assert [(a.layer, a.behavior, a.strength) for a in steering.additions] == [(15, "warm", 0.5), (20, "calm", 1.0)]

@@ -1,7 +1,9 @@
 import json
 
 import pytest
+import torch
 
+from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.engines.vllm.server import allowed_plugins, server_arguments
 from rotalabs_steer.engines.vllm.settings import steering_config
 from rotalabs_steer.errors import OptionError
@@ -52,3 +54,14 @@ def test_an_engine_that_would_not_load_the_plugin(tmp_path, monkeypatch):
         steering_config(tmp_path)
     monkeypatch.setenv("VLLM_PLUGINS", "other,rotalabs_steer")
     assert steering_config(tmp_path, check_model=False)["rotalabs_steer"]["check_model"] is False
+
+
+def test_vectors_of_a_repository_and_of_no_place(hub, tmp_path):
+    calm = SteeringVectorSet("calm", [SteeringVector("calm", 1, torch.ones(8), "org/model")])
+    calm.push_to_hub("me/calm")
+    folder = steering_config("me/calm")["rotalabs_steer"]["vectors"]
+    assert SteeringVectorSet.load(folder) == calm
+    with pytest.raises(FileNotFoundError, match="There are no steering vectors at me/nothing"):
+        steering_config("me/nothing")
+    with pytest.raises(FileNotFoundError, match="There are no steering vectors at"):
+        steering_config(tmp_path / "nowhere")
