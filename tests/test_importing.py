@@ -109,7 +109,9 @@ def test_files_of_tensors_and_arrays(tmp_path):
     torch.save(torch.stack(list(TENSORS.values())), tmp_path / "table.pt")
     np.save(tmp_path / "table.npy", torch.stack(list(TENSORS.values())).numpy())
     for name in ("table.pt", "table.npy"):
-        assert same(import_vectors(tmp_path / name, layers=[3, 12]))
+        vectors = import_vectors(tmp_path / name, layers=[3, 12])
+        assert same(vectors)
+        assert {vector.vector.untyped_storage().nbytes() for vector in vectors} == {8 * 4}, "a row without its table"
     torch.save([TENSORS[3], TENSORS[12]], tmp_path / "list.pt")
     assert import_vectors(tmp_path / "list.pt").layers == [0, 1]
 

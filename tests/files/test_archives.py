@@ -133,7 +133,9 @@ def test_tensors_are_used_where_they_lie_and_saved_alone(tmp_path):
 @pytest.mark.parametrize("before", range(1, 8))
 def test_numbers_that_begin_anywhere(tmp_path, before):
     content = bytearray(b"x" * before) + torch.arange(4.0, dtype=torch.float64).numpy().tobytes()
-    assert numbers_in(memoryview(content)[before:], torch.float64).tolist() == [0.0, 1.0, 2.0, 3.0]
+    numbers = numbers_in(memoryview(content)[before:], torch.float64)
+    assert numbers.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert numbers.data_ptr() % 8 == 0
 
 
 def test_what_else_torch_saves_of_tensors(tmp_path):

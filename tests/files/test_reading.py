@@ -12,7 +12,7 @@ import torch
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.native import parse_vector
-from rotalabs_steer.files.reading import MAX_JSON_BYTES, parse_json_object, read_bytes
+from rotalabs_steer.files.reading import MAX_JSON_BYTES, l2_norm, parse_json_object, read_bytes
 from rotalabs_steer.importing import import_vectors
 
 
@@ -97,6 +97,11 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     (tmp_path / "v.pt").write_bytes(content)
     with pytest.raises(FileFormatError, match="changed or damaged"):
         SteeringVector.load(tmp_path / "v")
+
+
+def test_the_norm_of_a_vector_that_is_read_in_parts():
+    numbers = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    assert l2_norm(numbers) == pytest.approx(float(numbers.double().norm()), rel=1e-12)
 
 
 def calm_at(folder):

@@ -59,7 +59,7 @@ def test_a_folder_of_sets_in_all_formats(vector_folder, tmp_path):
     formality.save_pretrained(tmp_path / "a")
     refusal.save(tmp_path / "b.safetensors")
     humor.save(tmp_path / "c")
-    (tmp_path / ".hidden").mkdir()
+    humor.save(tmp_path / ".hidden")
     (tmp_path / "notes.txt").write_text("mine")
     save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
     assert load_vector_sets(tmp_path) == {"formality": formality, "refusal": refusal, "humor": humor}
