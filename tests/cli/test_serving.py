@@ -31,7 +31,7 @@ def test_options_of_vllm_pass_but_for_those_that_are_ours(run):
     assert "--additional-config is set by rotalabs-steer serve" in error
 
 
-def test_without_vllm_it_says_how_to_install_it(run):
-    code, error = run("a/model", "--vectors", "vectors", "--dtype", "float32")
+def test_without_vllm_it_says_how_to_install_it(run, tmp_path):
+    code, error = run("a/model", "--vectors", str(tmp_path), "--dtype", "float32")
     assert code == 1
     assert 'Install it with: pip install "rotalabs-steer[vllm]"' in error

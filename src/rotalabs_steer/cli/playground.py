@@ -13,7 +13,9 @@ def playground(
     model: Annotated[
         str | None, typer.Argument(help="Model folder, Hugging Face id, or `sample`. Can be chosen on the page, too.")
     ] = None,
-    vectors: Annotated[str | None, typer.Option(help="Folder of vector sets, or the folder of one.")] = None,
+    vectors: Annotated[
+        str | None, typer.Option(help="Folder of vector sets, one set, or the id of one on the Hugging Face Hub.")
+    ] = None,
     server: Annotated[
         str | None, typer.Option(help="Address of a `rotalabs-steer serve` to ask instead of a model in this process.")
     ] = None,

@@ -11,7 +11,7 @@ def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model folder or Hugging Face id.")],
     vectors: Annotated[
-        str, typer.Option(help="Folder of vector sets, one set, or owner/name[@revision] on the Hugging Face Hub.")
+        str, typer.Option(help="Folder of vector sets, one set, or the id of one on the Hugging Face Hub.")
     ],
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but this machine's own needs --api-key.")
