@@ -210,7 +210,7 @@ def test_a_mistake_is_one_sentence_on_the_page(page, vectors, tmp_path):
     nowhere = tmp_path / "nowhere"
     load(f"There are no steering vectors at {nowhere}: neither a folder of sets", vectors=str(nowhere))
     load("No model is named. Give a model folder", model="")
-    load("There is no folder ./none. Give a model folder or a Hugging Face id.", model="./none")
+    load("There is no folder ./none. Give a model folder or a Hugging Face id.", vectors=str(vectors), model="./none")
     page.get_by_label("vLLM server").check()
     load(
         "No server answers at http://127.0.0.1:9/v1. Start one with: rotalabs-steer serve", server="http://127.0.0.1:9"

@@ -54,11 +54,12 @@ class Opener:
             return VllmBackend.connect(choice.server, self._api_key)
         from rotalabs_steer.playground.transformers_backend import TransformersBackend
 
-        return TransformersBackend.open(lambda: self._model(choice.model.strip()), choice.vectors)
-
-    def _model(self, name: str) -> tuple[nn.Module, Any]:
+        name = choice.model.strip()
         if not name:
             raise ModelNameError("No model is named. Give a model folder, a Hugging Face id, or: sample")
+        return TransformersBackend.open(lambda: self._model(name), choice.vectors)
+
+    def _model(self, name: str) -> tuple[nn.Module, Any]:
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None  # two models may not fit at once
             self._loaded = (name, *self._load_model(name))
