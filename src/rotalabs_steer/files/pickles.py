@@ -163,12 +163,9 @@ class _Machine:
                 stack.append(tuple(self.take(int(instruction[-1]))))
             case "APPEND":
                 _extend(stack[-2], self.take(1))
-            case "APPENDS":
-                items = self.take_marked()
-                _extend(stack[-1], items)
             case "SETITEM":
                 _extend(stack[-3], self.take(2))
-            case "SETITEMS":
+            case "APPENDS" | "SETITEMS":
                 items = self.take_marked()
                 _extend(stack[-1], items)
             case "BINPUT" | "LONG_BINPUT":
