@@ -186,6 +186,32 @@ class SteeringVectorSet:
         layer = self.metadata.get("chosen_layer")
         return layer if isinstance(layer, int) and layer in self._vectors else None
 
+    @property
+    def acting_layers(self) -> list[int]:
+        """The layers that steer together, ascending: those that `metadata["acting_layers"]` names, else the best one.
+
+        A set whose layers are alternatives, as extraction makes it, acts at one layer. A set that spreads one vector
+        over several layers acts at all of them, and one strength multiplies them together.
+
+        Raises:
+            VectorError: the set is empty, or it names a layer for which it has no vector.
+        """
+        named = self.metadata.get("acting_layers")
+        if named is None:
+            return [self.get_best().layer_index]
+        missing = [layer for layer in named if layer not in self._vectors]
+        if missing or not named:
+            raise VectorError(
+                f"The set of {self.behavior!r} says that layers {named} act together, but it has vectors for layers "
+                f"{self.layers} only."
+            )
+        return sorted(named)
+
+    @property
+    def acting(self) -> list[SteeringVector]:
+        """The vectors of `acting_layers`: what steers where the whole set is given to an injector or an engine."""
+        return [self._vectors[layer] for layer in self.acting_layers]
+
     def add(self, vector: SteeringVector) -> None:
         """Puts a vector in its layer's place, replacing one that is there."""
         if vector.behavior != self.behavior:
