@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rotalabs_steer.active_steering import steering_of
+    from rotalabs_steer.attachment import unsteered
     from rotalabs_steer.hooks import ActivationCache, ActivationHook, extract_activations
     from rotalabs_steer.injection import ActivationInjector, MultiVectorInjector
     from rotalabs_steer.models import MODEL_CONFIGS, ModelConfig, get_model_config, infer_model_config
@@ -33,9 +35,13 @@ __all__ = [
     "extract_activations",
     "get_model_config",
     "infer_model_config",
+    "steering_of",
+    "unsteered",
 ]
 
 _HOMES = {
+    "active_steering": ("steering_of",),
+    "attachment": ("unsteered",),
     "hooks": ("ActivationCache", "ActivationHook", "extract_activations"),
     "injection": ("ActivationInjector", "MultiVectorInjector"),
     "models": ("MODEL_CONFIGS", "ModelConfig", "get_model_config", "infer_model_config"),

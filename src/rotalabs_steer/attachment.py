@@ -1,58 +1,114 @@
-"""Plans on a live model: one hook per steered layer, put on all or nothing and taken off without a trace."""
+"""Plans on a live model: one hook per steered layer, put on all or nothing and taken off without a trace.
+
+An attachment is in force for every caller of the model, or scoped: for one thread, task or generator. When a block of
+steering ends, it is compared with what the model did meanwhile: a model that ran while its steered layers did not is an
+error, never a silently unsteered model.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import gc
+import functools
+import inspect
 import sys
 import threading
 import weakref
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
-from rotalabs_steer.decoder import decoder_layers, find_decoder, transformers_model
-from rotalabs_steer.errors import CompiledModelError, SteeringConflictError
+from rotalabs_steer.compiled_steering import register_steerer, steer_in_graph
+from rotalabs_steer.decoder import decoder_layers, transformers_model
+from rotalabs_steer.errors import NotSteeredError, SteeringConflictError
 from rotalabs_steer.forward_calls import CallTracker
 from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor, with_first_tensor
 from rotalabs_steer.plans import Plan, Steps, steps_by_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
 
     from torch import nn
-    from torch.utils.hooks import RemovableHandle
 
+    from rotalabs_steer.forward_calls import CallArguments
+    from rotalabs_steer.plans import Step
+    from rotalabs_steer.positions import ForwardCall
+
+Measure = TypeVar("Measure", bound="Callable[..., Any]")
 
 _STEERED_MODELS: weakref.WeakKeyDictionary[nn.Module, SteeredModel] = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
-_COMPILE_LATER = "Attach first and compile afterwards, and stay attached: strength 0 is the unsteered model."
 _RESOLVED_PLANS = 64
 """Combinations of plans whose steps are kept, for threads that steer one model differently at the same time."""
-_SCOPED: contextvars.ContextVar[tuple[Attachment, ...]] = contextvars.ContextVar("rotalabs_steer_scoped", default=())
+_SCOPED: contextvars.ContextVar[tuple[Attachment | _Unsteered, ...]] = contextvars.ContextVar(
+    "rotalabs_steer_scoped", default=()
+)
 
 
 @dataclass(eq=False)
 class Attachment:
-    """A plan in force on a model."""
+    """A plan in force on a model.
+
+    Attributes:
+        names: the behaviour of each item of the plan, for people.
+        frame: the generator whose body a scope belongs to, where it is opened in one; see `SteeredModel.open_scope`.
+        acted: layers at which a scope has acted.
+    """
 
     model: SteeredModel
     plan: Plan
-    layers: tuple[int, ...]
+    names: tuple[str, ...]
     owner: _Owner
+    start: _Counts
+    frame: FrameType | None = None
+    scoped: bool = False
+    acted: set[int] = field(default_factory=set)
+    removed: bool = False
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers at which something is done or looked at, ascending."""
+        return tuple(sorted({layer for item in self.plan for layer in item.layers}))
 
     def replace_plan(self, plan: Plan) -> None:
-        """Changes what is done from the next layer call on."""
+        """Changes what is done from the next layer call on. The layers stay."""
         with _LOCK:
             self.plan = plan
             self.model._forget_steps()
 
     def remove(self) -> None:
-        """Ends a model-wide attachment."""
+        """Ends it. Ending it twice is ending it once."""
         self.model._remove(self)
+
+    def check_acted(self) -> None:
+        """Compares the block that has ended with what the model did meanwhile.
+
+        Raises:
+            NotSteeredError: the model ran, and layers that were to be steered did not.
+            PositionError: a worker thread, which reports to nobody, met one.
+        """
+        self.model._check_acted(self)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What a model had done when a block began."""
+
+    calls: int
+    layer_calls: dict[int, int]
+    unsteered_calls: int
+    refusal: object
+
+
+@dataclass(frozen=True, eq=False)
+class _Unsteered:
+    """A block that wants the plain model: it hides what was in force when it began."""
+
+    hidden: frozenset[Attachment]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +139,15 @@ class SteeredModel:
         self._model = weakref.ref(transformers_model(model))
         self._tracker = CallTracker.of(model)
         self._layout = ResidualLayout.of(model)
+        self._number = register_steerer(self)
         self._model_wide: tuple[Attachment, ...] = ()
-        self._hooks: dict[int, RemovableHandle] = {}
+        self._scopes: tuple[Attachment, ...] = ()
+        self._in_generators = False
+        self._hooks: dict[int, _SteeringHook] = {}
         self._hook_users: dict[int, int] = {}
-        self._model_wide_steps: Steps | None = None
+        self._layer_calls: dict[int, int] = {}
+        self._unsteered_calls = 0
+        self._usual_steps: Steps | None = None
         self._resolved: OrderedDict[tuple[int, ...], tuple[tuple[Plan, ...], Steps]] = OrderedDict()
 
     @classmethod
@@ -98,49 +159,116 @@ class SteeredModel:
                 _STEERED_MODELS[inner] = cls(model)
             return _STEERED_MODELS[inner]
 
-    def attach(self, plan: Plan) -> Attachment:
+    def attach(self, plan: Plan, names: tuple[str, ...]) -> Attachment:
         """Puts a plan in force for every call of the model, in whatever thread.
 
         Raises:
             SteeringConflictError: another live thread or task holds a model-wide attachment.
-            CompiledModelError: the model was compiled before.
         """
         with _LOCK:
-            attachment = Attachment(self, plan, _layers(plan), _Owner.current())
-            for other in self._model_wide:
-                if other.owner.conflicts_with(attachment.owner):
-                    raise SteeringConflictError(
-                        f"{other.owner.thread.name!r} is steering this model already; steering it model-wide from "
-                        f"{attachment.owner.thread.name!r} too would mix both. Use `with injector.scoped():` in each."
-                    )
-            self._hook(attachment.layers)
+            owner = self.check_free()
+            attachment = self._begin(plan, names, owner)
             self._model_wide = (*self._model_wide, attachment)
             self._forget_steps()
             return attachment
 
-    def attach_scoped(self, plan: Plan) -> Attachment:
-        """Puts a plan in force for calls from the current thread or asyncio task only."""
+    def check_free(self) -> _Owner:
+        """Refuses to steer model-wide what another live thread or task steers model-wide: both would mix."""
+        owner = _Owner.current()
+        for other in self._model_wide:
+            if other.owner.conflicts_with(owner):
+                raise SteeringConflictError(
+                    f"{other.owner.thread.name!r} is steering this model already; steering it model-wide from "
+                    f"{owner.thread.name!r} too would mix both. Use `with injector.scoped():` in each."
+                )
+        return owner
+
+    def open_scope(self, plan: Plan, names: tuple[str, ...], opened_in: FrameType | None) -> Attachment:
+        """Puts a plan in force for calls from the current thread or asyncio task only.
+
+        Args:
+            opened_in: the frame of the code that opens the scope. The body of a generator runs a piece at a time, in
+                the context, and even the thread, of whoever asks for the next piece. So where this is a generator that
+                is iterated, the scope holds for the calls made from its body, wherever that runs. The body of an
+                asynchronous one may also hand the call to a thread, which inherits the context.
+        """
+        flags = _generator_flags(opened_in)
+        frame = opened_in if flags else None
         with _LOCK:
-            attachment = Attachment(self, plan, _layers(plan), _Owner.current())
-            self._hook(attachment.layers)
-        _SCOPED.set((*_SCOPED.get(), attachment))
+            attachment = self._begin(plan, names, _Owner.current(), scoped=True, frame=frame)
+            self._scopes = (*self._scopes, attachment)
+            self._in_generators = any(one.frame is not None for one in self._scopes)
+            self._forget_steps()
+        if flags != inspect.CO_GENERATOR:
+            _SCOPED.set((*_SCOPED.get(), attachment))
         return attachment
 
-    def leave_scoped(self, attachment: Attachment) -> None:
-        """Ends what `attach_scoped` began, in any order."""
-        _SCOPED.set(tuple(other for other in _SCOPED.get() if other is not attachment))
-        with _LOCK:
-            self._unhook(attachment.layers)
+    def in_force(self) -> tuple[Attachment, ...]:
+        """What acts on calls from here: model-wide attachments, and the scopes of this thread, task or generator.
+
+        Raises:
+            SteeringConflictError: several asynchronous generators have scopes open in this task, and the call comes
+                from the body of none of them.
+        """
+        context = _SCOPED.get()
+        hidden = frozenset[Attachment]().union(*(one.hidden for one in context if isinstance(one, _Unsteered)))
+        inherited = [one for one in context if isinstance(one, Attachment) and one.model is self and not one.removed]
+        if self._in_generators:
+            frames = _frames_on_stack()
+            running = [one for one in self._scopes if one.frame is not None and one.frame in frames]
+            suspended = {one.frame for one in inherited if one.frame is not None and one.frame not in frames}
+            if len(suspended) > 1 and not running:
+                raise SteeringConflictError(
+                    "Several asynchronous generators of this task steer the model, each in a scope of its own, and it "
+                    "is unknown which of them this call belongs to. Run each generator in a task of its own."
+                )
+            ours = [one for one in inherited if one.frame is None or (one.frame in suspended and not running)]
+            inherited = [one for one in self._scopes if one in ours or one in running]
+        return tuple(one for one in (*self._model_wide, *inherited) if one not in hidden)
+
+    def attachments(self) -> tuple[Attachment, ...]:
+        """Everything that is attached, for whichever thread."""
+        return (*self._model_wide, *self._scopes)
 
     def steps(self) -> Steps:
         """The steps in force for the calling thread, by layer."""
-        if scoped := _SCOPED.get():
-            return self._resolve(self._model_wide + tuple(one for one in scoped if one.model is self))
-        steps = self._model_wide_steps
+        if _SCOPED.get() or self._in_generators:
+            return self._resolve(self.in_force())
+        steps = self._usual_steps
         if steps is None:
             with _LOCK:  # else a plan replaced meanwhile could be forgotten before these steps are kept
-                steps = self._model_wide_steps = self._resolve(self._model_wide)
+                steps = self._resolve(self._model_wide)
+                if self._model_wide and not self._in_generators:
+                    self._usual_steps = steps
         return steps
+
+    def steps_at(self, layer: int) -> Sequence[Step] | None:
+        """The steps in force at a layer for the calling thread, which runs the layer now."""
+        self._layer_calls[layer] = self._layer_calls.get(layer, 0) + 1
+        if not _SCOPED.get() and not self._in_generators:
+            if not self._model_wide:
+                self._unsteered_calls += 1  # a scope elsewhere may have meant this thread
+            return self.steps().get(layer)
+        in_force = self.in_force()
+        for attachment in in_force:
+            attachment.acted.add(layer)
+        return self._resolve(in_force).get(layer)
+
+    def steer_compiled(self, hidden: torch.Tensor, layer: int, arguments: CallArguments | None) -> torch.Tensor:
+        """What the hook does, from inside compiled code."""
+        steps = self.steps_at(layer)
+        if steps is None:
+            return hidden
+        call = self._tracker.current() if arguments is None else self._tracker.describe_compiled(arguments, layer)
+        return self._apply(steps, hidden, call)
+
+    def _begin(self, plan: Plan, names: tuple[str, ...], owner: _Owner, **more: Any) -> Attachment:
+        local = self._tracker.local
+        calls = local.calls if more.get("scoped") else self._tracker.calls
+        start = _Counts(calls, dict(self._layer_calls), self._unsteered_calls, self._tracker.refusal)
+        attachment = Attachment(self, plan, names, owner, start, **more)
+        self._hook(attachment.layers)
+        return attachment
 
     def _resolve(self, attachments: tuple[Attachment, ...]) -> Steps:
         plans = tuple([attachment.plan for attachment in attachments])
@@ -155,24 +283,53 @@ class SteeredModel:
         return resolved[1]
 
     def _forget_steps(self) -> None:
-        self._model_wide_steps = None
+        """Makes the next layer ask what is in force; until then the usual steps are those of model-wide attachments."""
+        self._usual_steps = None
 
     def _remove(self, attachment: Attachment) -> None:
         with _LOCK:
-            if attachment in self._model_wide:
-                self._model_wide = tuple(other for other in self._model_wide if other is not attachment)
-                self._forget_steps()
-                self._unhook(attachment.layers)
+            if attachment.removed:
+                return
+            attachment.removed = True
+            self._model_wide = tuple(other for other in self._model_wide if other is not attachment)
+            self._scopes = tuple(other for other in self._scopes if other is not attachment)
+            self._in_generators = any(one.frame is not None for one in self._scopes)
+            self._forget_steps()
+            self._unhook(attachment.layers)
+        if attachment.scoped:
+            _SCOPED.set(tuple(other for other in _SCOPED.get() if other is not attachment))
+
+    def _check_acted(self, attachment: Attachment) -> None:
+        start, layers = attachment.start, attachment.layers
+        refusal = self._tracker.refusal
+        if refusal is not None and refusal is not start.refusal and refusal[0] is not threading.current_thread():
+            raise refusal[1]
+        if attachment.scoped:
+            ran = self._tracker.local.calls > start.calls
+            idle = [layer for layer in layers if layer not in attachment.acted]
+            if not ran and len(idle) == len(layers) and self._unsteered_calls > start.unsteered_calls:
+                raise NotSteeredError(
+                    "The model did not run in this scope, but it ran unsteered elsewhere meanwhile. A scope steers the "
+                    "thread, task or generator that opened it. Open it where the model is called, inside the worker "
+                    "thread, or steer the model for all threads with `with injector:`."
+                )
+        else:
+            ran = self._tracker.calls > start.calls
+            idle = [one for one in layers if self._layer_calls.get(one, 0) == start.layer_calls.get(one, 0)]
+        if ran and idle:
+            raise NotSteeredError(
+                f"The model ran, but its layers {idle} did not run as they were attached to, so they were not "
+                "steered. Code that was compiled elsewhere or layers that were replaced meanwhile do this: attach "
+                "after the model is complete, and compile it with torch.compile."
+            )
 
     def _hook(self, layers: tuple[int, ...]) -> None:
         model = self._model()
         assert model is not None
-        if any(layer not in self._hooks for layer in layers):
-            _check_not_compiled(model)
         modules = decoder_layers(model)
         for layer in layers:
             if layer not in self._hooks:
-                self._hooks[layer] = modules[layer].register_forward_hook(self._hook_function(layer), prepend=True)
+                self._hooks[layer] = _SteeringHook(modules[layer], self._hook_function(layer))
             self._hook_users[layer] = self._hook_users.get(layer, 0) + 1
         self._tracker.acquire()
 
@@ -184,59 +341,125 @@ class SteeredModel:
         self._tracker.release()
 
     def _hook_function(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
-        current_call, scoped, layout = self._tracker.current, _SCOPED.get, self._layout
-        width = layout.plain_width
+        tracker, local, scoped = self._tracker, self._tracker.local, _SCOPED.get
+        width, layer_calls, is_tracing = self._layout.plain_width, self._layer_calls, torch.compiler.is_dynamo_compiling
+        layer_calls.setdefault(layer, 0)
 
         def steer(module: nn.Module, inputs: Any, output: Any) -> Any:
-            by_layer = None if scoped() else self._model_wide_steps  # what `steps` gives, without the call
-            steps = (self.steps() if by_layer is None else by_layer).get(layer)
+            if is_tracing():
+                hidden = steer_in_graph(first_tensor(output), layer, self._number, local.arguments)
+                return with_first_tensor(output, hidden)
+            by_layer = self._usual_steps
+            if by_layer is None or scoped():
+                steps = self.steps_at(layer)
+            else:  # what `steps_at` does in the usual case, without its calls: this runs for every token
+                layer_calls[layer] += 1
+                steps = by_layer.get(layer)
             if steps is None:
                 return None
-            call = current_call()
-            before = hidden = output if isinstance(output, torch.Tensor) else first_tensor(output)
-            if hidden.shape == (call.batch_size, call.columns, width):
+            call = local.call or tracker.current()
+            if isinstance(output, torch.Tensor) and output.shape == (call.batch_size, call.columns, width):
                 for step in steps:
-                    hidden = step.apply(hidden, call)
-                return hidden if before is output else with_first_tensor(output, hidden)
-            streams = layout.streams(hidden, call.columns)
-            call = call.last_columns(streams.shape[2])
-            steered = []
-            for stream in streams:
-                for step in steps:
-                    stream = step.apply(stream, call)  # noqa: PLW2901
-                steered.append(stream)
-            return with_first_tensor(output, layout.replace(hidden, torch.stack(steered)))
+                    output = step.apply(output, call)
+                return output
+            return with_first_tensor(output, self._apply(steps, first_tensor(output), call))
 
         return steer
 
-
-def _check_not_compiled(model: nn.Module) -> None:
-    """Refuses a model whose compiled code would not run hooks that are added now."""
-    decoder, layers = find_decoder(model)
-    for module in (model, decoder, *layers):
-        in_place = getattr(module, "_compiled_call_impl", None) or module.__dict__.get("_compiled_call")
-        if in_place is not None:
-            raise CompiledModelError(
-                f"{type(module).__name__} was compiled before steering was attached, so it would run unsteered. "
-                + _COMPILE_LATER
-            )
-    if _code_was_compiled() and any(_compiled_wrappers(module) for module in (model, decoder)):
-        raise CompiledModelError(
-            f"A torch.compile({type(model).__name__}) exists and has run, so it would ignore hooks attached now. "
-            + _COMPILE_LATER
-        )
+    def _apply(self, steps: Sequence[Step], hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
+        """What a layer put out, after the steps, whatever its layout."""
+        if hidden.shape == (call.batch_size, call.columns, self._layout.plain_width):
+            for step in steps:
+                hidden = step.apply(hidden, call)
+            return hidden
+        streams = self._layout.streams(hidden, call.columns)
+        call = call.last_columns(streams.shape[2])
+        steered = []
+        for stream in streams:
+            for step in steps:
+                stream = step.apply(stream, call)  # noqa: PLW2901
+            steered.append(stream)
+        return self._layout.replace(hidden, torch.stack(steered))
 
 
-def _code_was_compiled() -> bool:
-    """Whether dynamo has compiled anything in this process: a cheap look before the dear one."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return dynamo is not None and dynamo.utils.counters["frames"].get("total", 0) > 0
+class _SteeringHook:
+    """The hook of one layer, and a mark by which code that was compiled without it is not used.
+
+    The compiler does not notice hooks that come and go. It does notice whether a module has a `forward` of its own, so
+    the layer gets one, which is the method that it has anyway. Code compiled for the layer with and without the mark is
+    kept side by side: attaching again compiles nothing again.
+    """
+
+    def __init__(self, layer: nn.Module, function: Callable[[nn.Module, Any, Any], Any]) -> None:
+        self._layer = layer
+        self._handle = layer.register_forward_hook(function, prepend=True)
+        self._own_forward = layer.__dict__.get("forward")
+        layer.__dict__["forward"] = _same(layer.forward)
+
+    def remove(self) -> None:
+        self._handle.remove()
+        if self._own_forward is None:
+            self._layer.__dict__.pop("forward", None)
+        else:
+            self._layer.__dict__["forward"] = self._own_forward
 
 
-def _compiled_wrappers(module: nn.Module) -> list[dict[str, Any]]:
-    """The `_modules` of wrappers that torch.compile made around a module. The module itself knows nothing of them."""
-    return [r for r in gc.get_referrers(module) if isinstance(r, dict) and r.get("_orig_mod") is module]
+@contextmanager
+def unsteered(model: nn.Module) -> Iterator[None]:
+    """The plain model, for calls from this thread or asyncio task, whatever is attached to it.
+
+    What is attached inside the block acts as usual. Extraction, tuning and every measure of this package use it for
+    their baselines.
+
+    Example:
+        >>> with unsteered(model):  # doctest: +SKIP
+        ...     plain = model.generate(**inputs)
+    """
+    plain = _Unsteered(frozenset(SteeredModel.of(model).attachments()))
+    _SCOPED.set((*_SCOPED.get(), plain))
+    try:
+        yield
+    finally:
+        _SCOPED.set(tuple(one for one in _SCOPED.get() if one is not plain))
 
 
-def _layers(plan: Plan) -> tuple[int, ...]:
-    return tuple(sorted({layer for item in plan for layer in item.layers}))
+def on_plain_model(measure: Measure) -> Measure:
+    """Makes a measure of a model take the plain one, with nothing but what the measure attaches itself."""
+
+    @functools.wraps(measure)
+    def measured(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with unsteered(model):
+            return measure(model, *args, **kwargs)
+
+    return cast("Measure", measured)
+
+
+def _same(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The bound method itself; a function that somebody has put on the layer, inside another of its own identity."""
+    if inspect.ismethod(forward):
+        return forward
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    call.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return call
+
+
+def _generator_flags(frame: FrameType | None) -> int:
+    """`CO_GENERATOR` or `CO_ASYNC_GENERATOR` for the frame of a generator that is iterated, else 0.
+
+    A generator that `contextlib` drives is not iterated: its `with` block stands for that of whoever uses it.
+    """
+    if frame is None or (frame.f_back is not None and frame.f_back.f_globals.get("__name__") == "contextlib"):
+        return 0
+    return frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
+
+
+def _frames_on_stack() -> set[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    frames = set()
+    while frame is not None:
+        frames.add(frame)
+        frame = frame.f_back
+    return frames

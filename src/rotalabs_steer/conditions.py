@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.datasets.rendering import render_prompt
 from rotalabs_steer.decoder import check_layer_indices
 from rotalabs_steer.errors import DatasetError, OptionError, VectorError
@@ -105,7 +106,7 @@ def fit_condition(
     *,
     measure: str = "cosine",
 ) -> FittedCondition:
-    """The condition that best tells two kinds of prompts apart.
+    """The condition that best tells two kinds of prompts apart, by the activations of the unsteered model.
 
     For each layer the vector is the difference of the mean unit activations of both kinds, and the threshold the one
     of largest F1.
@@ -117,10 +118,11 @@ def fit_condition(
         raise DatasetError("A condition is fitted on prompts it should act on and prompts it should not: give both.")
     check_layer_indices(model, layers)
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    for prompt in (*positive_prompts, *negative_prompts):
-        ids = torch.tensor([render_prompt(tokenizer, prompt)])
-        for layer, hidden in extract_activations(model, {"input_ids": ids}, layers, token_position="all").items():
-            found[layer].append(hidden[0].float())
+    with unsteered(model):
+        for prompt in (*positive_prompts, *negative_prompts):
+            ids = torch.tensor([render_prompt(tokenizer, prompt)])
+            for layer, hidden in extract_activations(model, {"input_ids": ids}, layers, token_position="all").items():
+                found[layer].append(hidden[0].float())
 
     labels = torch.tensor([True] * len(positive_prompts) + [False] * len(negative_prompts))
     best: FittedCondition | None = None

@@ -14,15 +14,21 @@
     ├── FileFormatError         a file that is not what it should be
     ├── DownloadError           a repository that cannot be reached
     ├── SteeringConflictError   two threads steer one model at odds, or hooks would not act
-    ├── CompiledModelError      the model was compiled before the hooks were attached
+    ├── NotSteeredError         the model ran, and what was attached to it did not act
+    ├── CompiledModelError      compiled code ran without the hooks that were to read it
     ├── JudgeError              a language model that judges texts cannot be asked
     │   └── MissingVerdictError     it gave no valid verdict on one text
     │       └── MalformedVerdictError   its verdict does not meet the schema
     ├── ServerError             a server that cannot be reached, or that refuses what it is asked
     └── MissingDependencyError  an optional package is needed
 
-Errors about a value are also `ValueError`, so ordinary `except` clauses work.
+Errors about a value are also `ValueError`, so ordinary `except` clauses work. What works but is hardly meant is a
+`SteeringWarning`.
 """
+
+
+class SteeringWarning(UserWarning):
+    """Something that steers, but hardly as it was meant."""
 
 
 class SteeringError(Exception):
@@ -81,8 +87,12 @@ class SteeringConflictError(SteeringError, RuntimeError):
     """Two threads steer one model at odds, or a hook would silently not act."""
 
 
+class NotSteeredError(SteeringError, RuntimeError):
+    """The model ran, and the layers that were to be steered did not act."""
+
+
 class CompiledModelError(SteeringError, RuntimeError):
-    """The model was compiled before the hooks were attached, so they would be ignored."""
+    """Compiled code ran without the hooks that were to read activations."""
 
 
 class JudgeError(SteeringError, RuntimeError):

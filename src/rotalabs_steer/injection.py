@@ -6,14 +6,25 @@ with ActivationInjector(model, [vector], strength=1.0):
 
 from __future__ import annotations
 
+import sys
+import warnings
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ContextDecorator
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
 
 from rotalabs_steer.attachment import Attachment, SteeredModel
 from rotalabs_steer.decoder import check_layer_indices, hidden_size, model_fingerprint, model_name
-from rotalabs_steer.errors import LayerError, ModelMismatchError, OptionError, VectorError
+from rotalabs_steer.errors import (
+    LayerError,
+    ModelMismatchError,
+    OptionError,
+    SteeringConflictError,
+    SteeringWarning,
+    VectorError,
+)
 from rotalabs_steer.interventions import Intervention, make_intervention
 from rotalabs_steer.models import find_model_config
 from rotalabs_steer.plans import Plan, PlanItem, Strength, check_strength
@@ -21,14 +32,17 @@ from rotalabs_steer.positions import Scope, check_scope
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    import torch
     from torch import nn
 
     from rotalabs_steer.conditions import Condition
     from rotalabs_steer.schedules import Schedule
+
+
+_SAME_DIRECTION = 0.9
+"""Cosine above which two vectors of one behaviour are taken for the same one, extracted again."""
 
 
 class _Injector(ABC):
@@ -55,7 +69,7 @@ class _Injector(ABC):
         self._condition = condition
         self._steered = SteeredModel.of(model)
         self._attachment: Attachment | None = None
-        self._scoped: list[Attachment] = []
+        self._scopes: list[Attachment] = []
         self._entered = 0
 
     @abstractmethod
@@ -65,27 +79,40 @@ class _Injector(ABC):
     @property
     def attached(self) -> bool:
         """Whether this injector steers the model for every caller now."""
-        return self._attachment is not None
+        return self._attachment is not None and not self._attachment.removed
 
     def attach(self) -> Self:
         """Steers every call of the model from now on, until `detach`. Attaching twice is attaching once.
 
+        Another injector that steers the same behaviour at the same layer already, such as the one that a notebook cell
+        left behind when it was run before, gives a `SteeringWarning`: both would act, at double strength.
+
         Raises:
             SteeringConflictError: another live thread or task steers this model already. Use `scoped()`.
-            CompiledModelError: the model was compiled before.
         """
-        if self._attachment is None:
-            self._attachment = self._steered.attach(self._plan())
+        if not self.attached:
+            self._steered.check_free()
+            self._warn_of_double_steering()
+            self._attachment = self._steered.attach(self._plan(), self._names())
         return self
 
     def detach(self) -> None:
-        """Leaves the model as it was."""
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
+        """Leaves the model as it was.
+
+        Raises:
+            NotSteeredError: the model ran since `attach`, but its steered layers did not. The vectors
+                are taken off all the same.
+        """
+        self._end(check=sys.exc_info()[1] is None)
 
     def __enter__(self) -> Self:
-        self.attach()
+        if not self.attached:
+            self._attachment = self._steered.attach(self._plan(), self._names())
+        elif self._attachment not in self._steered.in_force():
+            raise SteeringConflictError(
+                "This injector is attached already, and `unsteered(model)` hides it in this block. Use `with "
+                "injector.scoped():` to steer inside it."
+            )
         self._entered += 1
         return self
 
@@ -94,18 +121,47 @@ class _Injector(ABC):
     ) -> None:
         self._entered -= 1
         if self._entered == 0:
-            self.detach()
+            self._end(check=error is None)
 
-    @contextmanager
-    def scoped(self) -> Iterator[Self]:
-        """Steers calls made from this thread or asyncio task only, so that others may steer the model differently."""
-        attachment = self._steered.attach_scoped(self._plan())
-        self._scoped.append(attachment)
-        try:
-            yield self
-        finally:
-            self._scoped.remove(attachment)
-            self._steered.leave_scoped(attachment)
+    def _end(self, *, check: bool) -> None:
+        attachment, self._attachment = self._attachment, None
+        if attachment is not None and not attachment.removed:
+            attachment.remove()
+            if check:
+                attachment.check_acted()
+
+    def scoped(self) -> AbstractContextManager[Self]:
+        """Steers calls made from this thread or asyncio task only, so that others may steer the model differently.
+
+        In the body of a generator, such as one that streams an answer, it steers the calls of that body until the block
+        ends, in whatever thread or context the next piece is asked for. A thread that is started inside the block is
+        not steered: open the scope in that thread.
+
+        Raises:
+            NotSteeredError: at the end of the block, if the model ran elsewhere but never in the scope.
+        """
+        return _Scope(self)
+
+    def _names(self) -> tuple[str, ...]:
+        """The behaviour of each item of the plan."""
+        return tuple(vector.behavior for vector in self._acting.values())
+
+    def _warn_of_double_steering(self) -> None:
+        for attachment in self._steered.in_force():
+            for name, item in zip(attachment.names, attachment.plan, strict=True):
+                for vector in self._acting.values():
+                    if (name, item.layer_index) != (vector.behavior, vector.layer_index):
+                        continue
+                    mine, theirs = vector.vector.detach().float().cpu(), item.intervention.vector.detach().float().cpu()
+                    if torch.cosine_similarity(mine, theirs, dim=0) > _SAME_DIRECTION:
+                        warnings.warn(
+                            f"Another injector steers {name!r} at layer {item.layer_index} of this model already, so "
+                            "both act and their strengths add up. If it is one that a notebook cell left behind, take "
+                            "it off with rotalabs_steer.steering_of(model).clear() first.",
+                            SteeringWarning,
+                            stacklevel=3,
+                        )
+                        return
 
     def _plan(self) -> Plan:
         """The plan at the present strengths."""
@@ -124,9 +180,34 @@ class _Injector(ABC):
     def _refresh(self) -> None:
         """Puts changed strengths in force at once."""
         plan = self._plan()
-        for attachment in (*self._scoped, self._attachment):
+        for attachment in (*self._scopes, self._attachment):
             if attachment is not None:
                 attachment.replace_plan(plan)
+
+
+class _Scope(ContextDecorator, AbstractContextManager[Any]):
+    """One use of `injector.scoped()`. It is a class so that it sees the code that opens it."""
+
+    def __init__(self, injector: _Injector) -> None:
+        self._injector = injector
+        self._open: list[Attachment] = []
+
+    def __enter__(self) -> _Injector:
+        injector = self._injector
+        attachment = injector._steered.open_scope(injector._plan(), injector._names(), sys._getframe(1))
+        injector._scopes.append(attachment)
+        self._open.append(attachment)
+        return injector
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        attachment = self._open.pop()
+        self._injector._scopes.remove(attachment)
+        if not attachment.removed:
+            attachment.remove()
+            if error is None:
+                attachment.check_acted()
 
 
 class ActivationInjector(_Injector):

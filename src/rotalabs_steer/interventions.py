@@ -136,6 +136,8 @@ def make_intervention(
 ) -> Intervention:
     """The intervention of a name, or of a callable such as `lambda v: Clamp(v, value=3.0)`, for a vector.
 
+    A vector that requires gradients is kept as it is, so that an optimiser can train it through the steered model.
+
     Raises:
         OptionError: unknown name.
     """
@@ -143,12 +145,12 @@ def make_intervention(
         if kind not in INTERVENTIONS:
             raise OptionError(f"Unknown intervention {kind!r}. Use one of: {', '.join(INTERVENTIONS)}, or a callable.")
         kind = INTERVENTIONS[kind]
-    return kind(vector.detach().float())
+    return kind(vector if vector.requires_grad else vector.detach().float())
 
 
 def _unit(vector: torch.Tensor) -> torch.Tensor:
-    length: torch.Tensor = vector.norm()
-    return vector / length
+    length: torch.Tensor = vector.float().norm()
+    return vector.float() / length
 
 
 def _norm(hidden: torch.Tensor) -> torch.Tensor:

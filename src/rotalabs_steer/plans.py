@@ -18,15 +18,29 @@ from rotalabs_steer.errors import OptionError, PositionError
 from rotalabs_steer.interventions import Add
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
-    from rotalabs_steer.conditions import Condition
     from rotalabs_steer.interventions import Intervention
     from rotalabs_steer.positions import ForwardCall, Scope
     from rotalabs_steer.schedules import Schedule
 
 Strength = float | tuple[float, ...]
 """One number for every row of a batch, or one for each row."""
+
+
+class Condition(Protocol):
+    """What decides for each row of a batch, from its prompt, whether steering acts; see `rotalabs_steer.conditions`."""
+
+    @property
+    def layer_index(self) -> int:
+        """The layer whose output it looks at."""
+        ...
+
+    def decide(
+        self, hidden: Float[torch.Tensor, "batch seq hidden"], prompt: torch.Tensor | bool
+    ) -> Bool[torch.Tensor, " batch"]:
+        """Whether steering acts on each row; `prompt` marks the prompt's tokens."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +61,9 @@ class PlanItem:
 
     @property
     def is_constant_addition(self) -> bool:
-        """Whether it adds the same vector to every token of its scope."""
-        plain = self.schedule is None and self.condition is None
-        return plain and isinstance(self.intervention, Add) and isinstance(self.strength, float)
+        """Whether it adds the same vector to every token of its scope, now and later."""
+        plain = self.schedule is None and self.condition is None and isinstance(self.strength, float)
+        return plain and isinstance(self.intervention, Add) and not self.intervention.vector.requires_grad
 
 
 Plan = tuple[PlanItem, ...]
@@ -57,6 +71,11 @@ Plan = tuple[PlanItem, ...]
 
 class Step(Protocol):
     """Something done at a layer when it has run."""
+
+    @property
+    def is_addition(self) -> bool:
+        """Whether it adds a constant, so that gradients pass it unchanged."""
+        ...
 
     def apply(
         self, hidden: Float[torch.Tensor, "batch seq hidden"], call: ForwardCall
@@ -69,26 +88,34 @@ Steps = Mapping[int, Sequence[Step]]
 
 
 class AddStep:
-    """Adds one vector: the sum of all constant additions to these tokens of this layer."""
+    """Adds one vector: the sum of all constant additions to these tokens of this layer.
 
-    __slots__ = ("_cast", "_device", "_dtype", "delta", "scope")
+    The vector is cast once for each dtype and device. One slot holds the last cast together with what it was made for,
+    and is replaced in one assignment, so threads on models of several dtypes or devices never see half of it.
+    """
+
+    __slots__ = ("_cast", "delta", "scope")
+    is_addition = True
 
     def __init__(self, scope: Scope, delta: Float[torch.Tensor, " hidden"]) -> None:
         self.scope = scope
         self.delta = delta
-        self._cast, self._dtype, self._device = delta, delta.dtype, delta.device
+        self._cast = (delta.dtype, delta.get_device(), delta)
 
     def apply(self, hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
         """`hidden + delta` at the tokens of the scope."""
-        if self._dtype is not hidden.dtype or self._device != hidden.device:
-            self._dtype, self._device = hidden.dtype, hidden.device
-            self._cast = self.delta.to(hidden.device, hidden.dtype)
-        selection = call.select(self.scope)
+        dtype, device, cast = self._cast
+        if dtype is not hidden.dtype or device != hidden.get_device():
+            cast = self.delta.to(hidden.device, hidden.dtype)
+            self._cast = (hidden.dtype, hidden.get_device(), cast)
+        selection = call.selections.get(self.scope)  # what `select` does first: this runs for every token
+        if selection is None:
+            selection = call.select(self.scope)
         if selection is True:
-            return hidden + self._cast
+            return hidden + cast
         if selection is False:
             return hidden
-        return torch.addcmul(hidden, selection.to(hidden.device, hidden.dtype).unsqueeze(-1), self._cast)
+        return torch.addcmul(hidden, selection.to(hidden.device, hidden.dtype).unsqueeze(-1), cast)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +123,7 @@ class InterventionStep:
     """Any intervention, at strengths that may depend on row, token and condition."""
 
     item: PlanItem
+    is_addition: bool = field(default=False, init=False)
     _moved: dict[torch.device, Intervention] = field(default_factory=dict, repr=False)
 
     def apply(self, hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
@@ -125,6 +153,8 @@ class InterventionStep:
         intervention = self.item.intervention
         if intervention.vector.device == device:
             return intervention
+        if intervention.vector.requires_grad:  # it may change after each step of an optimiser, so no copy is kept
+            return dataclasses.replace(intervention, vector=intervention.vector.to(device))  # type: ignore[type-var]
         if device not in self._moved:
             moved = dataclasses.replace(intervention, vector=intervention.vector.to(device))  # type: ignore[type-var]
             self._moved[device] = moved
@@ -136,6 +166,7 @@ class DecideStep:
     """Decides a condition for each row, when the prompt passes its layer, and remembers it for the generation."""
 
     condition: Condition
+    is_addition: bool = field(default=True, init=False)
 
     def apply(self, hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
         """Leaves the hidden state alone."""
@@ -168,18 +199,19 @@ def check_strength(strength: float | Sequence[float]) -> Strength:
 def steps_by_layer(items: Iterable[PlanItem]) -> Steps:
     """The steps that carry out the items, in their order.
 
-    Items of strength 0 leave no step, so the model is bit for bit unsteered. Constant additions are summed as long as
-    nothing comes between them that does not commute with them.
+    Items of strength 0 leave no step that changes anything, so the model is bit for bit unsteered; their conditions are
+    decided all the same, since the strength may be raised in the middle of a generation. Constant additions are summed
+    as long as nothing comes between them that does not commute with them.
     """
     steps: dict[int, list[Step]] = {}
     sums: dict[int, dict[Scope, AddStep]] = {}
     conditions: set[Condition] = set()
     for item in items:
-        if not any(item.strength if isinstance(item.strength, tuple) else (item.strength,)):
-            continue
         if item.condition is not None and item.condition not in conditions:
             conditions.add(item.condition)
             steps.setdefault(item.condition.layer_index, []).insert(0, DecideStep(item.condition))
+        if not any(item.strength if isinstance(item.strength, tuple) else (item.strength,)):
+            continue
         at_layer = steps.setdefault(item.layer_index, [])
         if not item.is_constant_addition:
             at_layer.append(InterventionStep(item))

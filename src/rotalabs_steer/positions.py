@@ -52,18 +52,56 @@ class AfterMarker:
         if not self.ids:
             raise OptionError("A marker needs at least one token.")
 
-    @classmethod
-    def of(cls, tokenizer: Any, text: str) -> AfterMarker:
-        """The marker of a text. Best is a special token: ordinary text may be split differently in its context."""
-        return cls(tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    @staticmethod
+    def of(tokenizer: Any, text: str) -> AfterMarker | AfterText:
+        """The marker of a text: its token where it is a special one, else the text, however it is split in context.
+
+        Raises:
+            OptionError: the text is empty.
+        """
+        if not text:
+            raise OptionError("A marker needs at least one character.")
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        special = set(getattr(tokenizer, "all_special_ids", ())) | set(getattr(tokenizer, "added_tokens_decoder", ()))
+        return AfterMarker(tuple(ids)) if special.issuperset(ids) else AfterText(text, tokenizer)
 
 
-Scope = str | TokenRange | AfterMarker
+@dataclass(frozen=True)
+class AfterText:
+    """Everything after the first place where this text stands in a row, and the token that completes it.
+
+    The tokens of a text depend on what stands around it, so the row is decoded: each generated token once a row, until
+    the text is found. That reads the tokens from the device; where this matters, use a special token as the marker.
+    """
+
+    text: str
+    tokenizer: Any = field(repr=False, hash=False)
+
+    def first_token(self, ids: list[int], start: int = 0) -> int | None:
+        """The index of the token that completes the text, not before `start`; None where the row lacks the text."""
+        if self.text not in self._decode(ids[max(start - self._reach, 0) :]):
+            return None
+        for end in range(start, len(ids)):
+            if self.text in self._decode(ids[max(end - self._reach, 0) : end + 1]):
+                return end
+        return None
+
+    @property
+    def _reach(self) -> int:
+        """More tokens than the text can have: each has a byte at least."""
+        return len(self.text.encode()) + 4
+
+    def _decode(self, ids: list[int]) -> str:
+        decoded: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return decoded
+
+
+Scope = str | TokenRange | AfterMarker | AfterText
 
 
 def check_scope(scope: Scope) -> Scope:
     """The scope itself, or an `OptionError` that names the ones there are."""
-    if not isinstance(scope, (TokenRange, AfterMarker)) and scope not in SCOPES:
+    if not isinstance(scope, (TokenRange, AfterMarker, AfterText)) and scope not in SCOPES:
         raise OptionError(f"Unknown scope {scope!r}. Use one of: {', '.join(SCOPES)}, a TokenRange or an AfterMarker.")
     return scope
 
@@ -80,6 +118,10 @@ class ForwardCall:
         mask: `[batch, offset + columns]`, True at real tokens, or None where there is no padding.
         ids: `[batch, offset + columns]`, the token ids of the whole sequence, where they are known.
         memory: what was found out about the rows, kept through the calls of one `generate`.
+        position_ids: `[batch, columns]` as the call was given them, where they have to be checked.
+        unknown: why the tokens of this call cannot be told apart, or None. The scope "all" does not need to.
+        counts_generated: whether it is known how far generation has come. It is not where somebody decodes by hand: a
+            single token behind a cache is a generated one, but the call does not say which.
     """
 
     batch_size: int
@@ -88,18 +130,26 @@ class ForwardCall:
     prompt_columns: int
     mask: torch.Tensor | None = None
     ids: torch.Tensor | None = None
-    memory: dict[Any, torch.Tensor] = field(default_factory=dict, repr=False)
-    _selections: dict[Scope, torch.Tensor | bool] = field(default_factory=dict, repr=False)
+    memory: dict[Any, Any] = field(default_factory=dict, repr=False)
+    position_ids: torch.Tensor | None = None
+    unknown: str | None = None
+    counts_generated: bool = True
+    selections: dict[Scope, torch.Tensor | bool] = field(default_factory=dict, repr=False)
 
     def select(self, scope: Scope) -> torch.Tensor | bool:
         """The tokens of this call inside `scope`.
 
         Returns:
             True for every column, False for none, else a bool tensor `[batch, columns]`.
+
+        Raises:
+            PositionError: the call does not tell which tokens these are.
         """
-        selection = self._selections.get(scope)
+        selection = self.selections.get(scope)
         if selection is None:
-            selection = self._selections[scope] = _simplify(self._compute(check_scope(scope)))
+            if scope != "all":
+                self._check_known()
+            selection = self.selections[scope] = _simplify(self._compute(check_scope(scope)))
         return selection
 
     @property
@@ -108,7 +158,17 @@ class ForwardCall:
         return self.columns == 1 and self.offset >= self.prompt_columns
 
     def generation_index(self) -> torch.Tensor:
-        """How far each column is into generation, `[columns]`: 0 up to the last prompt token, k for the k-th token."""
+        """How far each column is into generation, `[columns]`: 0 up to the last prompt token, k for the k-th token.
+
+        Raises:
+            PositionError: the call does not tell.
+        """
+        self._check_known()
+        if not self.counts_generated:
+            raise PositionError(
+                "A schedule counts generated tokens, but this call does not say where the prompt ended (it is decoded "
+                "by hand with a cache). Use model.generate, or change the injector's strength between the calls."
+            )
         numbers = torch.arange(self.offset, self.offset + self.columns)
         return (numbers - (self.prompt_columns - 1)).clamp_min(0)
 
@@ -123,13 +183,31 @@ class ForwardCall:
         """The part of this call that a layer sees which is given its last columns only."""
         if columns == self.columns:
             return self
-        return replace(self, columns=columns, offset=self.offset + self.columns - columns, _selections={})
+        return replace(self, columns=columns, offset=self.offset + self.columns - columns, selections={})
+
+    def _check_known(self) -> None:
+        """Raises the PositionError of a call whose tokens cannot be told apart."""
+        if self.unknown is not None:
+            raise PositionError(self.unknown)
+        if self.position_ids is None or self.columns == 1 or self.position_ids.shape[1] != self.columns:
+            return
+        steps = self.position_ids.diff(dim=1)
+        if self.mask is not None:
+            real = self.mask[:, self.offset :].to(steps.device)
+            steps = torch.where(real[:, 1:] & real[:, :-1], steps, 1)
+        if bool((steps <= 0).any()):
+            raise PositionError(
+                "The position_ids of this call start again within a row, so the row holds several sequences, whose "
+                "first and last tokens are unknown. Use the scope 'all', or give each sequence a row of its own."
+            )
 
     def _compute(self, scope: Scope) -> torch.Tensor | bool:
         if isinstance(scope, TokenRange):
             return self._range(scope)
         if isinstance(scope, AfterMarker):
-            return self._after(scope)
+            return self._after(scope, self._sequence())
+        if isinstance(scope, AfterText):
+            return self._after_text(scope, self._sequence())
         return self._named(scope)
 
     def _named(self, scope: str) -> torch.Tensor | bool:
@@ -150,20 +228,41 @@ class ForwardCall:
             chosen = chosen & (numbers < scope.stop)
         return self._and_real(chosen)
 
-    def _after(self, scope: AfterMarker) -> torch.Tensor | bool:
+    def _sequence(self) -> torch.Tensor:
         if self.ids is None or self.ids.shape[1] != self.offset + self.columns:
             raise PositionError(
                 "The tokens of the whole sequence are not known (embeddings were passed, or it is decoded by hand with "
                 "a cache), so a marker cannot be found. Use model.generate with input_ids."
             )
+        return self.ids
+
+    def _after(self, scope: AfterMarker, ids: torch.Tensor) -> torch.Tensor | bool:
         length = len(scope.ids)
-        if self.ids.shape[1] < length:
+        if ids.shape[1] < length:
             return False
-        windows = self.ids.unfold(1, length, 1)
-        found = (windows == torch.tensor(scope.ids, device=self.ids.device)).all(dim=-1)
-        ends = torch.zeros_like(self.ids, dtype=torch.bool)
+        windows = ids.unfold(1, length, 1)
+        found = (windows == torch.tensor(scope.ids, device=ids.device)).all(dim=-1)
+        ends = torch.zeros_like(ids, dtype=torch.bool)
         ends[:, length - 1 :] = found
         return self._and_real(self._here(ends.cumsum(dim=1) > 0))
+
+    def _after_text(self, scope: AfterText, ids: torch.Tensor) -> torch.Tensor | bool:
+        """Beams change places between calls, so what earlier calls found is kept by the tokens of a row."""
+        known: dict[tuple[int, ...], int | None] = self.memory.get(scope, {})
+        real = None if self.mask is None else self.mask.to(ids.device)
+        marked, found = torch.zeros_like(ids, dtype=torch.bool), {}
+        for number, row in enumerate(ids.tolist()):
+            pads = 0 if real is None else int(real[number].int().argmax())
+            tokens = row[pads:]
+            earlier = tuple(tokens[: self.offset - pads]) if self.offset > pads else ()
+            first = known.get(earlier)
+            if first is None:
+                first = scope.first_token(tokens, len(earlier) if earlier in known else 0)
+            found[tuple(tokens)] = first
+            if first is not None:
+                marked[number, pads + first :] = True
+        self.memory[scope] = found
+        return self._and_real(self._here(marked))
 
     def _first(self) -> torch.Tensor | bool:
         if self.mask is None:
@@ -215,7 +314,9 @@ def forward_call(
     mask: torch.Tensor | None = None,
     prompt_columns: int | None = None,
     ids: torch.Tensor | None = None,
-    memory: dict[Any, torch.Tensor] | None = None,
+    memory: dict[Any, Any] | None = None,
+    position_ids: torch.Tensor | None = None,
+    unknown: str | None = None,
 ) -> ForwardCall:
     """Describes a forward call from what is known of it.
 
@@ -226,6 +327,8 @@ def forward_call(
             (a chunk of) a prompt, except that one column behind a cache is a generated token.
         ids: token ids of the whole sequence `[batch, offset + columns]`.
         memory: what earlier calls of the same generation found out about the rows.
+        position_ids: `[batch, columns]`, to be checked where a scope depends on positions.
+        unknown: why the tokens of the call cannot be told apart, or None.
 
     Raises:
         PositionError: the mask does not fit the call.
@@ -238,12 +341,24 @@ def forward_call(
             )
         offset = mask.shape[1] - columns
     offset = offset or 0
+    counts_generated = prompt_columns is not None or offset == 0 or columns > 1
     if prompt_columns is None:
         prompt_columns = offset if offset > 0 and columns == 1 else offset + columns
     if mask is not None and not (columns == 1 and offset >= prompt_columns):
         mask = _padding_only(mask)  # not at every generated token: on a GPU the look at the mask takes a while
     mask = None if mask is None else mask.bool()
-    return ForwardCall(batch_size, columns, offset, prompt_columns, mask, ids, {} if memory is None else memory)
+    return ForwardCall(
+        batch_size,
+        columns,
+        offset,
+        prompt_columns,
+        mask,
+        ids,
+        {} if memory is None else memory,
+        position_ids,
+        unknown,
+        counts_generated,
+    )
 
 
 def _padding_only(mask: torch.Tensor) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset, as_dataset, parse_pair
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
 from rotalabs_steer.evaluation.propensity import response_log_probs
@@ -109,11 +110,12 @@ def capability_check(
         DatasetError: there are no questions, or both answers of one are the same.
         ChatTemplateError: the tokenizer cannot render a question as a chat.
     """
-    probe = CapabilityProbe(model, tokenizer, questions, seed=seed)
     if injector is None:
-        return probe.unsteered
-    with injector:
-        return probe.measure()
+        return CapabilityProbe(model, tokenizer, questions, seed=seed).unsteered
+    with unsteered(model):
+        probe = CapabilityProbe(model, tokenizer, questions, seed=seed)
+        with injector.scoped():
+            return probe.measure()
 
 
 def _accuracy(log_odds: list[float]) -> Estimate:

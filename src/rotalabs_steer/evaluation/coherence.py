@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import kl_div, nll_loss
 
+from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.evaluation.repeated_calls import RepeatedCall
 from rotalabs_steer.extraction.forward_pass import evaluating
@@ -76,8 +77,9 @@ class CoherenceProbe:
         batch = padded_batch(model, list(range(len(texts))), texts)
         self._call, self._slots = RepeatedCall(model, batch.inputs), torch.cat(batch.slots)
         self._next = torch.tensor([token for text in texts for token in [*text[1:], _NOTHING]])
-        self._reference = self._logits().log_softmax(dim=-1)
-        self.unsteered = self.measure()
+        with unsteered(model):
+            self._reference = self._logits().log_softmax(dim=-1)
+            self.unsteered = self.measure()
 
     def cost(self) -> float:
         """KL(unsteered ‖ model as it is steered now), nats per token."""
@@ -112,7 +114,7 @@ class CoherenceProbe:
 
         before = injector.strength
         try:
-            with injector:
+            with unsteered(self._model), injector.scoped():
                 strength = solve_quadratic(cost, start, budget)
         finally:
             injector.strength = before

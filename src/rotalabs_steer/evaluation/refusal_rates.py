@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
@@ -68,13 +68,15 @@ def evaluate_refusal(
         return answer_prompts(model, tokenizer, prompts, sampling, show_progress=show_progress, description=description)
 
     before, kl_cost = None, None
-    if injector is not None:
-        before = outcomes(answer("unsteered").texts, is_refusal_fn)
-        probe = CoherenceProbe(model, tokenizer)
-    with injector or contextlib.nullcontext():
-        answers = answer("steered" if injector else "unsteered")
-        if injector is not None:
-            kl_cost = probe.cost()
+    if injector is None:
+        answers = answer("as it is")
+    else:
+        with unsteered(model):
+            before = outcomes(answer("unsteered").texts, is_refusal_fn)
+            probe = CoherenceProbe(model, tokenizer)
+            with injector.scoped():
+                answers = answer("steered")
+                kl_cost = probe.cost()
     refused = outcomes(answers.texts, is_refusal_fn)
     acting = _strength(injector, strength)
     scores = [coherence_fn(text) if coherence_fn else None for text in answers.texts]

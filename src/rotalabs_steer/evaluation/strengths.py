@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.attachment import on_plain_model
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
@@ -33,6 +34,7 @@ class SteeredAnswers:
     kl_cost: float
 
 
+@on_plain_model
 def answers_at_strengths(
     model: nn.Module,
     tokenizer: Any,

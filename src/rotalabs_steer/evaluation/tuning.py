@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 import rotalabs_steer
+from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.datasets.pairs import ContrastPairDataset, as_dataset
 from rotalabs_steer.datasets.splits import split_pairs, spread
 from rotalabs_steer.decoder import decoder_layers, model_fingerprint, model_name
@@ -140,7 +141,12 @@ class Tuner:
         judge: Judge | None = None,
     ) -> TunedSteering:
         """Tunes one behaviour; see the function `tune`."""
-        dataset = as_dataset(contrast_pairs)
+        with unsteered(self._model):
+            return self._tune(as_dataset(contrast_pairs), output, judge)
+
+    def _tune(
+        self, dataset: ContrastPairDataset, output: str | os.PathLike[str] | None, judge: Judge | None
+    ) -> TunedSteering:
         splits = split_pairs(dataset)
         folder = None if output is None else Path(output)
         work = self._work(splits, judge)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.attachment import on_plain_model
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.errors import OptionError
@@ -68,6 +69,7 @@ class VectorEvaluation:
         return asdict(self)
 
 
+@on_plain_model
 def evaluate_vector(
     model: nn.Module,
     tokenizer: Any,

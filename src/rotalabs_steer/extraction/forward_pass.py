@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from tqdm.auto import tqdm
 
+from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.decoder import decoder_layers, layer_part, transformers_model
 from rotalabs_steer.errors import ActivationError, CompiledModelError
 from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
@@ -61,7 +62,7 @@ def read_activations(
         CompiledModelError: the model did not run the hooks.
     """
     reader = _Reader(model, places)
-    with evaluating(model), _progress(texts, plan, show_progress) as progress, reader.attached():
+    with plain(model), _progress(texts, plan, show_progress) as progress, reader.attached():
         for rows in plan.batches:
             indices, found = [], []
             for call in plan.calls(rows):
@@ -97,7 +98,7 @@ def read_projections(
     def project(place: Place, hidden: torch.Tensor) -> torch.Tensor:
         return hidden @ directions[place[0]].to(hidden).T
 
-    with evaluating(model), _progress(texts, plan, show_progress) as progress, reader.attached():
+    with plain(model), _progress(texts, plan, show_progress) as progress, reader.attached():
         for call in (call for rows in plan.batches for call in plan.calls(rows)):
             batch = make_batch(model, call, texts)
             read = reader.read(batch, project)
@@ -120,6 +121,13 @@ def evaluating(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def plain(model: nn.Module) -> Iterator[None]:
+    """The unsteered model, evaluating, and uncompiled: code that was compiled before would run without the readers."""
+    with unsteered(model), evaluating(model), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 class _Reader:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.decoder import decoder_layers, hidden_size, transformers_model
 from rotalabs_steer.extraction.forward_pass import evaluating
 from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor, with_first_tensor
@@ -47,6 +48,7 @@ def pair_gradients(
     ids = [text.ids for text in texts]
     gradients = torch.zeros(len(layer_indices), len(texts), hidden_size(model))
     with (
+        unsteered(model),
         evaluating(model, gradients=True),
         tqdm(total=len(ids), unit="text", desc="gradients", disable=not show_progress) as progress,
     ):
@@ -85,7 +87,7 @@ def fisher_scores(
     generator = torch.Generator().manual_seed(seed)
     ids = [tuple(text[:_MOST_PROBE_TOKENS]) for text in texts]
     scores = torch.zeros(len(layer_indices), draws * len(ids), hidden_size(model))
-    with evaluating(model, gradients=True):
+    with unsteered(model), evaluating(model, gradients=True):
         for batch in text_batches(model, ids, share_prefixes=False):
             with _additions(model, batch, layer_indices) as additions:
                 log_probs = _log_probs(model, batch)
