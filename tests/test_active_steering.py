@@ -280,5 +280,5 @@ def test_a_vector_can_be_trained_through_the_model(llama, dtype, intervention):
             loss = llama(IDS, labels=IDS).loss
             loss.backward()
             optimiser.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
     assert losses[2] < losses[1] < losses[0]
