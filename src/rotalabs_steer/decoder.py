@@ -7,6 +7,7 @@ layer's output: what `output_hidden_states[layer_index + 1]` shows.
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,12 +159,19 @@ def hidden_size(model: nn.Module) -> int:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where the model takes its inputs: also right where accelerate has spread it over devices or disk."""
+    """The device on which the model takes its inputs, also where accelerate keeps its weights on other devices or disk.
+
+    Weights that are loaded only while they are used are on the meta device in between, so `model.device` may be meta.
+    """
     embeddings: Any = transformers_model(model).get_input_embeddings()  # type: ignore[operator]
-    device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
-    if device is not None:
-        return torch.device(device)
-    return next(model.parameters()).device
+    hook = getattr(embeddings, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):  # accelerate's SequentialHook has several
+        device = getattr(one, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    parameters = itertools.chain(embeddings.parameters(), model.parameters())
+    devices = [parameter.device for parameter in parameters]
+    return next((device for device in devices if device.type != "meta"), devices[0])
 
 
 def model_name(model: nn.Module) -> str:

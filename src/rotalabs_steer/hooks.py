@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from rotalabs_steer.decoder import check_layer_indices, decoder_layers, layer_part
+from rotalabs_steer.decoder import check_layer_indices, decoder_layers, input_device, layer_part
 from rotalabs_steer.errors import ActivationError, OptionError
 from rotalabs_steer.forward_calls import CallTracker
 from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
@@ -172,7 +172,7 @@ def extract_activations(
     Returns:
         By layer, `[batch, seq, hidden]`; seq is 1 for "last" (the default) and "first".
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
     moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
     with ActivationHook(model, layer_indices, component, token_position) as hook, torch.no_grad():
         model(**moved)
