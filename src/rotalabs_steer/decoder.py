@@ -174,6 +174,13 @@ def input_device(model: nn.Module) -> torch.device:
     return next((device for device in devices if device.type != "meta"), devices[0])
 
 
+def fastest_device() -> torch.device:
+    """The device to load a model onto where nobody says otherwise: the GPU, if there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
 def model_name(model: nn.Module) -> str:
     """The name or path the model was loaded from, or its class name."""
     inner = transformers_model(model)

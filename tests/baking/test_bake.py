@@ -2,6 +2,7 @@
 
 import copy
 
+import accelerate
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -227,6 +228,9 @@ def test_models_that_are_not_plain_are_refused(llama):
     llama.hf_quantizer = object()
     with pytest.raises(ArchitectureError, match="The model is quantised"):
         bake(llama, vector)
+    offloaded = accelerate.cpu_offload(tiny_llama(), execution_device=torch.device("cpu"))
+    with pytest.raises(ArchitectureError, match="weights of the model are offloaded"):
+        bake(offloaded, vector)
     t5 = build(next(each for each in ARCHITECTURES if each.model_type == "t5"))
     with pytest.raises(ArchitectureError, match="is an encoder-decoder"):
         bake(t5, vectors_for(t5, [1]))
