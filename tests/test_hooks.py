@@ -84,6 +84,27 @@ def test_the_cache_has_the_documented_names(llama):
     assert len(ActivationCache()) == len(hook.cache) == 0
 
 
+def test_columns_are_joined_once_when_they_are_asked_for():
+    cache, columns = ActivationCache(), torch.arange(12.0).reshape(2, 3, 2)
+    copied = []
+
+    class Recorded(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if "clone" in str(function) or "cat" in str(function):
+                copied.append(result.shape[1])
+            return result
+
+    with Recorded():
+        cache.store("layer_0", columns[:, :1])
+        for column in (1, 2):
+            cache.extend("layer_0", columns[:, column : column + 1])
+    assert copied == [1, 1, 1], "each column is copied once, however many came before"
+    assert torch.equal(cache.get("layer_0"), columns)
+    cache.extend("layer_0", columns[:, :1])
+    assert torch.equal(cache.get("layer_0"), torch.cat([columns, columns[:, :1]], dim=1))
+
+
 def test_hooks_are_gone_afterwards_and_attaching_twice_is_once(llama):
     before = count_hooks(llama)
     hook = ActivationHook(llama, [0]).attach().attach()

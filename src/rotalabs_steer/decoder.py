@@ -170,7 +170,7 @@ def input_device(model: nn.Module) -> torch.device:
         if device is not None:
             return torch.device(device)
     parameters = itertools.chain(embeddings.parameters(), model.parameters())
-    devices = [parameter.device for parameter in parameters]
+    devices: list[torch.device] = [parameter.device for parameter in parameters]
     return next((device for device in devices if device.type != "meta"), devices[0])
 
 

@@ -32,37 +32,45 @@ class ActivationCache:
     """Activations by name, as `layer_N`."""
 
     def __init__(self) -> None:
-        self._activations: dict[str, torch.Tensor] = {}
+        self._chunks: dict[str, list[torch.Tensor]] = {}
 
     def store(self, name: str, activation: torch.Tensor) -> None:
         """Keeps a copy, detached from the graph."""
-        self._activations[name] = activation.detach().clone()
+        self._chunks[name] = [activation.detach().clone()]
 
     def extend(self, name: str, activation: torch.Tensor) -> None:
-        """Appends columns `[batch, more, hidden]` to what is kept under this name."""
-        before = self._activations.get(name)
-        if before is None or before.shape[0] != activation.shape[0]:
+        """Appends columns `[batch, more, hidden]` to what is kept under this name.
+
+        They are joined when they are asked for: joining them at every token would take quadratic time.
+        """
+        chunks = self._chunks.get(name)
+        if chunks is None or chunks[0].shape[0] != activation.shape[0]:
             self.store(name, activation)
         else:
-            self._activations[name] = torch.cat([before, activation.detach()], dim=1)
+            chunks.append(activation.detach().clone())
 
     def get(self, name: str) -> torch.Tensor | None:
         """The activation of this name, or None."""
-        return self._activations.get(name)
+        chunks = self._chunks.get(name)
+        if chunks is None:
+            return None
+        if len(chunks) > 1:
+            chunks[:] = [torch.cat(chunks, dim=1)]
+        return chunks[0]
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._activations.clear()
+        self._chunks.clear()
 
     def keys(self) -> list[str]:
         """The names, in the order in which they came."""
-        return list(self._activations)
+        return list(self._chunks)
 
     def __len__(self) -> int:
-        return len(self._activations)
+        return len(self._chunks)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._activations
+        return name in self._chunks
 
 
 class ActivationHook:

@@ -1,4 +1,4 @@
-"""Models whose weights accelerate keeps on the CPU or on disk until they are used: they do all that a plain one does."""
+"""Models whose weights accelerate keeps on the CPU or on disk until they are used do all that a plain one does."""
 
 import accelerate
 import pytest

@@ -26,7 +26,7 @@ from rotalabs_steer.extraction.methods import DEFAULT_METHOD, get_method
 from rotalabs_steer.extraction.pair_pass import PairPass
 from rotalabs_steer.extraction.pair_texts import PairTexts
 from rotalabs_steer.extraction.readout import token_weights
-from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, MOMENTS, NEUTRAL, SAMPLES
+from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, NEUTRAL, SAMPLES
 from rotalabs_steer.text_batches import plan_batches
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
@@ -89,10 +89,13 @@ class ActivationStatistics:
     def _vector(self, method: str, statistics: LayerStatistics, about: Mapping[str, Any]) -> SteeringVector:
         difference = statistics.mean_difference
         direction = get_method(method).direction(statistics).to(difference.dtype)
-        if not bool(difference.any()) or not bool(direction.any()):
+        where = f"layer {statistics.layer_index} ({about['component']}, {about['token_position']})"
+        if not bool(difference.any()):
+            raise VectorError(f"Positive and negative texts do not differ at {where}: there is nothing to steer by.")
+        if not bool(direction.any()):
             raise VectorError(
-                f"Positive and negative texts do not differ at layer {statistics.layer_index} "
-                f"({about['component']}, {about['token_position']}): there is nothing to steer by."
+                f"Method {method!r} finds no direction at {where}: what it looks at is the same in all pairs. Check "
+                "that the pairs are not copies of one, or use another method."
             )
         if method != DEFAULT_METHOD:
             sign = torch.copysign(torch.ones(()), direction @ difference)
@@ -116,7 +119,6 @@ class ActivationStatistics:
     def _present(self, component: str, token_position: str) -> set[str]:
         statistics = next(iter(self.layers[component, token_position].values()))
         fields = {
-            MOMENTS: statistics.second_moment,
             SAMPLES: statistics.samples,
             NEUTRAL: statistics.neutral_mean,
             GRADIENT: statistics.gradient,
