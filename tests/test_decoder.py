@@ -26,8 +26,8 @@ def test_layers_of_llama_and_gpt2():
 def test_an_encoder_decoder_is_steered_on_its_decoder_side():
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
     assert decoder_layers(t5) is t5.decoder.block
-    assert layer_part(t5.decoder.block[0], "attn") is t5.decoder.block[0].layer[0]
-    assert layer_part(t5.decoder.block[0], "mlp") is t5.decoder.block[0].layer[-1]
+    assert layer_part(t5.decoder.block[0], "attn") is t5.decoder.block[0].layer[0].SelfAttention
+    assert layer_part(t5.decoder.block[0], "mlp") is t5.decoder.block[0].layer[-1].DenseReluDense
 
 
 def test_a_module_that_is_no_transformers_model_is_refused():

@@ -48,7 +48,7 @@ def test_components_are_what_that_part_returns(llama, component):
     )
     activations = extract_activations(llama, {"input_ids": IDS}, [1], component=component, token_position="all")
     handle.remove()
-    assert torch.equal(activations[1], seen[0])
+    assert torch.equal(activations[1], seen[-1])
 
 
 def test_generation_is_captured_whole_with_and_without_a_cache(tiny_model):

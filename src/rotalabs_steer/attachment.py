@@ -198,7 +198,7 @@ class SteeredModel:
                 for step in steps:
                     hidden = step.apply(hidden, call)
                 return hidden if before is output else with_first_tensor(output, hidden)
-            streams = layout.streams(hidden, call.columns)
+            streams = layout.streams(hidden, call.batch_size, call.columns)
             call = call.last_columns(streams.shape[2])
             steered = []
             for stream in streams:

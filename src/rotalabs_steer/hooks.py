@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from rotalabs_steer.decoder import check_layer_indices, decoder_layers, input_device, layer_part
+from rotalabs_steer.decoder import check_layer_indices, input_device
 from rotalabs_steer.errors import ActivationError, OptionError
 from rotalabs_steer.forward_calls import CallTracker
-from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
+from rotalabs_steer.layer_outputs import ResidualLayout, is_probing
+from rotalabs_steer.layer_parts import LayerPart, find_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -104,8 +105,7 @@ class ActivationHook:
         self.component = component
         self.token_position = token_position
         self.cache = ActivationCache()
-        layers = decoder_layers(model)
-        self._parts = {index: layer_part(layers[index], component) for index in self.layer_indices}
+        self._parts = find_parts(model, self.layer_indices, component)
         self._tracker = CallTracker.of(model)
         self._layout = ResidualLayout.of(model)
         self._handles: list[RemovableHandle] = []
@@ -116,7 +116,7 @@ class ActivationHook:
             self.cache.clear()
             self._tracker.acquire()
             for index, part in self._parts.items():
-                self._handles.append(part.register_forward_hook(self._hook_function(f"layer_{index}")))
+                self._handles.append(part.module.register_forward_hook(self._hook_function(f"layer_{index}", part)))
         return self
 
     def detach(self) -> None:
@@ -150,10 +150,12 @@ class ActivationHook:
     ) -> None:
         self.detach()
 
-    def _hook_function(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def _hook_function(self, name: str, part: LayerPart) -> Callable[[nn.Module, Any, Any], None]:
         def capture(module: nn.Module, inputs: Any, output: Any) -> None:
+            if is_probing():
+                return
             call = self._tracker.current()
-            hidden = self._layout.tokens(first_tensor(output), call.columns)
+            hidden = part.added(output, self._layout, call.batch_size, call.columns)
             call = call.last_columns(hidden.shape[1])
             if self.token_position == "all":
                 (self.cache.extend if call.offset > 0 else self.cache.store)(name, hidden)

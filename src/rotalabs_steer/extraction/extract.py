@@ -11,9 +11,9 @@ from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
 from rotalabs_steer.decoder import (
+    check_component,
     check_layer_indices,
     decoder_layers,
-    layer_part,
     model_fingerprint,
     model_name,
     text_config,
@@ -190,8 +190,8 @@ def read_statistics(
     dataset = as_dataset(contrast_pairs)
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
     places = [(layer, component) for component in components for layer in layers]
-    for layer, component in places:
-        layer_part(decoder_layers(model)[layer], component)
+    for component in components:
+        check_component(component)
     if getattr(transformers_model(model).config, "is_encoder_decoder", False):
         raise ArchitectureError(
             f"{type(transformers_model(model)).__name__} has an encoder: pairs are read by decoder-only models. "
