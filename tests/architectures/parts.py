@@ -1,4 +1,4 @@
-"""How the layers of architectures are built, by class, where they are no sum of the stream, one attention and one mlp."""
+"""Layers, by class, whose output is not the sum of their input, one attention and one mlp."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _SCALED = "the stream itself is scaled"
 NO_SUM = {
     **dict.fromkeys(
         [
-            "BartDecoderLayer", "BertGenerationLayer", "BertLayer", "BigBirdLayer", "BlenderbotSmallDecoderLayer", "Block",
-            "BlipTextLayer", "CamembertLayer", "Data2VecTextLayer", "DecoderLayer", "ElectraLayer", "ErnieLayer", "GitLayer",
-            "LEDDecoderLayer", "MarianDecoderLayer", "MvpDecoderLayer", "PLBartDecoderLayer", "ProphetNetDecoderLayer",
-            "RemBertLayer", "RoCBertLayer", "RoFormerLayer", "RobertaLayer", "TrOCRDecoderLayer", "XLMRobertaLayer",
-            "XLNetLayer", "XmodLayer",
+            "BartDecoderLayer", "BertGenerationLayer", "BertLayer", "BigBirdLayer",
+            "BlenderbotSmallDecoderLayer", "BlipTextLayer", "Block", "CamembertLayer", "Data2VecTextLayer",
+            "DecoderLayer", "ElectraLayer", "ErnieLayer", "GitLayer", "LEDDecoderLayer", "MarianDecoderLayer",
+            "MvpDecoderLayer", "PLBartDecoderLayer", "ProphetNetDecoderLayer", "RemBertLayer", "RoCBertLayer",
+            "RoFormerLayer", "RobertaLayer", "TrOCRDecoderLayer", "XLMRobertaLayer", "XLNetLayer", "XmodLayer",
         ],
         _NORM_BEHIND,
     ),
@@ -23,7 +23,10 @@ NO_SUM = {
          "Qwen4ExpTextDecoderLayer", "ReformerLayer"],
         _STREAMS,
     ),
-    **dict.fromkeys(["BeamDecoderLayer", "MiniMaxDecoderLayer", "MuseSparkTextDecoderLayer", "ZayaDecoderLayer"], _SCALED),
+    **dict.fromkeys(
+        ["BeamDecoderLayer", "MiniMaxDecoderLayer", "MuseSparkTextDecoderLayer", "ZayaDecoderLayer"],
+        _SCALED,
+    ),
     "BltTransformerLayer": "its layers see patches of bytes, not tokens",
     "GPTNeoXJapaneseLayer": "the last layer adds a bias to its attention",
     "IdeficsDecoderLayer": "it does not run on token ids alone",
@@ -39,15 +42,12 @@ NO_SUM = {
 
 # These have one part, whichever it is; the other is refused.
 SINGLE_PART = {
-    "FalconMambaBlock", "Mamba2Block", "MambaBlock", "NemotronHBlock", "Zamba2MambaDecoderLayer", "ZambaMambaDecoderLayer",
+    "FalconMambaBlock", "Mamba2Block", "MambaBlock", "NemotronHBlock", "Zamba2MambaDecoderLayer",
+    "ZambaMambaDecoderLayer",
 }  # fmt: skip
 
-# What these call mlp is the sum of two modules and is refused.
-IN_TWO_MODULES = {
-    ("GraniteMoeHybridDecoderLayer", "mlp"),
-    ("GraniteMoeSWADecoderLayer", "mlp"),
-    ("GraniteMoeSharedDecoderLayer", "mlp"),
-}
+# What these call mlp is the sum of two modules, both times a multiplier, and is refused.
+IN_TWO_MODULES = {"GraniteMoeHybridDecoderLayer", "GraniteMoeSWADecoderLayer", "GraniteMoeSharedDecoderLayer"}
 
 # Modules that add to the stream beside attention and mlp.
 THIRD_PARTS = {

@@ -164,7 +164,7 @@ def test_one_pass_serves_many_methods_positions_and_components(llama):
     read = {"methods": ["mean_difference", "pca", "lda"], "token_positions": ["last", "mean"],
             "components": ["residual", "mlp"]}  # fmt: skip
     everything = read_statistics(llama, Letters(), PAIRS, [2], **read, show_progress=False)
-    assert len(calls) == 4, "a probe of three calls, one batch"
+    assert len(calls) == 5, "a probe of three calls, one to find the parts, one batch"
     handle.remove()
     for position in ("last", "mean"):
         for component in ("residual", "mlp"):
