@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from rotalabs_steer.extraction.readout import Readout
     from rotalabs_steer.extraction.statistics import LayerStatistics
 
+_PAIRS_AT_ONCE = 256
+"""Gradients of more pairs are summed in parts: each pair has one of `[layers, hidden]`."""
+
 
 @dataclass(frozen=True, eq=False)
 class ActivationStatistics:
@@ -249,8 +252,9 @@ def _extras(
     if NEUTRAL in needs:
         fields["neutral_mean"] = _neutral_means(model, texts, layers)
     if GRADIENT in needs:
-        gradients = pair_gradients(model, pairs, layers, show_progress=show_progress)
-        fields["gradient"] = gradients.double().mean(dim=1)
+        parts = [pairs[start : start + _PAIRS_AT_ONCE] for start in range(0, len(pairs), _PAIRS_AT_ONCE)]
+        sums = [pair_gradients(model, part, layers, show_progress=show_progress).double().sum(dim=1) for part in parts]
+        fields["gradient"] = torch.stack(sums).sum(dim=0) / len(pairs)
     if FISHER in needs:
         fields["fisher_scores"] = fisher_scores(model, texts, layers).double()
     return {layer: {name: field[number] for name, field in fields.items()} for number, layer in enumerate(layers)}
