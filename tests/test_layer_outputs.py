@@ -59,6 +59,20 @@ def test_layers_of_remote_code_are_read_and_steered_at_the_right_tokens(layout, 
     assert count_hooks(model) == 0
 
 
+def test_layers_of_transformers_are_known_without_running_the_model(llama):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    calls = []
+    llama.register_forward_pre_hook(lambda *_: calls.append(1))
+    for wrap in (lambda layer: layer, checkpoint_wrapper):
+        llama.model.layers[0] = wrap(llama.model.layers[0])
+        assert ResidualLayout.of(llama) == ResidualLayout("plain", 16)
+    assert not calls
+    assert ResidualLayout.of(remote_model("sequence_first")).kind == "sequence_first"
+    assert ResidualLayout.of(remote_model("batch_first")).kind == "plain"
+    assert ResidualLayout.of(remote_model("wants_more")).kind == "unknown"
+
+
 def test_outputs_that_do_not_fit_the_call_are_refused_before_anything_is_read_or_steered():
     model, ids = remote_model("flat"), torch.randint(3, 60, (2, 3))
     message = r"A layer returned \[1, 6, 16\] for 2 rows of 3 tokens and a residual stream of width 16"

@@ -138,7 +138,10 @@ def is_probing() -> bool:
 
 
 def _is_of_transformers(layer: nn.Module) -> bool:
-    return type(layer).__module__.startswith("transformers.models.")
+    """Whether a layer is of a class of transformers, or of one made from it, also inside wrappers of torch."""
+    for name in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"):
+        layer = getattr(layer, name, layer)
+    return any(base.__module__.startswith("transformers.models.") for base in type(layer).__mro__)
 
 
 def _measured_order(model: nn.Module) -> str:
