@@ -32,8 +32,8 @@ ADDS = [
     "starcoder2",
 ]  # fmt: skip
 ADDS_NOT = ["gemma", "gemma2", "mistral", "mixtral", "olmo2", "qwen3"]
-ABLATES = ["cohere", "falcon", "gemma", "gpt2", "gpt_neox", "granite", "mistral", "opt", "phi3", "qwen3", "stablelm"]
-ABLATES_NOT = ["bloom", "gemma2", "mixtral", "olmo2", "openai-gpt", "qwen4_exp"]
+ABLATES = ["cohere", "falcon", "gemma", "gpt2", "gpt_neox", "mistral", "opt", "phi3", "qwen3", "stablelm"]
+ABLATES_NOT = ["bloom", "gemma2", "granite", "mixtral", "olmo2", "openai-gpt", "qwen4_exp"]
 RUNS_NOT = ["gemma4_unified_assistant", "musicgen", "musicgen_melody"]
 
 
