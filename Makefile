@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM_INSTALLED := .venv-vllm/.installed
 PEERS_INSTALLED := .venv-peers/.installed
+OLDEST_INSTALLED := .venv-oldest/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-playground test-llama-cpp test-newcomer test-peers test-vllm check lint types docs clean
+.PHONY: demo test test-playground test-llama-cpp test-newcomer test-oldest test-peers test-vllm check lint types docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/rotalabs-steer demo --output .demo
@@ -32,6 +33,18 @@ test-vllm: $(VLLM_INSTALLED)
 # Vectors that other packages trained and wrote, read and applied here: these pin older releases of what we use.
 test-peers: $(PEERS_INSTALLED)
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest tests/peers --override-ini filterwarnings=default
+
+# What steering rests on, with the oldest transformers that is allowed. Before 5.23, gradient checkpointing runs a layer's
+# hooks again in the backward pass and a model compiled in place does not run them: both are errors, tested elsewhere.
+test-oldest: $(OLDEST_INSTALLED)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m "not real_model" --override-ini filterwarnings=default \
+		tests/test_decoder.py tests/test_layer_outputs.py tests/test_layer_parts.py tests/test_hooks.py tests/test_positions.py \
+		tests/test_injection.py tests/test_interventions.py tests/test_generation_paths.py tests/test_states.py \
+		tests/test_wrapped_models.py tests/extraction \
+		--deselect tests/test_wrapped_models.py::test_gradient_checkpointing_changes_nothing \
+		--deselect tests/extraction/test_caa.py::test_a_compiled_model_is_read_too
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --override-ini filterwarnings=default tests/architectures \
+		-k "causal-llama or causal-qwen3 or causal-gemma2 or causal-gpt2 or causal-mamba2 or causal-granite or causal-opt"
 
 # The built wheel in an empty folder and a fresh venv, as a newcomer meets it.
 test-newcomer: $(INSTALLED)
@@ -68,5 +81,9 @@ $(PEERS_INSTALLED): .ci/install-peers pyproject.toml
 	PYTHON=$(PYTHON) .ci/install-peers .venv-peers
 	touch $@
 
+$(OLDEST_INSTALLED): .ci/install-oldest pyproject.toml
+	PYTHON=$(PYTHON) .ci/install-oldest .venv-oldest
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-peers .venv-vllm .demo build dist
+	rm -rf $(VENV) .venv-oldest .venv-peers .venv-vllm .demo build dist

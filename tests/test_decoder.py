@@ -1,10 +1,12 @@
 import pytest
+import torch
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from rotalabs_steer.decoder import (
     check_layer_indices,
     decoder_layers,
+    fastest_device,
     hidden_size,
     layer_part,
     model_fingerprint,
@@ -24,13 +26,18 @@ def test_layers_of_llama_and_gpt2():
 def test_an_encoder_decoder_is_steered_on_its_decoder_side():
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
     assert decoder_layers(t5) is t5.decoder.block
-    assert layer_part(t5.decoder.block[0], "attn") is t5.decoder.block[0].layer[0]
-    assert layer_part(t5.decoder.block[0], "mlp") is t5.decoder.block[0].layer[-1]
+    assert layer_part(t5.decoder.block[0], "attn") is t5.decoder.block[0].layer[0].SelfAttention
+    assert layer_part(t5.decoder.block[0], "mlp") is t5.decoder.block[0].layer[-1].DenseReluDense
 
 
 def test_a_module_that_is_no_transformers_model_is_refused():
     with pytest.raises(ArchitectureError, match=r"Linear has no `config`.*from_pretrained"):
         decoder_layers(nn.Linear(2, 2))
+
+
+def test_a_model_is_loaded_onto_the_gpu_where_there_is_one():
+    there = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert fastest_device() == torch.device(there)
 
 
 def test_parts():

@@ -48,7 +48,7 @@ def test_components_are_what_that_part_returns(llama, component):
     )
     activations = extract_activations(llama, {"input_ids": IDS}, [1], component=component, token_position="all")
     handle.remove()
-    assert torch.equal(activations[1], seen[0])
+    assert torch.equal(activations[1], seen[-1])
 
 
 def test_generation_is_captured_whole_with_and_without_a_cache(tiny_model):
@@ -82,6 +82,27 @@ def test_the_cache_has_the_documented_names(llama):
     assert len(hook.cache) == 2
     hook.cache.clear()
     assert len(ActivationCache()) == len(hook.cache) == 0
+
+
+def test_columns_are_joined_once_when_they_are_asked_for():
+    cache, columns = ActivationCache(), torch.arange(12.0).reshape(2, 3, 2)
+    copied = []
+
+    class Recorded(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if "clone" in str(function) or "cat" in str(function):
+                copied.append(result.shape[1])
+            return result
+
+    with Recorded():
+        cache.store("layer_0", columns[:, :1])
+        for column in (1, 2):
+            cache.extend("layer_0", columns[:, column : column + 1])
+    assert copied == [1, 1, 1], "each column is copied once, however many came before"
+    assert torch.equal(cache.get("layer_0"), columns)
+    cache.extend("layer_0", columns[:, :1])
+    assert torch.equal(cache.get("layer_0"), torch.cat([columns, columns[:, :1]], dim=1))
 
 
 def test_hooks_are_gone_afterwards_and_attaching_twice_is_once(llama):

@@ -372,7 +372,7 @@ class SteeredModel:
             for step in steps:
                 hidden = step.apply(hidden, call)
             return hidden
-        streams = self._layout.streams(hidden, call.columns)
+        streams = self._layout.streams(hidden, call.batch_size, call.columns)
         call = call.last_columns(streams.shape[2])
         steered = []
         for stream in streams:

@@ -6,12 +6,16 @@ layer's output: what `output_hidden_states[layer_index + 1]` shows.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import itertools
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from rotalabs_steer.architectures import architecture_table
 from rotalabs_steer.errors import ArchitectureError, LayerError, OptionError
 
 if TYPE_CHECKING:
@@ -19,62 +23,10 @@ if TYPE_CHECKING:
 
 COMPONENTS = ("residual", "mlp", "attn")
 
-# Names under which transformers files keep the list of decoder layers, and the modules that lead to it.
-_LAYER_LIST_NAMES = ("layers", "h", "blocks", "block", "layer")
-_WRAPPER_NAMES = (
-    "decoder",
-    "language_model",
-    "text_model",
-    "text_decoder",
-    "model",
-    "transformer",
-    "encoder",
-    "llm",
-    "vlm",
-    "base_model",
-)
 _MAX_HOPS = 4
-
-# Model types whose list of residual-stream outputs hides behind a name of its own.
-_LAYER_PATHS = {
-    "xlm": "transformer.layer_norm2",
-    "blt": "model.global_transformer.layers",
-    "hrm_text": "model.H_module.layers",
-}
 
 # Under what names modules take tokens or their embeddings.
 TOKEN_ARGUMENTS = ("input_ids", "inputs_embeds", "input_embeds", "decoder_input_ids")
-
-
-_PART_NAMES = {
-    "attn": (
-        "self_attn",
-        "attn",
-        "attention",
-        "self_attention",
-        "multi_head_attention",
-        "rel_attn",
-        "temporal_block",
-        "mixer",
-        "linear_attn",
-        "mamba",
-        "conv",
-        "mlstm_layer",
-    ),
-    "mlp": (
-        "mlp",
-        "ffn",
-        "feed_forward",
-        "mlp_block",
-        "ff",
-        "block_sparse_moe",
-        "moe",
-        "shared_mlp",
-        "mixer",
-        "output",
-        "fc2",
-    ),
-}
 
 
 def transformers_model(model: nn.Module) -> nn.Module:
@@ -105,7 +57,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 def find_decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     """The module that turns tokens or their embeddings into the decoder layers' input, and the list of these layers."""
     inner = transformers_model(model)
-    path = _LAYER_PATHS.get(getattr(inner.config, "model_type", ""))
+    path = architecture_table().layer_paths.get(getattr(inner.config, "model_type", ""))
     if path is not None and _has_submodule(inner, path):
         named = inner.get_submodule(path)
         if isinstance(named, nn.ModuleList):
@@ -117,29 +69,43 @@ def find_decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
             return _takes_tokens(inner, layers), layers
     raise ArchitectureError(
         f"No decoder layers found in {type(inner).__name__}: looked for a ModuleList called "
-        f"{', '.join(_LAYER_LIST_NAMES)} and for one of {_configured_length(inner)} modules. "
+        f"{', '.join(architecture_table().layer_lists)} and for one of {_configured_length(inner)} modules. "
         "If this is a decoder, report its class to rotalabs-steer."
     )
 
 
+def check_component(component: str) -> None:
+    """Raises an `OptionError` that lists the components, unless this is one."""
+    if component not in COMPONENTS:
+        raise OptionError(f"Unknown component {component!r}. Use one of: {', '.join(COMPONENTS)}.")
+
+
+def part_names(layer: nn.Module, component: str) -> list[str]:
+    """The modules of a layer that may be its "mlp" or "attn", by name, the likeliest first.
+
+    Layers with a single part often call it `mixer`, whatever it is: then its class tells.
+    """
+    named: dict[str, nn.Module] = dict(layer.named_modules())
+    kinds = {"mixer": "mlp" if re.search("mlp|moe", type(named.get("mixer")).__name__, re.IGNORECASE) else "attn"}
+    names = architecture_table().parts[component]
+    return [name for name in names if name in named and kinds.get(name, component) == component]
+
+
 def layer_part(layer: nn.Module, component: str) -> nn.Module:
-    """The part of a decoder layer that computes `component`: "residual" (the layer itself), "mlp" or "attn".
+    """The module that a decoder layer calls its "mlp" or "attn", or the layer itself for "residual".
+
+    It is found by name. What it returns is not always what the layer adds to the residual stream: see `find_parts`.
 
     Raises:
         OptionError: unknown component.
         ArchitectureError: this layer has no such part.
     """
-    if component not in COMPONENTS:
-        raise OptionError(f"Unknown component {component!r}. Use one of: {', '.join(COMPONENTS)}.")
+    check_component(component)
     if component == "residual":
         return layer
-    for name in _PART_NAMES[component]:
-        part = getattr(layer, name, None)
-        if isinstance(part, nn.Module):
-            return part
-    sublayers = getattr(layer, "layer", None)
-    if isinstance(sublayers, nn.ModuleList) and len(sublayers) >= 2:  # T5: attention first, mlp last
-        return sublayers[0] if component == "attn" else sublayers[-1]
+    names = part_names(layer, component)
+    if names:
+        return layer.get_submodule(names[0])
     raise ArchitectureError(
         f"{type(layer).__name__} has no {component!r} part; its parts are "
         f"{', '.join(name for name, _ in layer.named_children())}. Use component='residual'."
@@ -158,12 +124,28 @@ def hidden_size(model: nn.Module) -> int:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where the model takes its inputs: also right where accelerate has spread it over devices or disk."""
-    embeddings: Any = transformers_model(model).get_input_embeddings()  # type: ignore[operator]
-    device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
-    if device is not None:
-        return torch.device(device)
-    return next(model.parameters()).device
+    """The device on which the model takes its inputs, also where accelerate keeps its weights on other devices or disk.
+
+    Weights that are loaded only while they are used are on the meta device in between, so `model.device` may be meta.
+    """
+    embeddings: Any = model
+    with contextlib.suppress(NotImplementedError):  # a few models do not say which module it is
+        embeddings = transformers_model(model).get_input_embeddings()  # type: ignore[operator]
+    hook = getattr(embeddings, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):  # accelerate's SequentialHook has several
+        device = getattr(one, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    parameters = itertools.chain(embeddings.parameters(), model.parameters())
+    devices: list[torch.device] = [parameter.device for parameter in parameters]
+    return next((device for device in devices if device.type != "meta"), devices[0])
+
+
+def fastest_device() -> torch.device:
+    """The device to load a model onto where nobody says otherwise: the GPU, if there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def model_name(model: nn.Module) -> str:
@@ -222,11 +204,11 @@ def _starting_points(inner: nn.Module) -> Iterable[nn.Module]:
 
 def _follow_names(module: nn.Module) -> nn.ModuleList | None:
     for _ in range(_MAX_HOPS + 1):
-        for name in _LAYER_LIST_NAMES:
+        for name in architecture_table().layer_lists:
             layers = getattr(module, name, None)
             if isinstance(layers, nn.ModuleList) and len(layers) > 0:
                 return layers
-        following = (getattr(module, name, None) for name in _WRAPPER_NAMES)
+        following = (getattr(module, name, None) for name in architecture_table().wrappers)
         step = next((m for m in following if isinstance(m, nn.Module) and m is not module), None)
         if step is None:
             return None

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from rotalabs_steer.decoder import check_layer_indices, decoder_layers, layer_part
+from rotalabs_steer.decoder import check_layer_indices, input_device
 from rotalabs_steer.errors import ActivationError, OptionError
 from rotalabs_steer.forward_calls import CallTracker
-from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
+from rotalabs_steer.layer_outputs import ResidualLayout, is_probing
+from rotalabs_steer.layer_parts import LayerPart, find_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,37 +33,45 @@ class ActivationCache:
     """Activations by name, as `layer_N`."""
 
     def __init__(self) -> None:
-        self._activations: dict[str, torch.Tensor] = {}
+        self._chunks: dict[str, list[torch.Tensor]] = {}
 
     def store(self, name: str, activation: torch.Tensor) -> None:
         """Keeps a copy, detached from the graph."""
-        self._activations[name] = activation.detach().clone()
+        self._chunks[name] = [activation.detach().clone()]
 
     def extend(self, name: str, activation: torch.Tensor) -> None:
-        """Appends columns `[batch, more, hidden]` to what is kept under this name."""
-        before = self._activations.get(name)
-        if before is None or before.shape[0] != activation.shape[0]:
+        """Appends columns `[batch, more, hidden]` to what is kept under this name.
+
+        They are joined when they are asked for: joining them at every token would take quadratic time.
+        """
+        chunks = self._chunks.get(name)
+        if chunks is None or chunks[0].shape[0] != activation.shape[0]:
             self.store(name, activation)
         else:
-            self._activations[name] = torch.cat([before, activation.detach()], dim=1)
+            chunks.append(activation.detach().clone())
 
     def get(self, name: str) -> torch.Tensor | None:
         """The activation of this name, or None."""
-        return self._activations.get(name)
+        chunks = self._chunks.get(name)
+        if chunks is None:
+            return None
+        if len(chunks) > 1:
+            chunks[:] = [torch.cat(chunks, dim=1)]
+        return chunks[0]
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._activations.clear()
+        self._chunks.clear()
 
     def keys(self) -> list[str]:
         """The names, in the order in which they came."""
-        return list(self._activations)
+        return list(self._chunks)
 
     def __len__(self) -> int:
-        return len(self._activations)
+        return len(self._chunks)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._activations
+        return name in self._chunks
 
 
 class ActivationHook:
@@ -96,8 +105,7 @@ class ActivationHook:
         self.component = component
         self.token_position = token_position
         self.cache = ActivationCache()
-        layers = decoder_layers(model)
-        self._parts = {index: layer_part(layers[index], component) for index in self.layer_indices}
+        self._parts = find_parts(model, self.layer_indices, component)
         self._tracker = CallTracker.of(model)
         self._layout = ResidualLayout.of(model)
         self._handles: list[RemovableHandle] = []
@@ -108,7 +116,7 @@ class ActivationHook:
             self.cache.clear()
             self._tracker.acquire()
             for index, part in self._parts.items():
-                self._handles.append(part.register_forward_hook(self._hook_function(f"layer_{index}")))
+                self._handles.append(part.module.register_forward_hook(self._hook_function(f"layer_{index}", part)))
         return self
 
     def detach(self) -> None:
@@ -142,10 +150,12 @@ class ActivationHook:
     ) -> None:
         self.detach()
 
-    def _hook_function(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def _hook_function(self, name: str, part: LayerPart) -> Callable[[nn.Module, Any, Any], None]:
         def capture(module: nn.Module, inputs: Any, output: Any) -> None:
+            if is_probing():
+                return
             call = self._tracker.current()
-            hidden = self._layout.tokens(first_tensor(output), call.columns)
+            hidden = part.added(output, self._layout, call.batch_size, call.columns)
             call = call.last_columns(hidden.shape[1])
             if self.token_position == "all":
                 (self.cache.extend if call.offset > 0 else self.cache.store)(name, hidden)
@@ -172,7 +182,7 @@ def extract_activations(
     Returns:
         By layer, `[batch, seq, hidden]`; seq is 1 for "last" (the default) and "first".
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
     moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
     with ActivationHook(model, layer_indices, component, token_position) as hook, torch.no_grad():
         model(**moved)

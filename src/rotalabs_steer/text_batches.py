@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.decoder import decoder_layers, hidden_size, input_device, text_config, transformers_model
-from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
+from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor, probing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -319,9 +319,9 @@ def _last_hidden(model: nn.Module, batch: TextBatch) -> Float[torch.Tensor, "seq
 
     handle = decoder_layers(model)[-1].register_forward_hook(keep)
     try:
-        with torch.inference_mode():
+        with probing(model):
             transformers_model(model)(**batch.inputs)
     finally:
         handle.remove()
-    hidden = ResidualLayout.of(model).tokens(first_tensor(found[0]), batch.inputs["input_ids"].shape[1]).float()
+    hidden = ResidualLayout.of(model).tokens(first_tensor(found[0]), *batch.inputs["input_ids"].shape).float()
     return hidden.reshape(-1, hidden.shape[-1])[batch.slots[-1].to(hidden.device)]

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from architectures.extra_inputs import extra_inputs
+from architectures.parts import IN_TWO_MODULES, NO_SUM, SINGLE_PART, THIRD_PARTS
 from architectures.sizes import DECODER_LAYERS
 from rotalabs_steer import ActivationInjector, SteeringVector, extract_activations
 from rotalabs_steer.decoder import decoder_layers, hidden_size
+from rotalabs_steer.errors import ArchitectureError
 from rotalabs_steer.evaluation.repeated_calls import RepeatedCall
 from rotalabs_steer.extraction.forward_pass import read_activations
 from rotalabs_steer.text_batches import plan_batches
@@ -153,6 +155,10 @@ class Subject:
         hidden = hidden[:, -seq:]
         return hidden.unsqueeze(0) if hidden.dim() == 3 else hidden.movedim(2, 0)
 
+    def captured(self, streams: torch.Tensor) -> torch.Tensor:
+        """What is captured of several streams: their mean, or the one that `output_hidden_states` shows."""
+        return streams[0] if self.model.config.model_type == "prophetnet" else streams.mean(dim=0)
+
 
 def check_shapes(subject: Subject) -> None:
     """As many layers as configured, and vectors as wide as the streams that they return."""
@@ -173,7 +179,7 @@ def check_capture(subject: Subject) -> None:
     torch.manual_seed(0)
     captured = extract_activations(subject.model, inputs, list(outputs), token_position="all")
     for index, output in outputs.items():
-        _equal(captured[index], output.mean(0), f"layer {index} and its own output")
+        _equal(captured[index], subject.captured(output), f"layer {index} and its own output")
     shown = [subject.streams(hidden, ids.shape) for hidden in _hidden_states(subject, inputs, ids.shape)]
     shown = [hidden for hidden in shown if hidden.shape[1:] == outputs[0].shape[1:]]
     offset = next((o for o in range(len(shown)) if _close(shown[o][0], outputs[0][0])), None)
@@ -182,6 +188,64 @@ def check_capture(subject: Subject) -> None:
         if index < subject.last and shown:
             other = shown[number + offset]
             _equal(output[: len(other)], other, f"layer {index} and hidden_states")
+
+
+def check_parts(subject: Subject) -> None:
+    """The stream before a layer plus what its attention and mlp add is the stream after; else a part is refused."""
+    ids = subject.batch()
+    inputs = subject.inputs(ids)
+    found, refused = 0, set()
+    for index, layer in enumerate(decoder_layers(subject.model)):
+        added, call = {}, _watch(subject, layer, inputs)
+        for component in ("attn", "mlp"):
+            try:
+                torch.manual_seed(0)
+                added[component] = extract_activations(subject.model, inputs, [index], component, "all")[index]
+            except ArchitectureError:
+                refused.add((type(layer).__name__, component))
+        third = THIRD_PARTS.get(type(layer).__name__, ())
+        if added and type(layer).__name__ not in IN_TWO_MODULES:
+            others = sum(_flat(call[name], ids.shape) for name in third if call.get(name) is not None)
+            before, after = (subject.streams(call[name], ids.shape)[0] for name in ("before", "after"))
+            _equal(
+                before + sum(added.values()) + others, after, f"layer {index}: before + {' + '.join(added)} and after"
+            )
+            found += 1
+    unexpected = {name for name, _ in refused} - {*NO_SUM, *SINGLE_PART, *IN_TWO_MODULES}
+    assert not unexpected, f"parts of {sorted(unexpected)} are refused"
+    if refused and refused <= {(name, "mlp") for name in IN_TWO_MODULES}:
+        raise NotApplicable("its mlp is the sum of two modules and is refused")
+    if not found:
+        raise NotApplicable(f"refused: {NO_SUM[next(name for name, _ in refused)]}")
+
+
+def _watch(subject: Subject, layer: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What goes into a layer, out of it, and out of its modules, in one call."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def before(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        given = (*args, kwargs.get("hidden_states"), *kwargs.values())
+        seen["before"] = next(one for one in given if isinstance(one, torch.Tensor)).clone()
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) or (isinstance(output, tuple) and isinstance(output[0], torch.Tensor)):
+                seen[name] = _tensor(output).clone()
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(keep("after"))]
+    handles += [module.register_forward_hook(keep(name)) for name, module in layer.named_modules() if name]
+    try:
+        subject.logits(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _flat(hidden: torch.Tensor, tokens: torch.Size) -> torch.Tensor:
+    return hidden.reshape(*tokens, -1)
 
 
 def check_extraction(subject: Subject) -> None:
@@ -207,7 +271,7 @@ def check_extraction(subject: Subject) -> None:
     for index, text in enumerate(texts):
         for number, layer in enumerate(layers):
             streams = subject.streams(alone[index][layer], torch.Size((1, len(text))))
-            _equal(found[index][number], streams.mean(dim=0)[0].mean(dim=0), f"text {index} at layer {layer}")
+            _equal(found[index][number], subject.captured(streams)[0].mean(dim=0), f"text {index} at layer {layer}")
 
 
 def check_injection(subject: Subject) -> None:
@@ -293,6 +357,7 @@ def check_repetition(subject: Subject) -> None:
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "shapes": check_shapes,
     "capture": check_capture,
+    "parts": check_parts,
     "extraction": check_extraction,
     "injection": check_injection,
     "restore": check_restore,

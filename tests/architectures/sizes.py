@@ -36,6 +36,7 @@ BY_NAME: dict[str, object] = {
     r".*(sliding_window|attention_chunk_size|local_attention)|window_size": 4,
     r".*max_position_embeddings|n_positions|n_ctx|max_seq_len": 64,
     r"initializer_range|init_std": 0.2,
+    r"residual_multiplier": 0.3,
 }
 
 # Where the default is "none", but a model needs one.

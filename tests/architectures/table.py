@@ -20,6 +20,8 @@ built and checked by `tests/architectures`; this page is written by `python test
 - **shapes**: as many decoder layers are found as are configured, and `hidden_size` is the width of what they return.
 - **capture**: captured activations are what the layers return, and what `output_hidden_states` shows (all layers but
   the last, which transformers shows after the final norm).
+- **parts**: the stream before a layer plus what `component="attn"` and `"mlp"` capture (and what further parts add,
+  such as cross-attention) is the stream after it. Where a layer is not such a sum, its parts are refused.
 - **extraction**: texts read in batches have the mean activations that each has alone, at every layer.
 - **injection**: the vector arrives at the tokens of modes `all`, `first` and `last`, exactly, and at no padding.
 - **restore**: after leaving, the logits are the same bit for bit and no hook is left.

@@ -2,6 +2,7 @@
 
 import copy
 
+import accelerate
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -31,8 +32,8 @@ ADDS = [
     "starcoder2",
 ]  # fmt: skip
 ADDS_NOT = ["gemma", "gemma2", "mistral", "mixtral", "olmo2", "qwen3"]
-ABLATES = ["cohere", "falcon", "gemma", "gpt2", "gpt_neox", "granite", "mistral", "opt", "phi3", "qwen3", "stablelm"]
-ABLATES_NOT = ["bloom", "gemma2", "mixtral", "olmo2", "openai-gpt", "qwen4_exp"]
+ABLATES = ["cohere", "falcon", "gemma", "gpt2", "gpt_neox", "mistral", "opt", "phi3", "qwen3", "stablelm"]
+ABLATES_NOT = ["bloom", "gemma2", "granite", "mixtral", "olmo2", "openai-gpt", "qwen4_exp"]
 RUNS_NOT = ["gemma4_unified_assistant", "musicgen", "musicgen_melody"]
 
 
@@ -227,6 +228,9 @@ def test_models_that_are_not_plain_are_refused(llama):
     llama.hf_quantizer = object()
     with pytest.raises(ArchitectureError, match="The model is quantised"):
         bake(llama, vector)
+    offloaded = accelerate.cpu_offload(tiny_llama(), execution_device=torch.device("cpu"))
+    with pytest.raises(ArchitectureError, match="weights of the model are offloaded"):
+        bake(offloaded, vector)
     t5 = build(next(each for each in ARCHITECTURES if each.model_type == "t5"))
     with pytest.raises(ArchitectureError, match="is an encoder-decoder"):
         bake(t5, vectors_for(t5, [1]))

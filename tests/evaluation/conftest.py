@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from rotalabs_steer import SteeringVector
 
@@ -46,9 +46,13 @@ class ScriptedModel(torch.nn.Module):
 
     def __init__(self, answer: list[int]) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.config = PretrainedConfig()
+        self.embeddings = torch.nn.Embedding(1, 1)
         self.answer = answer
         self.calls: list[dict] = []
+
+    def get_input_embeddings(self):
+        return self.embeddings
 
     def generate(self, input_ids, **options):
         self.calls.append({"input_ids": input_ids, **options})

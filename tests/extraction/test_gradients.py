@@ -1,8 +1,11 @@
 import torch
 
+from extraction.test_caa import PAIRS as TEXTS
+from extraction.test_caa import Letters
 from rotalabs_steer import ActivationInjector, SteeringVector
 from rotalabs_steer.datasets.rendering import RenderedPair, RenderedText
 from rotalabs_steer.evaluation.propensity import pair_propensities
+from rotalabs_steer.extraction import read_statistics
 from rotalabs_steer.extraction.gradients import pair_gradients
 from tiny import count_hooks
 
@@ -36,3 +39,10 @@ def test_only_the_first_tokens_of_a_response_count(llama):
         for sides in ((pair.positive, pair.negative) for pair in PAIRS)
     ]
     torch.testing.assert_close(first, pair_gradients(llama, cut, [1]))
+
+
+def test_the_mean_gradient_of_many_pairs_is_summed_in_parts(llama, monkeypatch):
+    whole = read_statistics(llama, Letters(), TEXTS, [1], methods=["gradient"], show_progress=False)
+    monkeypatch.setattr("rotalabs_steer.extraction.extract._PAIRS_AT_ONCE", 2)
+    parts = read_statistics(llama, Letters(), TEXTS, [1], methods=["gradient"], show_progress=False)
+    torch.testing.assert_close(parts.vectors("gradient")[1].vector, whole.vectors("gradient")[1].vector)

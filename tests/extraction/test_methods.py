@@ -10,7 +10,7 @@ from rotalabs_steer.extraction.methods import get_method
 from rotalabs_steer.extraction.statistics import MOST_SAMPLES, LayerStatistics, PairSums
 
 HIDDEN, COUNT = 12, 300
-ALL_SUMS = frozenset({"moments", "samples"})
+SAMPLES = frozenset({"samples"})
 
 
 def sides(seed=0):
@@ -23,7 +23,7 @@ def sides(seed=0):
 
 
 def statistics(activations) -> LayerStatistics:
-    sums = PairSums(1, HIDDEN, len(activations), ALL_SUMS)
+    sums = PairSums(1, HIDDEN, len(activations), SAMPLES)
     for start in range(0, len(activations), 7):
         part = activations[start : start + 7]
         sums.add(list(range(start, start + len(part))), part[None])
@@ -34,24 +34,65 @@ def cosine(a, b):
     return float(torch.nn.functional.cosine_similarity(a.double(), torch.as_tensor(b).double(), dim=0))
 
 
-def test_sums_are_the_moments_of_all_pairs():
+def test_means_and_samples_are_those_of_all_pairs():
     activations = sides()
     found = statistics(activations)
-    rows = activations.double()
-    torch.testing.assert_close(found.positive_mean, rows[:, 0].mean(dim=0))
-    both = rows.flatten(0, 1)
-    torch.testing.assert_close(found.second_moment, both.T @ both / len(both))
-    difference = rows[:, 0] - rows[:, 1]
-    torch.testing.assert_close(found.difference_moment, difference.T @ difference / COUNT)
+    torch.testing.assert_close(found.positive_mean, activations.double()[:, 0].mean(dim=0))
+    torch.testing.assert_close(found.negative_mean, activations.double()[:, 1].mean(dim=0))
     assert torch.equal(found.samples, activations)
 
 
-def test_samples_are_bounded_and_spread():
-    count = 3 * MOST_SAMPLES
-    sums = PairSums(1, 1, count, ALL_SUMS)
+def test_samples_are_bounded_and_drawn_from_a_dataset_whatever_its_order():
+    count = 4 * MOST_SAMPLES
+    sums = PairSums(1, 1, count, SAMPLES)
     sums.add(list(range(count)), torch.arange(count, dtype=torch.float32).reshape(1, count, 1, 1).expand(1, -1, 2, 1))
-    kept = sums.layer(0, 0).samples[:, 0, 0]
-    assert torch.equal(kept, torch.arange(0, count, 3, dtype=torch.float32))
+    kept = sums.layer(0, 0).samples[:, 0, 0].long()
+    assert len(set(kept.tolist())) == MOST_SAMPLES
+    for period in (2, 3, 4):  # pairs of several kinds, in turn: every kind is there in its proportion
+        shares = torch.bincount(kept % period) / MOST_SAMPLES
+        torch.testing.assert_close(shares, torch.full((period,), 1 / period), atol=0.05, rtol=0)
+    again = PairSums(1, 1, count, SAMPLES)
+    assert again._kept == sums._kept
+
+
+def test_no_method_keeps_a_matrix_of_the_width():
+    hidden, pairs, places = 4096, 50, 4
+    needs = frozenset().union(*(method.needs for method in METHODS.values()))
+    kept = sum(tensor.nbytes for tensor in PairSums(places, hidden, pairs, needs).tensors.values())
+    assert kept == places * hidden * (2 * 8 + 2 * 4 * pairs), "means in fp64, samples in fp32"
+    assert kept < hidden * hidden * 8
+
+
+@pytest.mark.parametrize("method", ["pca", "pca_differences", "lda"])
+def test_few_pairs_in_a_wide_model_give_what_the_dense_matrices_give(method):
+    activations = torch.randn(5, 2, 64, generator=torch.Generator().manual_seed(4)) + torch.randn(64) * 0.1
+    sums = PairSums(1, 64, 5, SAMPLES)
+    sums.add(list(range(5)), activations[None])
+    rows = activations.double()
+    difference = rows[:, 0] - rows[:, 1]
+    centred = rows - rows.mean(dim=0)
+    within = sum(centred[:, side].T @ centred[:, side] / 5 for side in (0, 1)) / 2
+    shrunk = 0.9 * within + 0.1 * within.trace() / 64 * torch.eye(64, dtype=torch.float64)
+    expected = {
+        "pca": torch.linalg.eigh(difference.T @ difference).eigenvectors[:, -1],
+        "pca_differences": torch.linalg.eigh(difference.T.cov(correction=0)).eigenvectors[:, -1],
+        "lda": torch.linalg.solve(shrunk, difference.mean(dim=0)),
+    }[method]
+    assert abs(cosine(get_method(method).direction(sums.layer(0, 0)), expected)) > 1 - 1e-10
+
+
+def test_copies_of_one_pair_have_no_principal_component(llama):
+    copies = [{"positive": "ax", "negative": "bdx"}] * 3
+    with pytest.raises(VectorError, match=r"Method 'pca_differences' finds no direction at layer 1 .*copies of one"):
+        extract_vectors(llama, Letters(), copies, [1], method="pca_differences", show_progress=False)
+
+
+def test_sides_without_any_spread_are_told_apart_by_their_means():
+    activations = torch.tensor([[1.0, 2.0], [0.5, -1.0]]).expand(3, 2, 2)
+    sums = PairSums(1, 2, 3, SAMPLES)
+    sums.add([0, 1, 2], activations[None])
+    for method in ("lda", "pca"):
+        assert abs(cosine(get_method(method).direction(sums.layer(0, 0)), torch.tensor([0.5, 3.0]))) > 1 - 1e-10
 
 
 def test_pca_is_that_of_sides_centred_pair_by_pair():
@@ -123,7 +164,7 @@ def test_one_pass_serves_many_methods_positions_and_components(llama):
     read = {"methods": ["mean_difference", "pca", "lda"], "token_positions": ["last", "mean"],
             "components": ["residual", "mlp"]}  # fmt: skip
     everything = read_statistics(llama, Letters(), PAIRS, [2], **read, show_progress=False)
-    assert len(calls) == 4, "a probe of three calls, one batch"
+    assert len(calls) == 5, "a probe of three calls, one to find the parts, one batch"
     handle.remove()
     for position in ("last", "mean"):
         for component in ("residual", "mlp"):
@@ -135,8 +176,8 @@ def test_one_pass_serves_many_methods_positions_and_components(llama):
                 assert vector.metadata["component"] == component
     with pytest.raises(OptionError, match=r"at None were read; there are \['last', 'mean'\]"):
         everything.vectors()
-    with pytest.raises(OptionError, match="needs samples, not read: pass methods="):
-        everything.vectors("logistic", "last")
+    with pytest.raises(OptionError, match="needs gradient, not read: pass methods="):
+        everything.vectors("gradient", "last")
 
 
 def test_methods_can_be_added(llama):
@@ -149,7 +190,7 @@ def test_methods_can_be_added(llama):
         assert vectors[1].extraction_method == "tenfold"
         with pytest.raises(OptionError, match="There is a method 'tenfold' already"):
             register_method("tenfold")
-        with pytest.raises(OptionError, match=r"Unknown needs \['gold'\].*moments"):
+        with pytest.raises(OptionError, match=r"Unknown needs \['gold'\].*samples"):
             register_method("eleven", needs=["gold"])
     finally:
         del METHODS["tenfold"]

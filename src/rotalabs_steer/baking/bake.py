@@ -96,6 +96,11 @@ def _check_plain(model: nn.Module) -> PreTrainedModel:
         raise ArchitectureError("The model is quantised. Load it unquantised, bake it, and quantise the result.")
     if model.config.is_encoder_decoder:
         raise ArchitectureError(f"{type(model).__name__} is an encoder-decoder; decoder-only models can be baked.")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ArchitectureError(
+            "Some weights of the model are offloaded (they are on the meta device), so there is nothing to bake them "
+            "into. Load the model without offloading, on the CPU if it does not fit on the GPU."
+        )
     if SteeredModel.of(model).steps():
         raise SteeringConflictError("The model is being steered. Detach its injectors before it is baked.")
     return model

@@ -132,9 +132,11 @@ def _stream(
     """Prints the answer as it comes, and gives it."""
     from transformers import TextStreamer
 
+    from rotalabs_steer.decoder import input_device
+
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    ).to(model.device)
+    ).to(input_device(model))
     settings: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     output = model.generate(  # type: ignore[operator]
         **inputs,

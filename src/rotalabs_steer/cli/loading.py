@@ -56,8 +56,11 @@ def resolve_source(name: str) -> str:
 
 
 def load_model(name: str) -> tuple[nn.Module, Any]:
-    """Model and tokenizer, in the dtype the model was saved in."""
+    """Model and tokenizer, in the dtype the model was saved in, on the GPU if there is one."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from rotalabs_steer.decoder import fastest_device
+
     place = resolve_model(name)
-    return AutoModelForCausalLM.from_pretrained(place, dtype="auto"), AutoTokenizer.from_pretrained(place)
+    model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
+    return model.to(fastest_device()), AutoTokenizer.from_pretrained(place)

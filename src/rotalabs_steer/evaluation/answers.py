@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from rotalabs_steer.decoder import input_device
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.generation import generate_tokens
 
@@ -100,7 +101,7 @@ def answer_prompts(
     options = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature else {}
     texts, tokens, seconds = [""] * len(prompts), [0] * len(prompts), [0.0] * len(prompts)
     total = 0.0
-    device = next(model.parameters()).device
+    device = input_device(model)
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         tqdm(total=len(prompts), desc=description, unit="prompt", disable=not show_progress) as progress,

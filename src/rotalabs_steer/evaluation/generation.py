@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.datasets.rendering import render_prompt
+from rotalabs_steer.decoder import input_device
 from rotalabs_steer.extraction.forward_pass import evaluating
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def continue_rows(
 ) -> list[list[int]]:
     """What the model writes after each row of token ids, as `generate_tokens` gives it."""
     length = max(len(row) for row in rows)
-    device = next(model.parameters()).device
+    device = input_device(model)
     ends = _end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     ids = torch.full((len(rows), length), pad)

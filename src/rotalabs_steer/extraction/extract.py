@@ -11,9 +11,9 @@ from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
 from rotalabs_steer.decoder import (
+    check_component,
     check_layer_indices,
     decoder_layers,
-    layer_part,
     model_fingerprint,
     model_name,
     text_config,
@@ -26,7 +26,7 @@ from rotalabs_steer.extraction.methods import DEFAULT_METHOD, get_method
 from rotalabs_steer.extraction.pair_pass import PairPass
 from rotalabs_steer.extraction.pair_texts import PairTexts
 from rotalabs_steer.extraction.readout import token_weights
-from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, MOMENTS, NEUTRAL, SAMPLES
+from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, NEUTRAL, SAMPLES
 from rotalabs_steer.text_batches import plan_batches
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from rotalabs_steer.datasets.rendering import RenderedPair
     from rotalabs_steer.extraction.readout import Readout
     from rotalabs_steer.extraction.statistics import LayerStatistics
+
+_PAIRS_AT_ONCE = 256
+"""Gradients of more pairs are summed in parts: each pair has one of `[layers, hidden]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +92,13 @@ class ActivationStatistics:
     def _vector(self, method: str, statistics: LayerStatistics, about: Mapping[str, Any]) -> SteeringVector:
         difference = statistics.mean_difference
         direction = get_method(method).direction(statistics).to(difference.dtype)
-        if not bool(difference.any()) or not bool(direction.any()):
+        where = f"layer {statistics.layer_index} ({about['component']}, {about['token_position']})"
+        if not bool(difference.any()):
+            raise VectorError(f"Positive and negative texts do not differ at {where}: there is nothing to steer by.")
+        if not bool(direction.any()):
             raise VectorError(
-                f"Positive and negative texts do not differ at layer {statistics.layer_index} "
-                f"({about['component']}, {about['token_position']}): there is nothing to steer by."
+                f"Method {method!r} finds no direction at {where}: what it looks at is the same in all pairs. Check "
+                "that the pairs are not copies of one, or use another method."
             )
         if method != DEFAULT_METHOD:
             sign = torch.copysign(torch.ones(()), direction @ difference)
@@ -116,7 +122,6 @@ class ActivationStatistics:
     def _present(self, component: str, token_position: str) -> set[str]:
         statistics = next(iter(self.layers[component, token_position].values()))
         fields = {
-            MOMENTS: statistics.second_moment,
             SAMPLES: statistics.samples,
             NEUTRAL: statistics.neutral_mean,
             GRADIENT: statistics.gradient,
@@ -188,8 +193,8 @@ def read_statistics(
     dataset = as_dataset(contrast_pairs)
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
     places = [(layer, component) for component in components for layer in layers]
-    for layer, component in places:
-        layer_part(decoder_layers(model)[layer], component)
+    for component in components:
+        check_component(component)
     if getattr(transformers_model(model).config, "is_encoder_decoder", False):
         raise ArchitectureError(
             f"{type(transformers_model(model)).__name__} has an encoder: pairs are read by decoder-only models. "
@@ -247,8 +252,9 @@ def _extras(
     if NEUTRAL in needs:
         fields["neutral_mean"] = _neutral_means(model, texts, layers)
     if GRADIENT in needs:
-        gradients = pair_gradients(model, pairs, layers, show_progress=show_progress)
-        fields["gradient"] = gradients.double().mean(dim=1)
+        parts = [pairs[start : start + _PAIRS_AT_ONCE] for start in range(0, len(pairs), _PAIRS_AT_ONCE)]
+        sums = [pair_gradients(model, part, layers, show_progress=show_progress).double().sum(dim=1) for part in parts]
+        fields["gradient"] = torch.stack(sums).sum(dim=0) / len(pairs)
     if FISHER in needs:
         fields["fisher_scores"] = fisher_scores(model, texts, layers).double()
     return {layer: {name: field[number] for name, field in fields.items()} for number, layer in enumerate(layers)}

@@ -14,9 +14,10 @@ import torch
 from tqdm.auto import tqdm
 
 from rotalabs_steer.attachment import unsteered
-from rotalabs_steer.decoder import decoder_layers, layer_part, transformers_model
+from rotalabs_steer.decoder import decoder_layers, transformers_model
 from rotalabs_steer.errors import ActivationError, CompiledModelError
-from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor
+from rotalabs_steer.layer_outputs import ResidualLayout
+from rotalabs_steer.layer_parts import find_parts
 from rotalabs_steer.text_batches import make_batch
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import nn
 
+    from rotalabs_steer.layer_parts import LayerPart
     from rotalabs_steer.text_batches import BatchPlan, TextBatch
 
     Reduction = Callable[["Place", Float[torch.Tensor, "slots hidden"]], Float[torch.Tensor, "rows columns"]]
@@ -137,8 +139,12 @@ class _Reader:
         self._model = transformers_model(model)
         self._places = places
         self._layers = decoder_layers(model)
+        self._parts = {
+            component: find_parts(model, [layer for layer, kind in places if kind == component], component)
+            for component in {kind for _, kind in places}
+        }
         self._layout = ResidualLayout.of(model)
-        self._columns = 0
+        self._rows, self._columns = 0, 0
         self._reduce: Reduction = _keep
         self._found: dict[Place, torch.Tensor] = {}
 
@@ -146,15 +152,15 @@ class _Reader:
     def attached(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for place in self._places:
-                part = layer_part(self._layers[place[0]], place[1])
-                stack.callback(part.register_forward_hook(self._hook(place)).remove)
+                part = self._parts[place[1]][place[0]]
+                stack.callback(part.module.register_forward_hook(self._hook(place, part)).remove)
             deepest = self._layers[max(layer for layer, _ in self._places)]
             stack.callback(deepest.register_forward_hook(_leave).remove)
             yield
 
     def read(self, batch: TextBatch, reduce: Reduction) -> list[torch.Tensor]:
         """For each place, `reduce` of the place and what it returns for the batch, `[slots, hidden]` in fp32."""
-        self._columns = batch.inputs["input_ids"].shape[1]
+        self._rows, self._columns = batch.inputs["input_ids"].shape
         self._reduce = reduce
         self._found.clear()
         with contextlib.suppress(_DeepestLayerRead):
@@ -166,9 +172,9 @@ class _Reader:
             )
         return [self._found[place].to("cpu") for place in self._places]
 
-    def _hook(self, place: Place) -> Callable[[nn.Module, Any, Any], None]:
+    def _hook(self, place: Place, part: LayerPart) -> Callable[[nn.Module, Any, Any], None]:
         def read(module: nn.Module, inputs: Any, output: Any) -> None:
-            hidden = self._layout.tokens(first_tensor(output), self._columns)
+            hidden = part.added(output, self._layout, self._rows, self._columns)
             self._found[place] = self._reduce(place, hidden.reshape(-1, hidden.shape[-1]).float())
 
         return read

@@ -114,9 +114,9 @@ def _additions(model: nn.Module, batch: TextBatch, layer_indices: Sequence[int])
         def add(module: nn.Module, inputs: Any, output: Any) -> Any:
             hidden = first_tensor(output)
             added = addition.to(hidden.device, hidden.dtype)
-            if layout.is_plain(hidden, columns):
+            if layout.is_plain(hidden, rows, columns):
                 return with_first_tensor(output, hidden + added)
-            return with_first_tensor(output, layout.replace(hidden, layout.streams(hidden, columns) + added))
+            return with_first_tensor(output, layout.replace(hidden, layout.streams(hidden, rows, columns) + added))
 
         return add
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import softplus
+from torch.nn.functional import normalize, softplus
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, MOMENTS, NEEDS, NEUTRAL, SAMPLES, LayerStatistics
+from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, NEEDS, NEUTRAL, SAMPLES, LayerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,6 +26,7 @@ DEFAULT_METHOD = "mean_difference"
 
 _SHRINKAGE = 0.1
 _PENALTY = 1e-2
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def register_method(name: str, needs: Iterable[str] = ()) -> Callable[[Direction
     """Makes a function from `LayerStatistics` to a vector `[hidden]` available as `method=name`.
 
     Args:
-        needs: among "moments", "samples", "neutral", "gradient" and "fisher"; what is not asked for is not computed.
+        needs: among "samples", "neutral", "gradient" and "fisher"; what is not asked for is not computed.
 
     Raises:
         OptionError: the name is taken, or a need is unknown.
@@ -86,38 +87,41 @@ def mean_centred(statistics: LayerStatistics) -> torch.Tensor:
     return statistics.positive_mean - statistics.neutral_mean
 
 
-@register_method("pca", needs=[MOMENTS])
+@register_method("pca", needs=[SAMPLES])
 def pca(statistics: LayerStatistics) -> torch.Tensor:
     """First principal component of both sides, each pair centred on its own mean.
 
-    Which is the first eigenvector of the second moment of the differences, their mean included.
+    Centred so, the sides of a pair are plus and minus half their difference: the component is the first right singular
+    vector of the differences, their mean included.
     """
-    assert statistics.difference_moment is not None
-    return _first_eigenvector(statistics.difference_moment)
+    return _first_component(_differences(statistics))
 
 
-@register_method("pca_differences", needs=[MOMENTS])
+@register_method("pca_differences", needs=[SAMPLES])
 def pca_differences(statistics: LayerStatistics) -> torch.Tensor:
     """First principal component of the differences (RepE; Zou et al. 2023, arXiv:2310.01405).
 
     A principal component is taken about the mean, so what all pairs have in common is exactly what is left out.
     """
-    assert statistics.difference_moment is not None
-    shared = statistics.mean_difference
-    return _first_eigenvector(statistics.difference_moment - torch.outer(shared, shared))
+    differences = _differences(statistics)
+    centred = differences - differences.mean(dim=0)
+    if centred.norm() <= _ROUNDING * differences.norm():  # the same difference each time: no direction is left
+        return torch.zeros_like(differences[0])
+    return _first_component(centred)
 
 
-@register_method("lda", needs=[MOMENTS])
+@register_method("lda", needs=[SAMPLES])
 def lda(statistics: LayerStatistics) -> torch.Tensor:
     """The mean difference whitened by the covariance within the sides (Fisher 1936).
 
     The covariance is shrunk by a tenth towards a multiple of the identity, since pairs are fewer than dimensions.
     """
-    assert statistics.second_moment is not None
-    means = statistics.positive_mean, statistics.negative_mean
-    within = statistics.second_moment - sum(torch.outer(mean, mean) for mean in means) / 2
-    direction: torch.Tensor = torch.linalg.solve(_shrunk(within), statistics.mean_difference)
-    return direction
+    assert statistics.samples is not None
+    samples = statistics.samples.double()
+    rows = (samples - samples.mean(dim=0)).flatten(0, 1)
+    rows = rows / len(rows) ** 0.5  # rowsᵀ rows is the covariance
+    ridge = _SHRINKAGE * rows.square().sum() / rows.shape[1]
+    return _solve_damped((1 - _SHRINKAGE) ** 0.5 * rows, ridge, statistics.mean_difference)
 
 
 @register_method("logistic", needs=[SAMPLES])
@@ -175,22 +179,30 @@ def mean_difference_per_cost(statistics: LayerStatistics) -> torch.Tensor:
 
 
 def _per_cost(statistics: LayerStatistics, vector: torch.Tensor, damping: float) -> torch.Tensor:
-    """(F + λI)⁻¹ vector from the scores S, F = SᵀS/n, by the Woodbury identity: S has few rows."""
+    """(F + λI)⁻¹ vector from the scores S, F = SᵀS/n."""
     assert statistics.fisher_scores is not None
     scores = statistics.fisher_scores.to(vector.dtype) / len(statistics.fisher_scores) ** 0.5
-    ridge = damping * scores.square().sum() / scores.shape[1]
-    inner = scores @ scores.T + ridge * torch.eye(len(scores), dtype=scores.dtype)
-    shared: torch.Tensor = torch.linalg.solve(inner, scores @ vector)
-    reduced: torch.Tensor = (vector - scores.T @ shared) / ridge
-    return reduced
+    return _solve_damped(scores, damping * scores.square().sum() / scores.shape[1], vector)
 
 
-def _first_eigenvector(matrix: torch.Tensor) -> torch.Tensor:
-    vectors: torch.Tensor = torch.linalg.eigh(matrix).eigenvectors
-    return vectors[:, -1]
+def _solve_damped(
+    rows: Float[torch.Tensor, "rows hidden"], ridge: torch.Tensor, vector: Float[torch.Tensor, " hidden"]
+) -> Float[torch.Tensor, " hidden"]:
+    """(RᵀR + ridge I)⁻¹ vector for few rows R, by the Woodbury identity: only a matrix of `[rows, rows]` is solved."""
+    if not bool(ridge):  # the rows are zero: every direction is alike
+        return vector
+    inner = rows @ rows.T + ridge * torch.eye(len(rows), dtype=rows.dtype)
+    shared: torch.Tensor = torch.linalg.solve(inner, rows @ vector)
+    return (vector - rows.T @ shared) / ridge
 
 
-def _shrunk(covariance: torch.Tensor) -> torch.Tensor:
-    size = covariance.shape[0]
-    level = covariance.trace() / size
-    return (1 - _SHRINKAGE) * covariance + _SHRINKAGE * level * torch.eye(size, dtype=covariance.dtype)
+def _differences(statistics: LayerStatistics) -> Float[torch.Tensor, "pairs hidden"]:
+    assert statistics.samples is not None
+    samples = statistics.samples.double()
+    return samples[:, 0] - samples[:, 1]
+
+
+def _first_component(rows: Float[torch.Tensor, "rows hidden"]) -> Float[torch.Tensor, " hidden"]:
+    """The first right singular vector, from the matrix of the rows' products."""
+    vectors: torch.Tensor = torch.linalg.eigh(rows @ rows.T).eigenvectors
+    return normalize(rows.T @ vectors[:, -1], dim=0)

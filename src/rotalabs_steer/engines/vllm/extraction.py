@@ -13,7 +13,7 @@ from rotalabs_steer.errors import ActivationError, LayerError, OptionError, miss
 from rotalabs_steer.extraction.extract import ActivationStatistics, render_pairs
 from rotalabs_steer.extraction.methods import DEFAULT_METHOD, get_method
 from rotalabs_steer.extraction.pair_texts import PairTexts
-from rotalabs_steer.extraction.statistics import MOMENTS, SAMPLES, PairSums
+from rotalabs_steer.extraction.statistics import SAMPLES, PairSums
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +71,7 @@ def extract_vectors(
     if settings is None or not settings.capture:
         raise OptionError("This engine keeps no activations: make it with extraction_engine(MODEL).")
     needs = get_method(method).needs
-    if needs - {MOMENTS, SAMPLES}:
+    if needs - {SAMPLES}:
         raise OptionError(f"Method {method!r} needs {', '.join(sorted(needs))}, which vLLM cannot give.")
     model = served_model(llm.llm_engine.vllm_config)
     layers = list(range(model.num_layers) if layer_indices is None else layer_indices)

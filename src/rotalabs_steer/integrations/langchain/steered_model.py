@@ -144,14 +144,13 @@ class SteeredModelFields(BaseModel):
 
 
 def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rotalabs_steer.decoder import fastest_device
 
     if not name:
         raise OptionError("Give model_name, or a loaded model with its tokenizer.")
     if dtype not in _DTYPES:
         raise OptionError(f"torch_dtype is {dtype!r}; use one of {_DTYPES}.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
+    return model.to(fastest_device() if device == "auto" else device).eval(), AutoTokenizer.from_pretrained(name)
