@@ -201,6 +201,8 @@ def test_one_vector_and_vectors_of_one_layer():
 def test_what_cannot_be_baked_is_refused(llama):
     vector = make_vector(llama)
     with pytest.raises(VectorError, match="No vector given"):
+        bake(llama, [])
+    with pytest.raises(VectorError, match="The vector set of 'test' is empty"):
         bake(llama, SteeringVectorSet("test"))
     with pytest.raises(OptionError, match=r"Strength 0\.0: weights have one strength"):
         bake(llama, vector, 0.0)

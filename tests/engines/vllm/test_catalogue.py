@@ -167,7 +167,7 @@ def test_a_new_set_must_act_at_a_prepared_layer(tmp_path, sets, catalogue):
 def test_what_is_listed(catalogue):
     calm, cool, _ = catalogue.describe()
     assert calm == {
-        "name": "calm", "layer": 20, "layers": [20], "dim": 8, "model": "random",
-        "safe_range": [-1.0, 1.0],
+        "name": "calm", "acting_layers": [20], "layers": [20], "dim": 8, "model": "random",
+        "safe_range": [-1.0, 1.0], "steers": None,
     }  # fmt: skip
-    assert (cool["layer"], cool["layers"], cool["safe_range"]) == (15, [12, 15], None)
+    assert (cool["acting_layers"], cool["layers"], cool["safe_range"]) == ([15], [12, 15], None)

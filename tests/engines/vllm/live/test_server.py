@@ -192,8 +192,8 @@ def test_behaviours_are_listed_to_those_with_the_key(server):
     assert get(server, "/v1/steering", key=None).status_code == 401
     listed = get(server, "/v1/steering").json()
     assert (listed["model"], listed["max_strength"]) == (str(sample_model_path()), 10.0)
-    assert {row["name"]: (row["layer"], row["dim"], row["safe_range"]) for row in listed["data"]} == {
-        "calm": (20, 576, [-1.0, 1.0]), "cool": (15, 576, None), "warm": (15, 576, None),
+    assert {row["name"]: (row["acting_layers"], row["dim"], row["safe_range"]) for row in listed["data"]} == {
+        "calm": ([20], 576, [-1.0, 1.0]), "cool": ([15], 576, None), "warm": ([15], 576, None),
     }  # fmt: skip
 
 
