@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.cli.app import app
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.importing import import_vectors
 
 
 def run(*arguments):
@@ -123,6 +124,18 @@ def test_convert_to_gguf_and_back(tmp_path):
     assert torch.equal(back[2].vector, torch.ones(8))
     with pytest.raises(OptionError, match=r"a GGUF file is no vector set but what llama.cpp applies"):
         calm().save(tmp_path / "d.gguf")
+
+
+def test_convert_can_say_which_layers_act(tmp_path):
+    calm().save(tmp_path / "a")
+    options = ["--acting-layer", 1, "--acting-layer", 2]
+    for target in ("b", "b.gguf"):
+        assert run("convert", tmp_path / "a", tmp_path / target, *options).exit_code == 0
+        assert import_vectors(tmp_path / target).acting_layers == [1, 2]
+    result = run("convert", tmp_path / "a", tmp_path / "c", "--acting-layer", 7)
+    assert result.exit_code == 1
+    assert "The set of 'calm' has no vector at layer 7; it has [1, 2]" in " ".join(result.stderr.split())
+    assert not (tmp_path / "c").exists()
 
 
 def test_push_and_pull(tmp_path, hub):

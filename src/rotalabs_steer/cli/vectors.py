@@ -107,12 +107,18 @@ def convert(
     model_name: Annotated[str | None, typer.Option(help="Model the vectors were made from, if not recorded.")] = None,
     layer: Layer = None,
     layer_offset: LayerOffset = 0,
+    acting_layer: Annotated[
+        list[int] | None,
+        typer.Option(help="Layer that acts. Repeat it for layers that act together; by default what the source says."),
+    ] = None,
     revision: Revision = None,
     subfolder: Subfolder = "",
     token: Token = None,
 ) -> None:
     """Writes vectors of any tool in a format of this package; `--to pretrained` a folder to share."""
     vectors = _load(source, revision, subfolder, token, layer, behavior, model_name, layer_offset)
+    if acting_layer:
+        vectors = vectors.with_acting_layers(acting_layer)
     _write(vectors, target, to)
 
 
@@ -246,7 +252,7 @@ def _write(vectors: SteeringVectorSet, target: Path, to: str | None) -> None:
         if left_out:
             _say(
                 f"Layers {left_out} do not act in this set, and llama.cpp would apply them all, so they are left out. "
-                "`rotalabs-steer export --all-layers` writes them, too."
+                "--acting-layer says which layers act."
             )
         return
     else:
