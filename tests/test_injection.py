@@ -290,6 +290,8 @@ def test_an_acting_layer_that_the_model_lacks_is_refused(llama):
     (lambda m: ActivationInjector(m, []), VectorError, "No vector given"),
     (lambda m: ActivationInjector(m, SteeringVectorSet("calm")), VectorError, "set of 'calm' is empty"),
     (lambda m: ActivationInjector(m, {"calm": spread_set(m)}), VectorError, "'calm' is neither a SteeringVector nor"),
+    (lambda m: ActivationInjector(m, None), VectorError, "None is neither a SteeringVector nor"),
+    (lambda m: ActivationInjector(m, "calm"), VectorError, "'calm' is neither a SteeringVector nor"),
     (lambda m: ActivationInjector(m, make_vector(m).vector), VectorError, r"tensor.* is neither a SteeringVector nor"),
     (lambda m: MultiVectorInjector(m, {"test": make_vector(m)}), VectorError, "is not a SteeringVectorSet. Make one"),
     (lambda m: ActivationInjector(m, [make_vector(m)], injection_mode="lats"), OptionError, "Unknown scope 'lats'"),

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from rotalabs_steer.errors import VectorError
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 Vectors = SteeringVector | SteeringVectorSet
 """What can act: a vector at its layer, a set at its acting layers."""
@@ -25,7 +22,8 @@ def acting_vectors(given: Vectors | Iterable[Vectors]) -> list[SteeringVector]:
     Raises:
         VectorError: nothing is given, or something else than vectors and sets; or a set is empty.
     """
-    parts = [given] if isinstance(given, SteeringVector | SteeringVectorSet) else list(given)
+    one = isinstance(given, SteeringVectorSet | str) or not isinstance(given, Iterable)
+    parts: Iterable[object] = [given] if one else given  # type: ignore[assignment]
     vectors: list[SteeringVector] = []
     for part in parts:
         if isinstance(part, SteeringVectorSet):

@@ -118,13 +118,13 @@ class _Injector(ABC):
         return tuple(
             PlanItem(
                 layer,
-                acting,
+                intervention,
                 self.injection_mode,
                 self._strength_of(name),
                 self._schedule,
                 self._condition,
             )
-            for name, layer, acting in self._acting
+            for name, layer, intervention in self._acting
         )
 
     def _refresh(self) -> None:

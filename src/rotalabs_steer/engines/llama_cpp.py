@@ -137,8 +137,8 @@ class _Injector(ABC):
         """By layer, what is to be added."""
         additions = constant_additions(
             (
-                PlanItem(layer, acting, self.injection_mode, self._strength_of(name))
-                for name, layer, acting in self._acting
+                PlanItem(layer, intervention, self.injection_mode, self._strength_of(name))
+                for name, layer, intervention in self._acting
             ),
             "llama.cpp",
         )
