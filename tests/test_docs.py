@@ -87,6 +87,7 @@ def test_steering_in_detail(smollm, tokenizer):
         "model": smollm,
         "tokenizer": tokenizer,
         "vector": sets["refusal"][14],
+        "vector_set": sets["refusal"],
         "sets": sets,
         "ActivationInjector": rotalabs_steer.ActivationInjector,
         "MultiVectorInjector": rotalabs_steer.MultiVectorInjector,
@@ -123,6 +124,7 @@ def test_files(tmp_path, monkeypatch):
     given = {"vectors": vector_set("calm")}
     run("files.md", given)
     assert given["vectors"] == SteeringVectorSet.load("calm.safetensors") == SteeringVectorSet.load("calm")
+    assert SteeringVectorSet.load("spread").acting_layers == [14, 15]
 
 
 @pytest.mark.real_model

@@ -10,6 +10,8 @@ import torch
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.errors import FileFormatError, OptionError, VectorError
+from rotalabs_steer.files.gguf import ControlVector as FileControlVector
+from rotalabs_steer.files.gguf import write_control_vector
 from rotalabs_steer.importing import import_vectors
 
 
@@ -151,6 +153,27 @@ def test_our_own_sets_can_be_renamed_and_moved(tmp_path):
     tuned = SteeringVectorSet("calm", list(import_vectors(TENSORS, behavior="calm")), {"chosen_layer": 12})
     moved = import_vectors(tuned, behavior="quiet", model_name="org/new", layer_offset=-1)
     assert (moved.behavior, moved.model_name, moved.layers, moved.chosen_layer) == ("quiet", "org/new", [2, 11], 11)
+
+
+def test_the_layers_that_a_tool_applies_together_act_together(peer_class, tmp_path):
+    arrays = {layer: tensor.numpy() for layer, tensor in TENSORS.items()}
+    torch.save(peer_class(TENSORS), tmp_path / "theirs.pt")
+    write_control_vector(tmp_path / "theirs.gguf", FileControlVector(TENSORS))
+    together = [
+        peer_class(TENSORS), tmp_path / "theirs.pt", tmp_path / "theirs.gguf", ControlVector("llama", arrays),
+        StatisticalControlVector("diffmean", arrays),
+    ]  # fmt: skip
+    for source in together:
+        assert import_vectors(source).acting_layers == [3, 12]
+        assert import_vectors(source, layer_offset=-1).acting_layers == [2, 11]
+    for source in (TENSORS, torch.stack(list(TENSORS.values()))):
+        assert len(import_vectors(source, layers=[3, 12]).acting_layers) == 1
+
+
+def test_acting_layers_of_our_own_sets_move_with_their_vectors():
+    spread = import_vectors(TENSORS).with_acting_layers([12])
+    assert import_vectors(spread).acting_layers == [12]
+    assert import_vectors(spread, behavior="calm", layer_offset=-2).acting_layers == [10]
 
 
 class Opener:

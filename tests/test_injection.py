@@ -13,6 +13,7 @@ from rotalabs_steer import (
     SteeringVectorSet,
     extract_activations,
 )
+from rotalabs_steer.conditions import Condition
 from rotalabs_steer.errors import (
     LayerError,
     ModelMismatchError,
@@ -204,11 +205,95 @@ def test_the_callers_strengths_are_not_changed(llama):
 def test_a_set_acts_at_its_tuned_layer(llama):
     sets = vector_sets(llama)
     sets["calm"].metadata["chosen_layer"] = 0
-    assert MultiVectorInjector(llama, sets).vectors["calm"].layer_index == 0
+    assert [vector.layer_index for vector in MultiVectorInjector(llama, sets).vectors["calm"]] == [0]
+
+
+def spread_set(model, acting_layers=(1, 2), behavior="calm", seed=7):
+    """Vectors for all layers of a tiny model, some of which act together."""
+    vectors = [make_vector(model, layer, seed=seed + layer, behavior=behavior) for layer in range(4)]
+    return SteeringVectorSet(behavior, vectors, acting_layers=acting_layers)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS, use_cache=False).logits
+
+
+def test_a_set_acts_at_its_acting_layers_and_at_no_other(llama):
+    calm = spread_set(llama)
+    with ActivationInjector(llama, calm, 0.5) as injector:
+        steered = logits(llama)
+    assert [vector.layer_index for vector in injector.vectors] == [1, 2]
+    with ActivationInjector(llama, [calm[1], calm[2]], 0.5):
+        assert torch.equal(logits(llama), steered)
+    with ActivationInjector(llama, list(calm), 0.5):
+        assert not torch.allclose(logits(llama), steered)
+
+
+def test_a_set_of_alternatives_acts_at_its_best_layer_only(llama):
+    alternatives = spread_set(llama, None)
+    with ActivationInjector(llama, alternatives):
+        steered = logits(llama)
+    with ActivationInjector(llama, [alternatives.get_best()]):
+        assert torch.equal(logits(llama), steered)
+
+
+def test_sets_and_vectors_can_be_given_together(llama):
+    calm, kind, one = spread_set(llama), spread_set(llama, [3], "kind", seed=20), make_vector(llama, 0)
+    injector = ActivationInjector(llama, [calm, one, kind])
+    assert injector.vectors == [calm[1], calm[2], one, kind[3]]
+    assert ActivationInjector(llama, iter([calm])).vectors == calm.acting
+
+
+def test_one_strength_multiplies_all_acting_layers_of_a_behaviour(llama):
+    sets = {"calm": spread_set(llama), "kind": spread_set(llama, [1, 3], "kind", seed=20)}
+    with MultiVectorInjector(llama, sets, {"calm": 0.5, "kind": 2.0}) as injector:
+        injector.set_strength("calm", -1.5)
+        steered = logits(llama)
+    assert injector.vectors == {name: vectors.acting for name, vectors in sets.items()}
+    with ActivationInjector(llama, sets["calm"].acting, -1.5), ActivationInjector(llama, sets["kind"].acting, 2.0):
+        torch.testing.assert_close(logits(llama), steered)
+
+
+def test_a_default_layer_acts_in_place_of_the_acting_layers(llama):
+    injector = MultiVectorInjector(llama, {"calm": spread_set(llama)}, default_layer=3)
+    assert [vector.layer_index for vector in injector.vectors["calm"]] == [3]
+
+
+def test_rows_have_their_own_strengths_at_every_acting_layer(llama):
+    calm, batch = spread_set(llama), IDS.repeat(3, 1)
+    with ActivationInjector(llama, calm, [0.0, 1.0, -2.0]), torch.no_grad():
+        together = llama(batch, use_cache=False).logits
+    for strength, row in zip((0.0, 1.0, -2.0), together, strict=True):
+        with ActivationInjector(llama, calm, strength):
+            torch.testing.assert_close(logits(llama)[0], row)
+
+
+def test_a_condition_is_decided_before_the_first_acting_layer(llama):
+    calm = spread_set(llama, [1, 3])
+    at = [Condition(make_vector(llama).vector, layer, 0.0) for layer in range(4)]
+    ActivationInjector(llama, calm, condition=at[1])
+    with pytest.raises(LayerError, match="decided at layer 2, after layer 1 has been steered"):
+        ActivationInjector(llama, calm, condition=at[2])
+    with pytest.raises(LayerError, match="decided at layer 2, after layer 1 has been steered"):
+        MultiVectorInjector(llama, {"calm": calm}, condition=at[2])
+
+
+def test_an_acting_layer_that_the_model_lacks_is_refused(llama):
+    beyond = SteeringVectorSet("calm", [make_vector(llama, layer, behavior="calm") for layer in (1, 9)])
+    ActivationInjector(llama, beyond.with_acting_layers([1]))
+    with pytest.raises(LayerError, match="Layer 9 does not exist"):
+        ActivationInjector(llama, beyond.with_acting_layers([1, 9]))
 
 
 @pytest.mark.parametrize(("make", "error", "message"), [
     (lambda m: ActivationInjector(m, []), VectorError, "No vector given"),
+    (lambda m: ActivationInjector(m, SteeringVectorSet("calm")), VectorError, "set of 'calm' is empty"),
+    (lambda m: ActivationInjector(m, {"calm": spread_set(m)}), VectorError, "'calm' is neither a SteeringVector nor"),
+    (lambda m: ActivationInjector(m, None), VectorError, "None is neither a SteeringVector nor"),
+    (lambda m: ActivationInjector(m, "calm"), VectorError, "'calm' is neither a SteeringVector nor"),
+    (lambda m: ActivationInjector(m, make_vector(m).vector), VectorError, r"tensor.* is neither a SteeringVector nor"),
+    (lambda m: MultiVectorInjector(m, {"test": make_vector(m)}), VectorError, "is not a SteeringVectorSet. Make one"),
     (lambda m: ActivationInjector(m, [make_vector(m)], injection_mode="lats"), OptionError, "Unknown scope 'lats'"),
     (lambda m: ActivationInjector(m, [make_vector(m)], strength=float("nan")), OptionError, "not a finite number"),
     (lambda m: ActivationInjector(m, [make_vector(m)], strength="1"), OptionError, "not a finite number"),

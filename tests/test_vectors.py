@@ -1,10 +1,11 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
-from rotalabs_steer.errors import OptionError, VectorError
+from rotalabs_steer.errors import LayerError, OptionError, VectorError
 
 
 def vector(layer=3, values=(3.0, 4.0), behavior="calm", **metadata):
@@ -111,6 +112,61 @@ def test_sets_scale_and_move_as_a_whole():
     assert SteeringVectorSet("calm").model_name is None
 
 
+def test_the_acting_layers_are_those_that_are_named_else_the_best_one():
+    calm = SteeringVectorSet("calm", [vector(2), vector(5), vector(7)], {"chosen_layer": 5})
+    assert (calm.acting_layers, calm.acting) == ([5], [calm[5]])
+    spread = SteeringVectorSet("calm", list(calm), calm.metadata, acting_layers=[7, 2])
+    assert (spread.acting_layers, spread.acting) == ([2, 7], [spread[2], spread[7]])
+    assert spread == calm.with_acting_layers([2, 7])
+    assert spread == SteeringVectorSet("calm", list(calm), {"chosen_layer": 5, "acting_layers": [7, 2]})
+    assert spread.get_best() == spread[5]
+    assert (calm.acting_layers, "acting_layers" in calm.metadata) == ([5], False)
+    with pytest.raises(VectorError, match="set of 'calm' is empty"):
+        SteeringVectorSet("calm").acting_layers  # noqa: B018
+
+
+def test_acting_layers_stay_when_a_set_changes():
+    spread = SteeringVectorSet("calm", [vector(2), vector(5)], acting_layers=[2])
+    spread.add(vector(7))
+    for other in (spread, spread.scale(2.0), spread.to("cpu")):
+        assert other.acting_layers == [2]
+    assert spread.with_acting_layers([5, 7]).acting_layers == [5, 7]
+    assert spread.acting_layers == [2]
+
+
+def test_acting_layers_may_be_numbers_of_numpy_and_are_stored_as_plain_ones():
+    named = SteeringVectorSet("calm", [vector(2), vector(5)], acting_layers=np.array([5, 2])).metadata["acting_layers"]
+    assert named == [2, 5]
+    assert {type(layer) for layer in named} == {int}
+    chosen = SteeringVectorSet("calm", [vector(2, (9.0, 9.0)), vector(5)], {"chosen_layer": np.int64(5)})
+    assert chosen.acting_layers == [5]
+
+
+@pytest.mark.parametrize(("named", "message"), [
+    ([], r"acting_layers of the set of 'calm' is \[\]; give a list of different layers, as in \[2, 5\]"),
+    (5, "is 5; give a list"),
+    ("25", "is '25'; give a list"),
+    ([2, 2], r"is \[2, 2\]; give a list of different layers"),
+    ([2.0], r"is \[2.0\]; give a list"),
+    ([True, 2], r"is \[True, 2\]; give a list"),
+    ([None], r"is \[None\]; give a list"),
+    ([2, 3], r"The set of 'calm' has no vector at layer 3; it has \[2, 5\]"),
+    ([-1], r"has no vector at layer -1; it has \[2, 5\]"),
+])  # fmt: skip
+def test_acting_layers_that_a_set_does_not_have_are_refused_when_it_is_made(named, message):
+    calm = SteeringVectorSet("calm", [vector(2), vector(5)])
+    for make in (
+        lambda: SteeringVectorSet("calm", list(calm), acting_layers=named),
+        lambda: SteeringVectorSet("calm", list(calm), {"acting_layers": named}),
+        lambda: calm.with_acting_layers(named),
+    ):
+        with pytest.raises(LayerError, match=message):
+            make()
+    calm.metadata["acting_layers"] = named
+    with pytest.raises(LayerError, match=message):
+        calm.acting_layers  # noqa: B018
+
+
 def test_what_a_set_says_of_itself():
     def vectors(layers, name):
         return [SteeringVector("calm", layer, torch.ones(4), name) for layer in layers]
@@ -118,5 +174,7 @@ def test_what_a_set_says_of_itself():
     assert repr(SteeringVectorSet("calm")) == "SteeringVectorSet('calm', empty)"
     found = SteeringVectorSet("calm", vectors([1, 3, 4, 5], "org/model"), {"chosen_layer": 4})
     assert repr(found) == "SteeringVectorSet('calm', layers 1, 3–5, chosen 4, 'model')"
+    spread = "SteeringVectorSet('calm', layers 1, 3–5, acting 3–4, 'model')"
+    assert repr(found.with_acting_layers([3, 4])) == spread
     assert repr(found[3]) == "SteeringVector('calm', layer 3, dim 4, norm 2, 'model')"
     assert "secret" not in repr(vectors([1], "/home/secret/model")) + repr(vectors([1], "C:\\secret\\model"))

@@ -6,6 +6,10 @@
 | repeng, EasySteer | the 0-based block too; repeng reads its last block after the final norm |
 | rotalabs-steer 1.2 | the 0-based block |
 | an index into `output_hidden_states` | one more than the block: `layer_offset=-1` |
+
+steering-vectors, repeng, EasySteer and llama.cpp apply a vector of theirs at all its layers together, so all layers act
+of what is read from their objects and from GGUF files. Bare tensors, arrays and dicts do not say how they are applied:
+their layers are alternatives.
 """
 
 from __future__ import annotations
@@ -68,7 +72,7 @@ def import_vectors(
     if isinstance(source, SteeringVector | SteeringVectorSet):
         own = source if isinstance(source, SteeringVectorSet) else SteeringVectorSet(source.behavior, [source])
         return _renamed(own, behavior, model_name, layer_offset)
-    rows, method, model = _rows(source, layers)
+    rows, method, model, together = _rows(source, layers)
     if not rows:
         raise VectorError("There are no vectors in it.")
     vectors = [
@@ -77,7 +81,8 @@ def import_vectors(
         )
         for number, row in rows.items()
     ]
-    return SteeringVectorSet(name or "imported", vectors)
+    acting = [vector.layer_index for vector in vectors] if together else None
+    return SteeringVectorSet(name or "imported", vectors, acting_layers=acting)
 
 
 def _read_own(path: Path) -> SteeringVectorSet | None:
@@ -88,8 +93,9 @@ def _read_own(path: Path) -> SteeringVectorSet | None:
     return SteeringVectorSet.load(path) if find_format(path) is not None else None
 
 
-def _rows(source: Any, layers: Sequence[int] | None) -> tuple[dict[Any, Any], str, str]:
-    """Vectors by the source's own layer number, the method and the model they were made by, as far as it says."""
+def _rows(source: Any, layers: Sequence[int] | None) -> tuple[dict[Any, Any], str, str, bool]:
+    """Vectors by the source's own layer number, the method and the model they were made by, as far as it says, and
+    whether all of them act together."""
     target = getattr(source, "layer_type", None) or getattr(source, "component", None)
     if target not in _RESIDUAL:
         raise VectorError(
@@ -99,10 +105,10 @@ def _rows(source: Any, layers: Sequence[int] | None) -> tuple[dict[Any, Any], st
         rows = getattr(source, attribute, None)
         if isinstance(rows, dict):
             known = "imported" if isinstance(source, ControlVector) else str(getattr(source, "method", method))
-            return rows, known, _recorded(source, "model_name") or str(getattr(source, "model_type", ""))
+            return rows, known, _recorded(source, "model_name") or str(getattr(source, "model_type", "")), True
     if isinstance(source, dict):
-        return source, "imported", ""
-    return _numbered(source, layers), "imported", ""
+        return source, "imported", "", False
+    return _numbered(source, layers), "imported", "", False
 
 
 def _recorded(source: Any, name: str) -> str:
@@ -167,6 +173,8 @@ def _renamed(
     name, metadata = behavior or vectors.behavior, dict(vectors.metadata)
     if layer_offset and vectors.chosen_layer is not None:
         metadata["chosen_layer"] = _layer(vectors.chosen_layer, layer_offset)
+    if metadata.get("acting_layers") is not None:
+        metadata["acting_layers"] = [_layer(layer, layer_offset) for layer in vectors.acting_layers]
     moved = [
         SteeringVector(
             name,

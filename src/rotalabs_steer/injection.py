@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from rotalabs_steer.acting import acting_vectors, at_layer
 from rotalabs_steer.attachment import Attachment, SteeredModel
 from rotalabs_steer.decoder import check_layer_indices, hidden_size, model_fingerprint, model_name
 from rotalabs_steer.errors import (
@@ -29,7 +30,6 @@ from rotalabs_steer.interventions import Intervention, make_intervention
 from rotalabs_steer.models import find_model_config
 from rotalabs_steer.plans import Plan, PlanItem, Strength, check_strength
 from rotalabs_steer.positions import Scope, check_scope
-from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from rotalabs_steer.acting import Vectors
     from rotalabs_steer.conditions import Condition
     from rotalabs_steer.schedules import Schedule
+    from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 
 _SAME_DIRECTION = 0.9
@@ -51,20 +53,25 @@ class _Injector(ABC):
     def __init__(
         self,
         model: nn.Module,
-        vectors: Mapping[str, SteeringVector],
+        acting: Mapping[str, Sequence[SteeringVector]],
         injection_mode: Scope,
         intervention: str | Callable[[torch.Tensor], Intervention],
         schedule: Schedule | None,
         condition: Condition | None,
         check_model: bool,
     ) -> None:
-        check_vectors(model, vectors.values(), check_model=check_model)
+        vectors = [vector for each in acting.values() for vector in each]
+        check_vectors(model, vectors, check_model=check_model)
         if condition is not None:
-            _check_condition(model, condition, vectors.values())
+            _check_condition(model, condition, vectors)
         self.model = model
         self.injection_mode = check_scope(injection_mode)
-        self._acting = vectors
-        self._interventions = {name: make_intervention(intervention, v.vector) for name, v in vectors.items()}
+        self._acting = [
+            (name, vector.layer_index, make_intervention(intervention, vector.vector))
+            for name, each in acting.items()
+            for vector in each
+        ]
+        self._behaviors = tuple(vector.behavior for vector in vectors)
         self._schedule = schedule
         self._condition = condition
         self._steered = SteeredModel.of(model)
@@ -74,7 +81,7 @@ class _Injector(ABC):
 
     @abstractmethod
     def _strength_of(self, name: str) -> Strength:
-        """The present strength of one of the vectors."""
+        """The present strength of the vectors that go by a name."""
 
     @property
     def attached(self) -> bool:
@@ -93,7 +100,7 @@ class _Injector(ABC):
         if not self.attached:
             self._steered.check_free()
             self._warn_of_double_steering()
-            self._attachment = self._steered.attach(self._plan(), self._names())
+            self._attachment = self._steered.attach(self._plan(), self._behaviors)
         return self
 
     def detach(self) -> None:
@@ -107,7 +114,7 @@ class _Injector(ABC):
 
     def __enter__(self) -> Self:
         if not self.attached:
-            self._attachment = self._steered.attach(self._plan(), self._names())
+            self._attachment = self._steered.attach(self._plan(), self._behaviors)
         elif self._attachment not in self._steered.in_force():
             raise SteeringConflictError(
                 "This injector is attached already, and `unsteered(model)` hides it in this block. Use `with "
@@ -142,39 +149,32 @@ class _Injector(ABC):
         """
         return _Scope(self)
 
-    def _names(self) -> tuple[str, ...]:
-        """The behaviour of each item of the plan."""
-        return tuple(vector.behavior for vector in self._acting.values())
-
     def _warn_of_double_steering(self) -> None:
+        mine = [(name, item) for name, item in zip(self._behaviors, self._plan(), strict=True)]
         for attachment in self._steered.in_force():
-            for name, item in zip(attachment.names, attachment.plan, strict=True):
-                for vector in self._acting.values():
-                    if (name, item.layer_index) != (vector.behavior, vector.layer_index):
-                        continue
-                    mine, theirs = vector.vector.detach().float().cpu(), item.intervention.vector.detach().float().cpu()
-                    if torch.cosine_similarity(mine, theirs, dim=0) > _SAME_DIRECTION:
-                        warnings.warn(
-                            f"Another injector steers {name!r} at layer {item.layer_index} of this model already, so "
-                            "both act and their strengths add up. If it is one that a notebook cell left behind, take "
-                            "it off with rotalabs_steer.steering_of(model).clear() first.",
-                            SteeringWarning,
-                            stacklevel=3,
-                        )
-                        return
+            for other in zip(attachment.names, attachment.plan, strict=True):
+                if any(_steer_alike(one, other) for one in mine):
+                    warnings.warn(
+                        f"Another injector steers {other[0]!r} at layer {other[1].layer_index} of this model already, "
+                        "so both act and their strengths add up. If it is one that a notebook cell left behind, take "
+                        "it off with rotalabs_steer.steering_of(model).clear() first.",
+                        SteeringWarning,
+                        stacklevel=3,
+                    )
+                    return
 
     def _plan(self) -> Plan:
         """The plan at the present strengths."""
         return tuple(
             PlanItem(
-                vector.layer_index,
-                self._interventions[name],
+                layer,
+                intervention,
                 self.injection_mode,
                 self._strength_of(name),
                 self._schedule,
                 self._condition,
             )
-            for name, vector in self._acting.items()
+            for name, layer, intervention in self._acting
         )
 
     def _refresh(self) -> None:
@@ -183,6 +183,14 @@ class _Injector(ABC):
         for attachment in (*self._scopes, self._attachment):
             if attachment is not None:
                 attachment.replace_plan(plan)
+
+
+def _steer_alike(one: tuple[str, PlanItem], other: tuple[str, PlanItem]) -> bool:
+    """Whether two behaviours and their items steer the same behaviour at the same layer in about one direction."""
+    if (one[0], one[1].layer_index) != (other[0], other[1].layer_index):
+        return False
+    mine, theirs = (item.intervention.vector.detach().float().cpu() for _, item in (one, other))
+    return bool(torch.cosine_similarity(mine, theirs, dim=0) > _SAME_DIRECTION)
 
 
 class _Scope(ContextDecorator, AbstractContextManager[Any]):
@@ -194,7 +202,7 @@ class _Scope(ContextDecorator, AbstractContextManager[Any]):
 
     def __enter__(self) -> _Injector:
         injector = self._injector
-        attachment = injector._steered.open_scope(injector._plan(), injector._names(), sys._getframe(1))
+        attachment = injector._steered.open_scope(injector._plan(), injector._behaviors, sys._getframe(1))
         injector._scopes.append(attachment)
         self._open.append(attachment)
         return injector
@@ -215,7 +223,8 @@ class ActivationInjector(_Injector):
 
     Args:
         model: a transformers model, or a PEFT model around one.
-        vectors: any number; those of one layer add up.
+        vectors: any number of vectors, or vector sets. Of a set the vectors of its `acting_layers` act; those of one
+            layer add up.
         strength: multiplier of every vector. 0 is bit for bit the unsteered model. A list gives each row of a batch its
             own; beams and several sequences a prompt share their prompt's.
         injection_mode: which real tokens of each row are steered: "all"; "first"; "last" (the last prompt token and
@@ -234,7 +243,7 @@ class ActivationInjector(_Injector):
     def __init__(
         self,
         model: nn.Module,
-        vectors: SteeringVector | Iterable[SteeringVector],
+        vectors: Vectors | Iterable[Vectors],
         strength: float | Sequence[float] = 1.0,
         injection_mode: Scope = "all",
         *,
@@ -243,12 +252,9 @@ class ActivationInjector(_Injector):
         condition: Condition | None = None,
         check_model: bool = True,
     ) -> None:
-        self.vectors = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
-        if not self.vectors:
-            raise VectorError("No vector given: an injector without vectors would silently not steer.")
+        self.vectors = acting_vectors(vectors)
         self._strength = check_strength(strength)
-        numbered = {str(number): vector for number, vector in enumerate(self.vectors)}
-        super().__init__(model, numbered, injection_mode, intervention, schedule, condition, check_model)
+        super().__init__(model, {"": self.vectors}, injection_mode, intervention, schedule, condition, check_model)
 
     @property
     def strength(self) -> Strength:
@@ -269,10 +275,10 @@ class MultiVectorInjector(_Injector):
 
     Args:
         model: a transformers model, or a PEFT model around one.
-        vector_sets: a vector set for each behaviour. One layer of each acts: `default_layer` where given, else the
-            layer that tuning chose, else `get_best()`.
-        strengths: multiplier by behaviour; 1.0 for those left out. A list gives each row of a batch its own.
-        default_layer: the layer at which every behaviour acts.
+        vector_sets: a vector set for each behaviour, which acts at its `acting_layers`.
+        strengths: multiplier of all acting vectors of a behaviour; 1.0 for those left out. A list gives each row of a
+            batch its own.
+        default_layer: the one layer at which every behaviour acts, in place of its set's acting layers.
         injection_mode, intervention, schedule, condition, check_model: as in `ActivationInjector`.
 
     Raises:
@@ -296,7 +302,7 @@ class MultiVectorInjector(_Injector):
         if not vector_sets:
             raise VectorError("No vector sets given: an injector without vectors would silently not steer.")
         self.vector_sets = dict(vector_sets)
-        self.vectors = {name: acting_vector(name, chosen, default_layer) for name, chosen in self.vector_sets.items()}
+        self.vectors = {name: at_layer(chosen, default_layer).acting for name, chosen in self.vector_sets.items()}
         self._strengths: dict[str, Strength] = dict.fromkeys(self.vector_sets, 1.0)
         for behavior, strength in (strengths or {}).items():
             if behavior not in self._strengths:
@@ -384,17 +390,3 @@ def check_same_model(mine: Mapping[str, str | int], name: str, vector: SteeringV
 
 def _short(name: str) -> str:
     return PurePath(name).name.lower()
-
-
-def acting_vector(behavior: str, vectors: SteeringVectorSet, default_layer: int | None) -> SteeringVector:
-    """The vector of a set that acts: at the default layer where one is given, else the set's best.
-
-    Raises:
-        LayerError: the set has no vector at the default layer.
-    """
-    if default_layer is None:
-        return vectors.get_best()
-    vector = vectors.get(default_layer)
-    if vector is None:
-        raise LayerError(f"The set of {behavior!r} has no vector at layer {default_layer}; it has {vectors.layers}.")
-    return vector

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import operator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 
-from rotalabs_steer.errors import FileFormatError, OptionError, VectorError
+from rotalabs_steer.errors import FileFormatError, LayerError, OptionError, VectorError
 from rotalabs_steer.files.artefact import MAX_VECTORS, StoredSet, check_description, describe
 from rotalabs_steer.files.formats import read_set, write_set
 from rotalabs_steer.files.hub import find_folder, push_files
@@ -22,12 +23,13 @@ from rotalabs_steer.files.reading import is_finite
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from huggingface_hub import CommitInfo
     from jaxtyping import Float
 
 _VECTOR_FIELDS = ("behavior", "layer_index", "model_name", "extraction_method", "metadata")
+_ACTING_LAYERS = "acting_layers"
 _BEST_DEPTH = 0.55
 """Behaviours steer best at 45 to 60 % of depth (measured on SmolLM2-135M and Gemma-3-270M)."""
 
@@ -151,9 +153,12 @@ class SteeringVectorSet:
         behavior: name of the behaviour; every vector must bear it.
         vectors: at most one a layer.
         metadata: JSON-like facts about the set, such as the `chosen_layer` and `strength` that tuning found.
+        acting_layers: the layers that steer together where the whole set is used; recorded in the metadata. None keeps
+            what the metadata says, and without that the one layer of `get_best()` acts.
 
     Raises:
         VectorError: a vector of another behaviour or model, or two for one layer.
+        LayerError: `acting_layers` is not a list of different layers of the set.
     """
 
     def __init__(
@@ -161,6 +166,8 @@ class SteeringVectorSet:
         behavior: str,
         vectors: Sequence[SteeringVector] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        *,
+        acting_layers: Iterable[int] | None = None,
     ) -> None:
         self.behavior = behavior
         self.metadata: dict[str, Any] = copy.deepcopy(dict(metadata or {}))
@@ -169,6 +176,10 @@ class SteeringVectorSet:
             if vector.layer_index in self._vectors:
                 raise VectorError(f"Two vectors for layer {vector.layer_index}: a set holds one vector a layer.")
             self.add(vector)
+        if acting_layers is not None:
+            self.metadata[_ACTING_LAYERS] = acting_layers
+        if self.metadata.get(_ACTING_LAYERS) is not None:
+            self.metadata[_ACTING_LAYERS] = self._named_layers()
 
     @property
     def layers(self) -> list[int]:
@@ -184,7 +195,7 @@ class SteeringVectorSet:
     def chosen_layer(self) -> int | None:
         """The layer that tuning chose, if it did."""
         layer = self.metadata.get("chosen_layer")
-        return layer if isinstance(layer, int) and layer in self._vectors else None
+        return operator.index(layer) if isinstance(layer, SupportsIndex) and layer in self._vectors else None
 
     @property
     def acting_layers(self) -> list[int]:
@@ -194,23 +205,25 @@ class SteeringVectorSet:
         over several layers acts at all of them, and one strength multiplies them together.
 
         Raises:
-            VectorError: the set is empty, or it names a layer for which it has no vector.
+            VectorError: the set is empty.
+            LayerError: the metadata was changed and no longer names layers of the set.
         """
-        named = self.metadata.get("acting_layers")
-        if named is None:
+        if self.metadata.get(_ACTING_LAYERS) is None:
             return [self.get_best().layer_index]
-        missing = [layer for layer in named if layer not in self._vectors]
-        if missing or not named:
-            raise VectorError(
-                f"The set of {self.behavior!r} says that layers {named} act together, but it has vectors for layers "
-                f"{self.layers} only."
-            )
-        return sorted(named)
+        return self._named_layers()
 
     @property
     def acting(self) -> list[SteeringVector]:
         """The vectors of `acting_layers`: what steers where the whole set is given to an injector or an engine."""
         return [self._vectors[layer] for layer in self.acting_layers]
+
+    def with_acting_layers(self, layers: Iterable[int]) -> SteeringVectorSet:
+        """The same set, in which these layers act together.
+
+        Raises:
+            LayerError: `layers` is not a list of different layers of the set.
+        """
+        return SteeringVectorSet(self.behavior, list(self), self.metadata, acting_layers=layers)
 
     def add(self, vector: SteeringVector) -> None:
         """Puts a vector in its layer's place, replacing one that is there."""
@@ -327,7 +340,29 @@ class SteeringVectorSet:
 
     def _stored(self) -> StoredSet:
         document = {"behavior": self.behavior, "model_name": self.model_name, "metadata": self.metadata}
-        return StoredSet(document, {vector.layer_index: (vector._document(), vector.vector) for vector in self})
+        acting = tuple(self.acting_layers) if len(self) else ()
+        return StoredSet(document, {vector.layer_index: (vector._document(), vector.vector) for vector in self}, acting)
+
+    def _named_layers(self) -> list[int]:
+        """What the metadata names as acting layers, ascending and as plain ints, if the set has a vector for each."""
+        named: Any = self.metadata[_ACTING_LAYERS]
+        try:
+            given = list(named)
+            layers = sorted(operator.index(layer) for layer in given)
+        except TypeError:
+            given, layers = [], []
+        if any(isinstance(layer, bool) for layer in given) or not 0 < len(layers) == len(set(layers)):
+            raise LayerError(
+                f"acting_layers of the set of {self.behavior!r} is {named!r:.80}; give a list of different layers, as "
+                f"in {self.layers or [12, 14]}."
+            )
+        missing = [layer for layer in layers if layer not in self._vectors]
+        if missing:
+            raise LayerError(
+                f"The set of {self.behavior!r} has no vector at layer {missing[0]}; it has {self.layers}. Choose among "
+                "these the layers that act."
+            )
+        return layers
 
     @classmethod
     def _from_stored(cls, stored: StoredSet, path: Path) -> SteeringVectorSet:
@@ -342,7 +377,10 @@ class SteeringVectorSet:
                     f"{path}: layer_{layer} is the vector of {vector.behavior!r} at layer {vector.layer_index}."
                 )
             vectors.append(vector)
-        return cls(behavior, vectors, metadata)
+        try:
+            return cls(behavior, vectors, metadata)
+        except LayerError as error:
+            raise FileFormatError(f"{path}: {error}") from error
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -370,7 +408,9 @@ class SteeringVectorSet:
 
     def __repr__(self) -> str:
         about = f"layers {_ranges(self.layers)}" if self._vectors else "empty"
-        if self.chosen_layer is not None:
+        if self.metadata.get(_ACTING_LAYERS) is not None:
+            about += f", acting {_ranges(self.acting_layers)}"
+        elif self.chosen_layer is not None:
             about += f", chosen {self.chosen_layer}"
         name = "" if self.model_name is None else f", {short_model_name(self.model_name)!r}"
         return f"SteeringVectorSet({self.behavior!r}, {about}{name})"

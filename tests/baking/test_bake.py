@@ -199,9 +199,23 @@ def test_one_vector_and_vectors_of_one_layer():
     }
 
 
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_a_set_is_baked_at_its_acting_layers(make):
+    model = make()
+    vectors = SteeringVectorSet("test", [make_vector(model, n, seed=n) for n in range(4)], acting_layers=[0, 2, 3])
+    baked = bake(model, vectors, 0.5)
+    with ActivationInjector(model, vectors, 0.5):
+        assert_close(logits(baked), logits(model), logits(make()))
+    assert [each["layer_index"] for each in baked.config.rotalabs_steer_baked["vectors"]] == [0, 2, 3]
+    with pytest.raises(OptionError, match="3 vectors to ablate"):
+        bake(model, vectors, intervention="ablate")
+
+
 def test_what_cannot_be_baked_is_refused(llama):
     vector = make_vector(llama)
     with pytest.raises(VectorError, match="No vector given"):
+        bake(llama, [])
+    with pytest.raises(VectorError, match="The vector set of 'test' is empty"):
         bake(llama, SteeringVectorSet("test"))
     with pytest.raises(OptionError, match=r"Strength 0\.0: weights have one strength"):
         bake(llama, vector, 0.0)

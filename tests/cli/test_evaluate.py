@@ -9,11 +9,13 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from made_up_tuning import tuned_steering
-from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer import ActivationInjector, SteeringVector, SteeringVectorSet
 from rotalabs_steer.cli.app import app
+from rotalabs_steer.cli.loading import load_model
 from rotalabs_steer.datasets import load_formality_pairs, save_jsonl
 from rotalabs_steer.datasets.pairs import ContrastPairDataset
 from rotalabs_steer.decoder import model_fingerprint
+from rotalabs_steer.evaluation.coherence import CoherenceProbe
 from rotalabs_steer.evaluation.tuned import TunedSteering
 
 pytestmark = pytest.mark.real_model
@@ -74,6 +76,25 @@ def test_vectors_are_evaluated(small_model, tuned_folder, pair_file):
     assert found["unsteered"]["kl"] == pytest.approx(0, abs=1e-6)
     assert row["effect"]["pairs"] == 4
     assert row["refusal"] is None
+
+
+def test_a_set_with_several_acting_layers_is_evaluated_as_it_steers(small_model, tuned_folder, pair_file, tmp_path):
+    """At both layers together it costs what an injector at both costs, and more than at either alone."""
+    tuned = SteeringVectorSet.load(tuned_folder)
+    tuned.with_acting_layers([1, 2]).save(tmp_path / "spread")
+    options = ["--pairs", pair_file, "--strength", 1, "--json"]
+    found = json.loads(run("evaluate", small_model, tmp_path / "spread", *options).stdout)
+    assert (found["acting_layers"], found["layer_index"]) == ([1, 2], 2)
+    model, tokenizer = load_model(str(small_model))
+    probe = CoherenceProbe(model, tokenizer)
+    with ActivationInjector(model, [tuned[1], tuned[2]]):
+        assert found["strengths"][0]["cost"]["kl"] == pytest.approx(probe.measure().kl, rel=1e-4)
+    for layer in (1, 2):
+        alone = json.loads(run("evaluate", small_model, tmp_path / "spread", "--layer", layer, *options).stdout)
+        assert alone["acting_layers"] == [layer]
+        assert alone["strengths"][0]["cost"]["kl"] != pytest.approx(found["strengths"][0]["cost"]["kl"], rel=1e-3)
+    shown = run("evaluate", small_model, tmp_path / "spread", *options[:-1]).output
+    assert "layers 1, 2 together, 4 pairs" in shown
 
 
 def test_refusals_are_counted_where_they_are_asked_for(small_model, tuned_folder, pair_file):

@@ -48,6 +48,31 @@ def test_export_of_one_vector_without_its_strength(stored):
     assert torch.equal(read.directions[1], SteeringVector.load(stored / "one").vector)
 
 
+def test_export_takes_all_acting_layers_unless_others_are_named(stored):
+    vectors = [SteeringVector("calm", n, torch.randn(16), "tiny") for n in (0, 1, 2, 3)]
+    SteeringVectorSet("calm", vectors, acting_layers=[1, 3]).save(stored / "spread")
+    for options, layers in (([], [1, 3]), (["--layer", 2], [2]), (["--layer", 3, "--layer", 2], [2, 3])):
+        result = run("export", stored / "spread", stored / "out.gguf", *options)
+        assert result.exit_code == 0, result.output
+        assert list(read_control_vector(stored / "out.gguf").directions) == layers
+        assert ", ".join(map(str, layers)) in result.stderr
+
+
+def test_export_and_convert_write_the_same_layers(stored):
+    for verb in (["export"], ["vectors", "convert"]):
+        assert run(*verb, stored / "calm", stored / "out.gguf").exit_code == 0
+        assert list(read_control_vector(stored / "out.gguf").directions) == [2]
+
+
+def test_export_says_that_a_set_does_not_steer(stored):
+    whole = SteeringVectorSet.load(stored / "calm")
+    SteeringVectorSet("calm", list(whole), whole.metadata | {"steers": False}).save(stored / "calm")
+    result = run("export", stored / "calm", stored / "out.gguf")
+    assert result.exit_code == 0
+    assert "Tuning found that the vectors of 'calm' do not steer tiny" in result.stderr
+    assert "do not steer" not in run("export", stored / "one", stored / "one.gguf").stderr
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["calm", "out.gguf", "--all-layers"], "cannot steer layer 0"),
     (["calm", "out.gguf", "--layer", 7], "has no vector at layer 7; it has [0, 1, 2]"),
@@ -78,6 +103,13 @@ def test_bake_writes_a_checkpoint_that_is_steered(stored, tokenizer, monkeypatch
     with torch.no_grad(), ActivationInjector(model, list(SteeringVectorSet.load("calm")), 0.5):
         torch.testing.assert_close(baked(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
     assert (stored / "out" / "tokenizer_config.json").exists()
+
+    SteeringVectorSet.load("calm").with_acting_layers([1, 2]).save("spread")
+    result = run("bake", "model", "spread", "together")
+    assert "LlamaForCausalLM with calm (layers 1, 2) at strength 1 written to together" in result.output
+    baked = AutoModelForCausalLM.from_pretrained("together").eval()
+    with torch.no_grad(), ActivationInjector(model, SteeringVectorSet.load("spread")):
+        torch.testing.assert_close(baked(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
 
     again = run("bake", "model", "calm", "out")
     assert again.exit_code == 1

@@ -43,6 +43,16 @@ def test_generate_shows_both_answers(small_model, vectors):
     assert plain.stdout.strip() == answer["unsteered"].strip()
 
 
+def test_a_set_that_does_not_steer_is_said_to_be_one(small_model, vectors, tmp_path):
+    found = SteeringVectorSet.load(vectors)
+    SteeringVectorSet("humor", list(found), found.metadata | {"steers": False}).save(tmp_path / "humor")
+    for verb, said in (("generate", ["Hi!"]), ("chat", [])):
+        result = run(verb, small_model, *said, "--steer", tmp_path / "humor", *SHORT, input="")
+        assert result.exit_code == 0, result.output
+        assert result.stderr.count("Tuning found that the vectors of 'humor' do not steer") == 1
+        assert "do not steer" not in run(verb, small_model, *said, "--steer", vectors, *SHORT, input="").stderr
+
+
 def test_chat_changes_strengths_on_the_way(small_model, vectors):
     said = ["hello", "/strength humor 0.5", "/strength calm 1", "/strength humor much", "/what", "/reset", "/quit"]
     result = run("chat", small_model, "--steer", vectors, *SHORT, input="\n".join(said))

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.cli.app import app
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.importing import import_vectors
 
 
 def run(*arguments):
@@ -35,6 +36,19 @@ def test_show_in_every_format(tmp_path, name):
     facts = json.loads(run("show", tmp_path / name, "--json").stdout)
     assert [row["layer"] for row in facts["vectors"]] == [1, 2]
     assert facts["metadata"] == {"chosen_layer": 2}
+    assert facts["acting_layers"] == [2]
+    assert "* the layer that acts: tuning chose it" in result.stdout
+
+
+def test_show_marks_the_layers_that_act_together(tmp_path):
+    calm().with_acting_layers([1, 2]).save(tmp_path / "calm")
+    shown = run("show", tmp_path / "calm").stdout
+    assert [line.split()[0] for line in shown.splitlines() if line.strip().startswith("*")] == ["*1", "*2", "*"]
+    assert "* layers that act together" in shown
+    assert json.loads(run("show", tmp_path / "calm", "--json").stdout)["acting_layers"] == [1, 2]
+    SteeringVectorSet("calm").save(tmp_path / "empty")
+    assert "The set is empty." in run("show", tmp_path / "empty").stdout
+    assert json.loads(run("show", tmp_path / "empty", "--json").stdout)["acting_layers"] == []
 
 
 def test_show_of_a_vector_saved_alone(tmp_path):
@@ -92,13 +106,36 @@ def test_convert_from_another_tool(tmp_path):
 
 def test_convert_to_gguf_and_back(tmp_path):
     calm().save(tmp_path / "a")
-    assert run("convert", tmp_path / "a", tmp_path / "b.gguf").exit_code == 0
+    result = run("convert", tmp_path / "a", tmp_path / "b.gguf")
+    assert result.exit_code == 0, result.output
+    assert f"1 vector of 'calm' (layers [2]) written to {tmp_path / 'b.gguf'}" in result.stderr
+    assert (
+        "Layers [1] do not act in this set, and llama.cpp would apply them all, so they are left out." in result.stderr
+    )
     assert run("convert", tmp_path / "b.gguf", tmp_path / "c.safetensors").exit_code == 0
     back = SteeringVectorSet.load(tmp_path / "c.safetensors")
-    assert (back.behavior, back.model_name, back.layers) == ("calm", "org/model", [1, 2])
+    assert (back.behavior, back.model_name, back.layers) == ("calm", "org/model", [2])
+    calm().with_acting_layers([1, 2]).save(tmp_path / "spread")
+    result = run("convert", tmp_path / "spread", tmp_path / "spread.gguf")
+    assert "2 vectors of 'calm' (layers [1, 2]) written to" in result.stderr
+    assert "left out" not in result.stderr
+    run("convert", tmp_path / "spread.gguf", tmp_path / "e")
+    assert SteeringVectorSet.load(tmp_path / "e").acting_layers == [1, 2]
     assert torch.equal(back[2].vector, torch.ones(8))
     with pytest.raises(OptionError, match=r"a GGUF file is no vector set but what llama.cpp applies"):
         calm().save(tmp_path / "d.gguf")
+
+
+def test_convert_can_say_which_layers_act(tmp_path):
+    calm().save(tmp_path / "a")
+    options = ["--acting-layer", 1, "--acting-layer", 2]
+    for target in ("b", "b.gguf"):
+        assert run("convert", tmp_path / "a", tmp_path / target, *options).exit_code == 0
+        assert import_vectors(tmp_path / target).acting_layers == [1, 2]
+    result = run("convert", tmp_path / "a", tmp_path / "c", "--acting-layer", 7)
+    assert result.exit_code == 1
+    assert "The set of 'calm' has no vector at layer 7; it has [1, 2]" in " ".join(result.stderr.split())
+    assert not (tmp_path / "c").exists()
 
 
 def test_push_and_pull(tmp_path, hub):

@@ -48,11 +48,23 @@ def test_vectors_of_one_layer_add_up(tmp_path):
 
 def test_a_set_comes_back(tmp_path):
     vectors = SteeringVectorSet("calm", [vector(3), vector(4)])
-    export_control_vector(vectors, tmp_path / "v.gguf")
+    export_control_vector(list(vectors), tmp_path / "v.gguf")
     back = import_control_vector(tmp_path / "v.gguf")
     assert (back.behavior, back.layers, back.model_name) == ("calm", [3, 4], "org/model")
     assert all(torch.equal(back[layer].vector, vectors[layer].vector) for layer in (3, 4))
     assert import_control_vector(tmp_path / "v.gguf", layer_offset=-1, behavior="peace").layers == [2, 3]
+
+
+def test_a_set_is_written_with_its_acting_layers(tmp_path):
+    vectors = SteeringVectorSet("calm", [vector(3), vector(4), vector(7)], acting_layers=[3, 7])
+    export_control_vector(vectors, tmp_path / "v.gguf", 2.0)
+    stored = read_control_vector(tmp_path / "v.gguf")
+    assert list(stored.directions) == [3, 7]
+    assert torch.equal(stored.directions[7], 2.0 * vectors[7].vector)
+    assert import_control_vector(tmp_path / "v.gguf").acting_layers == [3, 7]
+    alternatives = SteeringVectorSet("calm", list(vectors), {"chosen_layer": 4})
+    export_control_vector(alternatives, tmp_path / "v.gguf")
+    assert list(read_control_vector(tmp_path / "v.gguf").directions) == [4]
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):

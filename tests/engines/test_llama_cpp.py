@@ -13,7 +13,7 @@ import torch
 from engines.gguf_models import write_fp32_model, write_plamo2_model
 from rotalabs_steer import ActivationInjector, MultiVectorInjector, SteeringVector, SteeringVectorSet
 from rotalabs_steer.baking import bake
-from rotalabs_steer.engines.control_vectors import export_control_vector
+from rotalabs_steer.engines.control_vectors import export_control_vector, import_control_vector
 from rotalabs_steer.errors import (
     ArchitectureError,
     LayerError,
@@ -126,6 +126,31 @@ def test_behaviours_add_up_and_change_at_runtime(llama_model, smollm, tokenizer)
         assert (second - first).abs().max() > 1.0
         with pytest.raises(KeyError, match="No vectors for behaviour 'rude'"):
             ours.set_strength("rude", 1.0)
+
+
+def test_sets_act_at_their_acting_layers(llama_model, smollm, tokenizer, tmp_path):
+    """In both engines, from the exported file's vectors, and in the baked model: one strength for several layers."""
+    ids = tokenizer("The capital of France is")["input_ids"]
+    spread = SteeringVectorSet(
+        "calm", [vector(n, seed=n, scale=0.7) for n in (4, 9, 15, 22)], acting_layers=[4, 15, 22]
+    )
+    with ActivationInjector(smollm, spread, -0.8, check_model=False):
+        expected = their_logits(smollm, ids)
+    assert (expected - their_logits(smollm, ids)).abs().max() > 1.0
+    export_control_vector(spread, tmp_path / "calm.gguf")
+    back = import_control_vector(tmp_path / "calm.gguf")
+    kind = SteeringVectorSet("kind", [vector(15, seed=1, behavior="kind"), vector(20, behavior="kind")])
+    for injector in (
+        LlamaInjector(llama_model, spread, -0.8),
+        LlamaInjector(llama_model, [back], -0.8),
+        LlamaMultiInjector(llama_model, {"calm": spread, "kind": kind}, {"calm": -0.8, "kind": 0.0}),
+    ):
+        with injector:
+            assert (llama_logits(llama_model, ids) - expected).abs().max() < 1e-3
+    baked = bake(smollm, spread, -0.8, check_model=False)
+    assert (their_logits(baked, ids) - expected).abs().max() < 1e-3
+    with pytest.raises(LayerError, match="cannot steer layer 0"):
+        LlamaInjector(llama_model, SteeringVectorSet("calm", [vector(0), vector(3)], acting_layers=[0, 3]))
 
 
 def test_nothing_of_another_strength_is_reused(llama_model, tokenizer):

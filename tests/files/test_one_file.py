@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
-from rotalabs_steer.errors import FileFormatError, OptionError
+from rotalabs_steer.errors import FileFormatError, LayerError, OptionError
 from rotalabs_steer.files.artefact import STEERING
 from rotalabs_steer.files.one_file import parse_one_file, parse_safetensors
 
@@ -32,6 +32,45 @@ def test_the_library_reads_the_file_too(tmp_path):
     tensors = load_file(tmp_path / "calm.safetensors")
     assert set(tensors) == {"layer_1", "layer_12"}
     assert torch.equal(tensors["layer_12"], torch.ones(8))
+
+
+@pytest.mark.parametrize("form", ["native", "safetensors", "pretrained"])
+def test_every_format_keeps_the_layers_that_act_together(tmp_path, form):
+    saved = calm().with_acting_layers([1, 12])
+    saved.save(tmp_path / "calm", form)
+    loaded = SteeringVectorSet.load(tmp_path / "calm")
+    assert loaded == saved
+    assert loaded.acting_layers == [1, 12]
+
+
+@pytest.mark.parametrize(("named", "message"), [
+    ([1, 5], "The set of 'calm' has no vector at layer 5; it has [1, 12]"),
+    ([], "give a list of different layers"),
+    ([1, 1], "give a list of different layers"),
+    ("all", "acting_layers of the set of 'calm' is 'all'"),
+    (True, "acting_layers of the set of 'calm' is True"),
+    ([1.5], "give a list of different layers"),
+    ({"1": 2}, "give a list of different layers"),
+])  # fmt: skip
+def test_a_file_that_names_acting_layers_it_does_not_have_is_refused(tmp_path, named, message):
+    calm().save(tmp_path / "calm")
+    path = tmp_path / "calm" / "metadata.json"
+    document = json.loads(path.read_text("utf-8"))
+    document["metadata"]["acting_layers"] = named
+    path.write_text(json.dumps(document))
+    with pytest.raises(FileFormatError) as refused:
+        SteeringVectorSet.load(tmp_path / "calm")
+    assert str(tmp_path / "calm") in str(refused.value)
+    assert message in str(refused.value)
+
+
+def test_a_set_whose_acting_layers_were_spoilt_is_not_written(tmp_path):
+    spoilt = calm()
+    spoilt.metadata["acting_layers"] = [1, 5]
+    for form in ("native", "safetensors", "pretrained"):
+        with pytest.raises(LayerError, match="no vector at layer 5"):
+            spoilt.save(tmp_path / "calm", form)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_format_states_how_vectors_are_applied(tmp_path):

@@ -55,6 +55,20 @@ def test_the_configuration_says_how_the_vectors_are_applied(tmp_path):
     assert config["dataset_sha256"] == "ab" * 32
 
 
+def test_the_configuration_and_the_card_say_which_layers_act(tmp_path):
+    calm().save_pretrained(tmp_path / "one")
+    assert json.loads((tmp_path / "one" / "steering_config.json").read_text("utf-8"))["acting_layers"] == [2]
+    card = (tmp_path / "one" / "README.md").read_text("utf-8")
+    assert "| Acting layers | 2; the others are alternatives to it |" in card
+    spread = calm().with_acting_layers([1, 2])
+    spread.save_pretrained(tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "steering_config.json").read_text("utf-8"))["acting_layers"] == [1, 2]
+    card = (tmp_path / "two" / "README.md").read_text("utf-8")
+    assert "| Acting layers | 1, 2; they act together, and one strength multiplies all of their vectors |" in card
+    assert "with ActivationInjector(model, vectors, strength=1.0):" in card
+    assert SteeringVectorSet.from_pretrained(tmp_path / "two") == spread
+
+
 def test_the_path_of_a_model_stays_on_its_machine(tmp_path):
     calm(model="/home/somebody/models/tiny").save_pretrained(tmp_path)
     assert not any(b"somebody" in path.read_bytes() for path in tmp_path.iterdir())

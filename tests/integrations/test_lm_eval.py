@@ -94,7 +94,7 @@ def test_scores_of_given_answers(tasks, small_folder, vector_folder):
     assert (torch.tensor(seen) - torch.tensor(plain)).abs().min() > 1e-2
     steering = results["config"]["steering"]
     assert steering["strengths"] == {"formality": 1.0, "refusal": -1.0}
-    assert steering["layers"] == {name: vector.layer_index for name, vector in injector.vectors.items()}
+    assert steering["layers"] == {name: vectors.acting_layers for name, vectors in injector.vector_sets.items()}
 
 
 def test_what_the_model_writes(tasks, small_folder, vector_folder):

@@ -3,9 +3,9 @@ import torch
 from safetensors.torch import save_file
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
+from rotalabs_steer.acting import NotSteeringWarning, at_layer
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
 from rotalabs_steer.integrations.vector_sources import (
-    at_layer,
     load_vector_sets,
     load_vectors,
     set_places,
@@ -85,7 +85,7 @@ def test_a_mistyped_path_is_not_asked_for_and_a_mistyped_id_once(hub, tmp_path, 
 def test_one_layer_of_a_set(vector_folder):
     formality = load_vectors(vector_folder / "formality")
     assert at_layer(formality, None) is formality
-    assert at_layer(formality, 2).layers == [2]
+    assert at_layer(formality, 2).acting == [formality[2]]
     with pytest.raises(LayerError, match=r"'formality' has no vector at layer 7; it has \[1, 2\]"):
         at_layer(formality, 7)
 
@@ -103,8 +103,13 @@ def test_a_model_steered_from_then_on(llama, vector_folder):
     injector = steer_model(llama, vector_folder, "refusal:-1.0", layer=2)
     assert injector.attached
     assert injector.strengths == {"formality": 1.0, "refusal": -1.0}
-    assert {vector.layer_index for vector in injector.vectors.values()} == {2}
+    assert [vector.layer_index for vectors in injector.vectors.values() for vector in vectors] == [2, 2]
     injector.detach()
     with pytest.raises(OptionError, match="Strength for 'wit'"):
         steer_model(llama, vector_folder, {"wit": 1.0})
-    assert isinstance(next(iter(injector.vectors.values())), SteeringVector)
+
+
+def test_a_set_that_does_not_steer_is_said_to_be_one(llama, tmp_path):
+    SteeringVectorSet("humor", [make_vector(llama, behavior="humor")], {"steers": False}).save(tmp_path / "humor")
+    with pytest.warns(NotSteeringWarning, match="Tuning found that the vectors of 'humor' do not steer tiny"):
+        steer_model(llama, tmp_path).detach()

@@ -72,7 +72,7 @@ def test_tokens_are_seen_by_every_behaviour(backend):
 
 
 def test_behaviours_say_whether_they_were_tuned(backend):
-    assert backend.behaviors == (Behavior(MARKUP, 12, None, None), Behavior("formality", 17, (-1.0, 1.0), True))
+    assert backend.behaviors == (Behavior(MARKUP, None, None), Behavior("formality", (-1.0, 1.0), True))
 
 
 def test_what_does_not_fit_the_model_is_refused(smollm, tokenizer, tmp_path, backend):

@@ -6,27 +6,29 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
+from rotalabs_steer.acting import acting_vectors
 from rotalabs_steer.attachment import SteeredModel
 from rotalabs_steer.baking.biases import fold_additions
 from rotalabs_steer.baking.directions import fold_ablation
-from rotalabs_steer.errors import ArchitectureError, OptionError, SteeringConflictError, VectorError
+from rotalabs_steer.errors import ArchitectureError, OptionError, SteeringConflictError
 from rotalabs_steer.files.names import shown_model_name
 from rotalabs_steer.injection import check_vectors
 from rotalabs_steer.interventions import Ablate, Add
 from rotalabs_steer.plans import PlanItem, check_strength, constant_additions
-from rotalabs_steer.vectors import SteeringVector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import nn
 
+    from rotalabs_steer.acting import Vectors
+
 _KINDS = ("add", "ablate")
 
 
 def bake(
     model: nn.Module,
-    vectors: SteeringVector | Iterable[SteeringVector],
+    vectors: Vectors | Iterable[Vectors],
     strength: float = 1.0,
     *,
     intervention: str = "add",
@@ -48,7 +50,8 @@ def bake(
 
     Args:
         model: a decoder-only transformers model; it is left as it is.
-        vectors: any number for "add", those of one layer add up; one for "ablate", whose layer does not matter.
+        vectors: any number of vectors, or vector sets, for "add". Of a set the vectors of its `acting_layers` act;
+            those of one layer add up. One vector for "ablate", whose layer does not matter.
         strength: multiplier of every vector; for "ablate" the part that is taken out.
         check_model: refuse vectors that were made from another model.
 
@@ -57,9 +60,7 @@ def bake(
         VectorError, LayerError, ModelMismatchError, OptionError: a vector, the model or an option does not fit.
         SteeringConflictError: the model is being steered.
     """
-    given = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
-    if not given:
-        raise VectorError("No vector given: the baked model would silently not be steered.")
+    given = acting_vectors(vectors)
     if intervention not in _KINDS:
         raise OptionError(f"Weights cannot carry {intervention!r}. Use one of: {', '.join(_KINDS)}; or an injector.")
     factor = check_strength(strength)

@@ -31,7 +31,7 @@ def evaluate(
     ] = None,
     strength: Annotated[list[float] | None, typer.Option(help="Repeatable; by default −1 and 1.")] = None,
     layer: Annotated[
-        int | None, typer.Option(help="By default the layer that tuning chose, or the middle one.")
+        int | None, typer.Option(help="The one layer that acts, in place of the set's acting layers.")
     ] = None,
     refusal: Annotated[
         bool | None, typer.Option(help="Answer refusal prompts, too; by default where the behaviour is refusal.")
@@ -40,15 +40,15 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Effect on held-out pairs, coherence cost, what the model still knows, and the vector as a detector."""
+    from rotalabs_steer.acting import at_layer
     from rotalabs_steer.cli.pairs import read_pairs_of
     from rotalabs_steer.datasets import load_evaluation
     from rotalabs_steer.evaluation.answers import Sampling
     from rotalabs_steer.evaluation.vector_evaluation import evaluate_vector
-    from rotalabs_steer.injection import acting_vector
     from rotalabs_steer.integrations.vector_sources import load_vectors
 
     found = load_vectors(vectors)
-    chosen = acting_vector(found.behavior, found, layer)
+    chosen = at_layer(found, layer)
     held_out = read_pairs_of(pairs or found.behavior, "test")
     prompts = None
     if refusal if refusal is not None else found.behavior == _REFUSAL:
@@ -73,7 +73,7 @@ def evaluate(
 
 def _print(console: Console, found: VectorEvaluation) -> None:
     console.print(
-        f"{found.behavior}, layer {found.layer_index}, {found.pairs} pairs. As a detector: AUROC "
+        f"{found.behavior}, {_layers(found.acting_layers)}, {found.pairs} pairs. As a detector: AUROC "
         f"{_rate(found.detection.auroc)}; the positive side scores higher in {found.detection.paired.mean:.0%} of the "
         f"pairs. Perplexity of neutral text, unsteered: {found.unsteered.perplexity:.1f}.",
         highlight=False,
@@ -98,6 +98,10 @@ def _print(console: Console, found: VectorEvaluation) -> None:
             cells += [_rate(row.refusal.harmful_interval), _rate(row.refusal.benign_interval)]
         table.add_row(*cells)
     console.print(table)
+
+
+def _layers(acting: tuple[int, ...]) -> str:
+    return f"layer {acting[0]}" if len(acting) == 1 else f"layers {', '.join(map(str, acting))} together"
 
 
 def _rate(rate: Estimate | None, *, interval: bool = True) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from rotalabs_steer.cli.steering_options import say_not_steering
 from rotalabs_steer.errors import OptionError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Vectors = Annotated[
 Strength = Annotated[float, typer.Option(help="Multiplier of the vectors.")]
 Layers = Annotated[
     list[int] | None,
-    typer.Option("--layer", help="Layer of the set that acts; by default the tuned or best one. Repeatable."),
+    typer.Option("--layer", help="Layer that acts, in place of the set's acting layers. Repeatable."),
 ]
 AllLayers = Annotated[bool, typer.Option("--all-layers", help="Every layer of the set acts.")]
 
@@ -80,16 +81,15 @@ def bake(
 
 def _load(source: str, layers: list[int] | None, all_layers: bool) -> list[SteeringVector]:
     """The vectors that are to act."""
-    from rotalabs_steer.injection import acting_vector
     from rotalabs_steer.integrations.vector_sources import load_vectors
 
     if layers and all_layers:
         raise OptionError("--layer and --all-layers contradict each other. Use one of them.")
     stored = load_vectors(source)
+    say_not_steering([stored])
     if all_layers:
         return list(stored)
-    chosen: list[int | None] = [*dict.fromkeys(layers)] if layers else [None]
-    return [acting_vector(stored.behavior, stored, layer) for layer in chosen]
+    return (stored.with_acting_layers(dict.fromkeys(layers)) if layers else stored).acting
 
 
 def _describe(vectors: list[SteeringVector]) -> str:

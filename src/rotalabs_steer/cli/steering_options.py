@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from rotalabs_steer.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rotalabs_steer.vectors import SteeringVectorSet
 
@@ -44,7 +45,7 @@ def parse_steer(options: Sequence[str] | None) -> dict[str, float]:
 
 
 def load_sets(steer: dict[str, float]) -> tuple[dict[str, SteeringVectorSet], dict[str, float]]:
-    """The sets of `parse_steer` and their strengths, both by behaviour.
+    """The sets of `parse_steer` and their strengths, both by behaviour. Says which of them do not steer.
 
     Raises:
         OptionError: two sets are of one behaviour.
@@ -59,4 +60,13 @@ def load_sets(steer: dict[str, float]) -> tuple[dict[str, SteeringVectorSet], di
         if vectors.behavior in sets:
             raise OptionError(f"Two of the vector sets are of {vectors.behavior!r}. Name one of them.")
         sets[vectors.behavior], strengths[vectors.behavior] = vectors, strength
+    say_not_steering(sets.values())
     return sets, strengths
+
+
+def say_not_steering(sets: Iterable[SteeringVectorSet]) -> None:
+    """A line on standard error for each set of which tuning found that it does not steer."""
+    from rotalabs_steer.acting import not_steering
+
+    for sentence in not_steering(sets):
+        Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)

@@ -58,12 +58,11 @@ def show(
     for column in columns:
         table.add_column(column, justify="left" if column in {"dtype", "method", "read at"} else "right")
     for row in facts["vectors"]:
-        mark = "*" if row["layer"] == vectors.chosen_layer else ""
+        mark = "*" if row["layer"] in facts["acting_layers"] else ""
         cells = [mark + str(row["layer"]), row["dim"], f"{row['norm']:.4g}", row["dtype"], row["method"]]
         table.add_row(*(escape(str(cell)) for cell in cells), escape(str(row["token_position"] or "")))
     console.print(table)
-    if vectors.chosen_layer is not None:
-        console.print("* the layer that tuning chose")
+    console.print(_about_acting(vectors))
 
 
 @app.command()
@@ -108,12 +107,18 @@ def convert(
     model_name: Annotated[str | None, typer.Option(help="Model the vectors were made from, if not recorded.")] = None,
     layer: Layer = None,
     layer_offset: LayerOffset = 0,
+    acting_layer: Annotated[
+        list[int] | None,
+        typer.Option(help="Layer that acts. Repeat it for layers that act together; by default what the source says."),
+    ] = None,
     revision: Revision = None,
     subfolder: Subfolder = "",
     token: Token = None,
 ) -> None:
     """Writes vectors of any tool in a format of this package; `--to pretrained` a folder to share."""
     vectors = _load(source, revision, subfolder, token, layer, behavior, model_name, layer_offset)
+    if acting_layer:
+        vectors = vectors.with_acting_layers(acting_layer)
     _write(vectors, target, to)
 
 
@@ -192,6 +197,7 @@ def _facts(vectors: SteeringVectorSet) -> dict[str, Any]:
         "behavior": vectors.behavior,
         "model_name": vectors.model_name,
         "metadata": vectors.metadata,
+        "acting_layers": vectors.acting_layers if len(vectors) else [],
         "vectors": [
             {
                 "layer": vector.layer_index,
@@ -205,6 +211,17 @@ def _facts(vectors: SteeringVectorSet) -> dict[str, Any]:
             for vector in vectors
         ],
     }
+
+
+def _about_acting(vectors: SteeringVectorSet) -> str:
+    """What the mark on acting layers means."""
+    if not len(vectors):
+        return "The set is empty."
+    if len(vectors.acting_layers) > 1:
+        return "* layers that act together"
+    if vectors.acting_layers == [vectors.chosen_layer]:
+        return "* the layer that acts: tuning chose it"
+    return "* the layer that acts"
 
 
 def _check_fits(vectors: SteeringVectorSet, model: str) -> None:
@@ -229,9 +246,22 @@ def _write(vectors: SteeringVectorSet, target: Path, to: str | None) -> None:
         from rotalabs_steer.engines.control_vectors import export_control_vector
 
         export_control_vector(vectors, target)
+        acting = vectors.acting_layers
+        _say(f"{_count(len(acting))} of {vectors.behavior!r} (layers {acting}) written to {target}")
+        left_out = [layer for layer in vectors.layers if layer not in acting]
+        if left_out:
+            _say(
+                f"Layers {left_out} do not act in this set, and llama.cpp would apply them all, so they are left out. "
+                "--acting-layer says which layers act."
+            )
+        return
     else:
         vectors.save(target, to)
-    _say(f"{len(vectors)} vector{'' if len(vectors) == 1 else 's'} of {vectors.behavior!r} written to {target}")
+    _say(f"{_count(len(vectors))} of {vectors.behavior!r} written to {target}")
+
+
+def _count(number: int) -> str:
+    return f"{number} vector{'' if number == 1 else 's'}"
 
 
 def _say(text: str) -> None:

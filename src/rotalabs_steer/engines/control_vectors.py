@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rotalabs_steer.acting import acting_vectors
 from rotalabs_steer.errors import OptionError, VectorError
 from rotalabs_steer.files.gguf import ControlVector, read_control_vector, write_control_vector
 from rotalabs_steer.files.names import shown_model_name
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
+    from rotalabs_steer.acting import Vectors
+
 _STRENGTH = "rotalabs_steer.strength"
 _FOLDED = "rotalabs_steer.strength_folded"
 _BEHAVIOR = "rotalabs_steer.behavior"
@@ -23,7 +26,7 @@ _MODEL = "rotalabs_steer.model_name"
 
 
 def export_control_vector(
-    vectors: SteeringVector | Iterable[SteeringVector],
+    vectors: Vectors | Iterable[Vectors],
     path: str | os.PathLike[str],
     strength: float = 1.0,
     *,
@@ -31,9 +34,9 @@ def export_control_vector(
 ) -> None:
     """Writes vectors as one GGUF control vector: what llama.cpp does with it is what `ActivationInjector` does.
 
-    All vectors given act; those of one layer add up. Give `vector_set.get_best()` for the layer that tuning chose.
-
     Args:
+        vectors: any number of vectors, or vector sets. Of a set the vectors of its `acting_layers` are written, since
+            llama.cpp applies all that a file has; `list(vector_set)` gives them all. Those of one layer add up.
         strength: multiplier of every vector.
         fold_strength: True writes `strength · vector`, for `--control-vector FILE`. False writes the vectors as they
             are, for `--control-vector-scaled FILE:STRENGTH`, and the strength into the header only. The header's
@@ -44,9 +47,7 @@ def export_control_vector(
         VectorError: no vector, or vectors of different models' sizes.
         OptionError: the strength is not one finite number, or 0 and folded: a file that does nothing.
     """
-    given = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
-    if not given:
-        raise VectorError("No vector given: the file would silently not steer.")
+    given = acting_vectors(vectors)
     if len({vector.dim for vector in given}) > 1:
         raise VectorError(f"The vectors have {sorted({v.dim for v in given})} numbers: they are not of one model.")
     factor = check_strength(strength)
@@ -72,6 +73,8 @@ def import_control_vector(
 ) -> SteeringVectorSet:
     """The vectors of a GGUF control vector, each as the file has it: strength 1 is what `--control-vector` does.
 
+    All layers of the set act, as they do in llama.cpp.
+
     Args:
         layer_offset: added to each layer's number; -1 for the files of llama.cpp's own generator, which calls the layer
             that it measured by the number after it.
@@ -87,4 +90,5 @@ def import_control_vector(
     return SteeringVectorSet(
         name,
         [SteeringVector(name, layer, tensor, model, "imported", about) for layer, tensor in stored.directions.items()],
+        acting_layers=stored.directions,
     )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from rotalabs_steer.acting import acting_vectors, at_layer
 from rotalabs_steer.errors import (
     ArchitectureError,
     LayerError,
@@ -28,16 +29,16 @@ from rotalabs_steer.errors import (
     missing_dependency,
 )
 from rotalabs_steer.files.gguf import check_layers
-from rotalabs_steer.injection import acting_vector
 from rotalabs_steer.interventions import make_intervention
 from rotalabs_steer.plans import PlanItem, Strength, check_strength, constant_additions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from llama_cpp import Llama
 
+    from rotalabs_steer.acting import Vectors
     from rotalabs_steer.interventions import Intervention
     from rotalabs_steer.positions import Scope
     from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
@@ -52,7 +53,7 @@ class _Injector(ABC):
     def __init__(
         self,
         llama: Llama,
-        vectors: Mapping[str, SteeringVector],
+        acting: Mapping[str, Sequence[SteeringVector]],
         injection_mode: Scope,
         intervention: str | Callable[[torch.Tensor], Intervention],
         check_model: bool,
@@ -60,19 +61,23 @@ class _Injector(ABC):
         self.llama = llama
         self.injection_mode = injection_mode
         self._library = _llama_cpp()
-        self._acting = vectors
-        self._interventions = {name: make_intervention(intervention, v.vector) for name, v in vectors.items()}
+        self._acting = [
+            (name, vector.layer_index, make_intervention(intervention, vector.vector))
+            for name, each in acting.items()
+            for vector in each
+        ]
         self._width: int = self._library.llama_model_n_embd(llama.model)
         self._layers: int = self._library.llama_model_n_layer(llama.model)
-        for vector in vectors.values():
-            self._check(vector, check_model)
+        for each in acting.values():
+            for vector in each:
+                self._check(vector, check_model)
         self._additions()  # what llama.cpp cannot do is an error here, before anything is changed
         self._attached = False
         self._entered = 0
 
     @abstractmethod
     def _strength_of(self, name: str) -> Strength:
-        """The present strength of one of the vectors."""
+        """The present strength of the vectors that go by a name."""
 
     @property
     def attached(self) -> bool:
@@ -132,8 +137,8 @@ class _Injector(ABC):
         """By layer, what is to be added."""
         additions = constant_additions(
             (
-                PlanItem(v.layer_index, self._interventions[name], self.injection_mode, self._strength_of(name))
-                for name, v in self._acting.items()
+                PlanItem(layer, intervention, self.injection_mode, self._strength_of(name))
+                for name, layer, intervention in self._acting
             ),
             "llama.cpp",
         )
@@ -219,7 +224,8 @@ class LlamaInjector(_Injector):
 
     Args:
         llama: a loaded `llama_cpp.Llama`.
-        vectors: any number; those of one layer add up.
+        vectors: any number of vectors, or vector sets. Of a set the vectors of its `acting_layers` act; those of one
+            layer add up.
         strength: multiplier of every vector; 0 is the unsteered model.
         injection_mode, intervention: "all" and "add" are what llama.cpp can do.
         check_model: refuse vectors that were made from a model with another number of layers.
@@ -233,21 +239,16 @@ class LlamaInjector(_Injector):
     def __init__(
         self,
         llama: Llama,
-        vectors: SteeringVector | Iterable[SteeringVector],
+        vectors: Vectors | Iterable[Vectors],
         strength: float = 1.0,
         injection_mode: Scope = "all",
         *,
         intervention: str | Callable[[torch.Tensor], Intervention] = "add",
         check_model: bool = True,
     ) -> None:
-        from rotalabs_steer.vectors import SteeringVector
-
-        self.vectors = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
-        if not self.vectors:
-            raise VectorError("No vector given: an injector without vectors would silently not steer.")
+        self.vectors = acting_vectors(vectors)
         self._strength = check_strength(strength)
-        numbered = {str(number): vector for number, vector in enumerate(self.vectors)}
-        super().__init__(llama, numbered, injection_mode, intervention, check_model)
+        super().__init__(llama, {"": self.vectors}, injection_mode, intervention, check_model)
 
     @property
     def strength(self) -> Strength:
@@ -271,15 +272,14 @@ class LlamaInjector(_Injector):
 class LlamaMultiInjector(_Injector):
     """Steers several behaviours of a llama.cpp model at once, each with its own strength.
 
-    `MultiVectorInjector` for a `llama_cpp.Llama`: one layer of each set acts, and layers that several sets share get
-    the sum.
+    `MultiVectorInjector` for a `llama_cpp.Llama`: each set acts at its acting layers, and layers that several sets
+    share get the sum.
 
     Args:
         llama: a loaded `llama_cpp.Llama`.
-        vector_sets: a vector set for each behaviour. One layer of each acts: `default_layer` where given, else the
-            layer that tuning chose, else `get_best()`.
-        strengths: multiplier by behaviour; 1.0 for those left out.
-        default_layer: the layer at which every behaviour acts.
+        vector_sets: a vector set for each behaviour, which acts at its `acting_layers`.
+        strengths: multiplier by behaviour, of all its acting vectors; 1.0 for those left out.
+        default_layer: the one layer at which every behaviour acts, in place of its set's acting layers.
         injection_mode, intervention, check_model: as in `LlamaInjector`.
 
     Raises:
@@ -300,7 +300,7 @@ class LlamaMultiInjector(_Injector):
     ) -> None:
         if not vector_sets:
             raise VectorError("No vector sets given: an injector without vectors would silently not steer.")
-        self.vectors = {name: acting_vector(name, chosen, default_layer) for name, chosen in vector_sets.items()}
+        self.vectors = {name: at_layer(chosen, default_layer).acting for name, chosen in vector_sets.items()}
         self._strengths: dict[str, Strength] = dict.fromkeys(vector_sets, 1.0)
         for behavior, strength in (strengths or {}).items():
             if behavior not in self._strengths:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.acting import acting_vectors
 from rotalabs_steer.attachment import on_plain_model
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import render_pair
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from rotalabs_steer.acting import Vectors
     from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
     from rotalabs_steer.evaluation.answers import Sampling
     from rotalabs_steer.evaluation.metrics import RefusalMetrics
-    from rotalabs_steer.vectors import SteeringVector
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,17 @@ class StrengthEvaluation:
 
 @dataclass(frozen=True)
 class VectorEvaluation:
-    """A vector on pairs that did not make it.
+    """A vector, or the acting vectors of a set, on pairs that did not make it.
 
     Attributes:
+        layer_index: the layer at which the pairs are detected: the deepest acting one.
+        acting_layers: the layers that were steered together.
         unsteered: cost record of the unsteered model: KL 0 and the perplexity to compare with.
     """
 
     behavior: str
     layer_index: int
+    acting_layers: tuple[int, ...]
     pairs: int
     detection: Detection
     unsteered: CoherenceCost
@@ -73,7 +77,7 @@ class VectorEvaluation:
 def evaluate_vector(
     model: nn.Module,
     tokenizer: Any,
-    vector: SteeringVector,
+    vector: Vectors,
     contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
     strengths: Sequence[float] = (-1.0, 1.0),
     *,
@@ -84,6 +88,7 @@ def evaluate_vector(
     """Effect, cost, capability and detection of a vector.
 
     Args:
+        vector: a vector; or a set, whose acting layers are steered together.
         contrast_pairs: none that made the vector.
         refusal_prompts: harmful and harmless prompts, to be answered at every strength.
         seed: of bootstraps and tests.
@@ -95,12 +100,13 @@ def evaluate_vector(
     """
     if not strengths or 0.0 in strengths:
         raise OptionError(f"Strengths {list(strengths)} cannot be compared with 0: give at least one, and not 0.")
-    injector = ActivationInjector(model, vector)
+    acting = sorted(acting_vectors(vector), key=lambda one: one.layer_index)
+    injector = ActivationInjector(model, acting)
     for strength in strengths:
         injector.strength = strength  # a strength that cannot be is refused before anything is measured
     dataset = as_dataset(contrast_pairs)
     pairs = [render_pair(tokenizer, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
-    (detection,) = detection_auroc(model, tokenizer, dataset, vector, seed=seed)
+    (detection,) = detection_auroc(model, tokenizer, dataset, acting[-1], seed=seed)
     coherence, knowledge = CoherenceProbe(model, tokenizer), CapabilityProbe(model, tokenizer, seed=seed)
     scorer = PairScorer(model, pairs)
     before = scorer.propensities().tolist()
@@ -126,6 +132,7 @@ def evaluate_vector(
         )
 
     measured = tuple(measure(strength) for strength in strengths)
+    layers = tuple(one.layer_index for one in acting)
     return VectorEvaluation(
-        dataset.behavior, vector.layer_index, len(pairs), detection, coherence.unsteered, measured, seed
+        dataset.behavior, layers[-1], layers, len(pairs), detection, coherence.unsteered, measured, seed
     )

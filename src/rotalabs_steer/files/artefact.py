@@ -37,10 +37,12 @@ class StoredSet(NamedTuple):
     Attributes:
         metadata: behavior, model_name and the set's metadata.
         vectors: by layer, what is known of a vector, and its tensor.
+        acting_layers: the layers that act, for what is written about a set; empty for one that was read.
     """
 
     metadata: dict[str, Any]
     vectors: dict[int, tuple[dict[str, Any], Float[torch.Tensor, " hidden"]]]
+    acting_layers: tuple[int, ...] = ()
 
 
 def stamp(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def _facts(stored: StoredSet) -> dict[str, str]:
         "Dataset": _dataset(known),
         "Layers": ", ".join(map(str, layers)) + " (0-based decoder layers; their output is meant)",
         "Norm": ", ".join(f"{float(tensor.double().norm()):.3g}" for _, (_, tensor) in sorted(stored.vectors.items())),
+        "Acting layers": _acting(stored),
         "Tuned layer": "not tuned" if chosen is None else str(chosen),
         "Strength": "not tuned: try 0.5 to 2",
         "Effect": "not measured",
@@ -69,6 +70,13 @@ def _facts(stored: StoredSet) -> dict[str, str]:
     if isinstance(answers, dict):
         rows["Effect on what the model writes"] = _interval(answers, "change", "in the judge's unit, from −1 to +1")
     return rows
+
+
+def _acting(stored: StoredSet) -> str:
+    layers = ", ".join(map(str, stored.acting_layers))
+    if len(stored.acting_layers) > 1:
+        return f"{layers}; they act together, and one strength multiplies all of their vectors"
+    return layers if len(stored.vectors) == 1 else f"{layers}; the others are alternatives to it"
 
 
 def _method(method: str, known: dict[str, Any]) -> str:
@@ -107,7 +115,7 @@ vectors = SteeringVectorSet.from_pretrained({json.dumps(repo_id)})
 
 chat = [{{"role": "user", "content": "Tell me about yourself."}}]
 inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-with ActivationInjector(model, [vectors.get_best()], strength=1.0):
+with ActivationInjector(model, vectors, strength=1.0):
     output = model.generate(**inputs, max_new_tokens=60)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))"""
 

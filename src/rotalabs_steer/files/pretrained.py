@@ -53,8 +53,9 @@ def _without_paths(stored: StoredSet) -> StoredSet:
         model = facts.get("model_name")
         return {**facts, "model_name": shown_model_name(model)} if isinstance(model, str) else dict(facts)
 
-    return StoredSet(
-        shown(stored.metadata), {n: (shown(about), tensor) for n, (about, tensor) in stored.vectors.items()}
+    return stored._replace(
+        metadata=shown(stored.metadata),
+        vectors={n: (shown(about), tensor) for n, (about, tensor) in stored.vectors.items()},
     )
 
 
@@ -69,6 +70,7 @@ def steering_config(stored: StoredSet) -> dict[str, Any]:
         "base_model_name_or_path": stored.metadata.get("model_name"),
         "extraction_method": about.get("extraction_method"),
         "layers": list(vectors),
+        "acting_layers": list(stored.acting_layers),
         "hidden_size": len(next(iter(vectors.values()))),
         "norms": {str(n): l2_norm(tensor) for n, tensor in vectors.items()},
         "dtype": about.get("dtype"),

@@ -34,7 +34,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         pretrained: a model's id or folder, or a loaded one.
         vectors: path of a vector set, a single vector, or a folder of sets.
         strength: one number for every behaviour; or by behaviour, as a dict or as "formality:1.0;refusal:-0.5".
-        layer: where every behaviour acts; by default the layer that tuning chose, else the set's best.
+        layer: the one layer at which every behaviour acts; by default each acts at its set's acting layers.
         injection_mode, check_model: as in `MultiVectorInjector`. Tasks that score given answers take "all" or "first".
         options: for the harness's own model.
     """
@@ -71,7 +71,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         info["steering"] = {
             "vectors": str(self._vectors),
             "strengths": self.injector.strengths,
-            "layers": {name: vector.layer_index for name, vector in self.injector.vectors.items()},
+            "layers": {name: [v.layer_index for v in vectors] for name, vectors in self.injector.vectors.items()},
             "injection_mode": str(self.injector.injection_mode),
         }
         return info

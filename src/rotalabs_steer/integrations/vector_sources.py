@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rotalabs_steer.errors import LayerError, OptionError, VectorError
+from rotalabs_steer.acting import Vectors, warn_not_steering
+from rotalabs_steer.errors import OptionError, VectorError
 from rotalabs_steer.files.formats import find_sets
 from rotalabs_steer.files.hub import find_vectors
 from rotalabs_steer.injection import MultiVectorInjector
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.positions import Scope
-
-Vectors = SteeringVectorSet | SteeringVector
 
 
 def load_vectors(source: str | os.PathLike[str] | Vectors) -> SteeringVectorSet:
@@ -68,20 +67,6 @@ def set_places(source: str | os.PathLike[str]) -> list[Path]:
     return places
 
 
-def at_layer(vectors: SteeringVectorSet, layer: int | None) -> SteeringVectorSet:
-    """The set with only the vector of one layer; the whole set where `layer` is None.
-
-    Raises:
-        LayerError: the set has no vector there.
-    """
-    if layer is None:
-        return vectors
-    chosen = vectors.get(layer)
-    if chosen is None:
-        raise LayerError(f"The set of {vectors.behavior!r} has no vector at layer {layer}; it has {vectors.layers}.")
-    return SteeringVectorSet(vectors.behavior, [chosen], vectors.metadata)
-
-
 def strength_by_behavior(
     sets: Mapping[str, SteeringVectorSet], strength: float | str | Mapping[str, float]
 ) -> dict[str, float]:
@@ -118,10 +103,11 @@ def steer_model(
     Args:
         vectors: path of one set, one vector, or a folder of sets, which all act; or `owner/name[@revision]`.
         strength: one number for every behaviour, or a number by behaviour (1.0 for those left out).
-        layer: where every behaviour acts; by default the layer that tuning chose, else the set's best.
+        layer: the one layer at which every behaviour acts; by default each acts at its set's acting layers.
         injection_mode, check_model: as in `MultiVectorInjector`.
     """
     sets = load_vector_sets(vectors)
+    warn_not_steering(sets.values())
     injector = MultiVectorInjector(
         model, sets, strength_by_behavior(sets, strength), injection_mode, layer, check_model=check_model
     )

@@ -29,7 +29,6 @@ class Behavior:
     """
 
     name: str
-    layer_index: int
     safe_range: tuple[float, float] | None
     steers: bool | None = None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.generation.streamers import BaseStreamer
 
+from rotalabs_steer.acting import acting_vectors
 from rotalabs_steer.datasets.rendering import render_prompt
 from rotalabs_steer.decoder import model_name, text_config, transformers_model
 from rotalabs_steer.errors import OptionError
@@ -65,7 +66,7 @@ class TransformersBackend:
         source = find_vectors(vectors.strip()).absolute()
         sets = load_vector_sets(source)
         network, tokenizer = load_model()
-        check_vectors(network, (vectors.get_best() for vectors in sets.values()))
+        check_vectors(network, acting_vectors(sets.values()))
         return cls(network, tokenizer, sets, dict(zip(sets, set_places(source), strict=True)), source)
 
     @property
@@ -79,7 +80,6 @@ class TransformersBackend:
         return tuple(
             Behavior(
                 name,
-                vectors.get_best().layer_index,
                 (-1.0, 1.0) if vectors.metadata.get("calibration") is not None else None,
                 vectors.metadata.get("steers"),
             )
@@ -118,8 +118,9 @@ class TransformersBackend:
         )
 
     def project(self, request: Request, unsteered: str, steered: str) -> Projections:
-        """Both answers seen by every behaviour's vector, in one pass of the unsteered model."""
-        texts, vectors = [unsteered, steered], [vectors.get_best() for vectors in self.sets.values()]
+        """Both answers seen by every behaviour's vector, the one of its deepest acting layer, in one pass of the
+        unsteered model."""
+        texts, vectors = [unsteered, steered], [vectors.acting[-1] for vectors in self.sets.values()]
         seen = project(self.network, self.tokenizer, texts, vectors, prompts=[request.prompt] * len(texts))
         rows = [
             tuple(

@@ -119,7 +119,7 @@ def _offer(client: OpenAI) -> tuple[str, tuple[Behavior, ...]]:
         listed: Any = client.get("/steering", cast_to=object)
         model = next(iter(client.models.list())).id
     behaviors = tuple(
-        Behavior(row["name"], row["layer"], tuple(row["safe_range"]) if row["safe_range"] else None)
+        Behavior(row["name"], tuple(row["safe_range"]) if row["safe_range"] else None, row.get("steers"))
         for row in listed["data"]
     )
     if not behaviors:

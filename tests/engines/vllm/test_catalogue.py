@@ -53,6 +53,29 @@ def test_the_layer_that_tuning_chose_acts(sets, catalogue):
     assert torch.equal(deltas[20], sets["calm"][20].vector)
 
 
+def test_all_acting_layers_act_at_one_strength(tmp_path):
+    spread = random_set("spread", (3, 9, 20), 5, hidden=8, acting_layers=[3, 20])
+    spread.save(tmp_path / "spread")
+    catalogue = load(tmp_path)
+    deltas = catalogue.deltas(ask(catalogue, {"spread": -0.5}))
+    assert sorted(deltas) == [3, 20]
+    assert all(torch.equal(delta, spread[layer].vector * -0.5) for layer, delta in deltas.items())
+    named = ask(catalogue, {"behaviors": {"spread": 1.0}, "layers": [9]})
+    assert sorted(catalogue.deltas(named)) == [9]
+    assert catalogue.describe()[0]["acting_layers"] == [3, 20]
+
+
+def test_every_acting_layer_must_be_prepared(tmp_path):
+    random_set("spread", (3, 9, 20), 5, hidden=8, acting_layers=[3, 20]).save(tmp_path / "spread")
+    assert load(tmp_path, layers=[3, 20]).layers == (3, 20)
+    with pytest.raises(LayerError, match=r"'spread' acts at layer 20, but only layers \[3\] are prepared"):
+        load(tmp_path, layers=[3])
+    started = load(tmp_path, layers=[3, 20])
+    random_set("spread", (3, 9, 20), 5, hidden=8, acting_layers=[3, 9]).save(tmp_path / "spread")
+    with pytest.raises(LayerError, match="'spread' acts at layer 9, but the engine was started with layers"):
+        load(tmp_path).with_older(started)
+
+
 def test_a_request_can_name_layers(sets, catalogue):
     steering = ask(catalogue, {"behaviors": {"warm": 2.0, "cool": -1.0}, "layers": {"warm": [10, 15]}})
     deltas = catalogue.deltas(steering)
@@ -158,6 +181,21 @@ def test_vectors_read_again_leave_running_requests_alone(tmp_path, sets, catalog
     assert after.key != before.key
 
 
+def test_vectors_that_no_request_uses_are_dropped_when_vectors_are_read_again(tmp_path, sets, catalogue):
+    first = ask(catalogue, {"warm": 1})
+    (used,) = {addition.digest for addition in first.additions}
+    present = catalogue
+    for scale in range(2, 6):
+        sets["warm"].scale(scale).save(tmp_path / "warm")
+        present = load(tmp_path).with_older(present, used=[used])
+        assert len(present._vectors) == len(present.digests) + 1
+    assert torch.equal(present.deltas(first)[15], sets["warm"][15].vector)
+    present = load(tmp_path).with_older(present, used=[])
+    assert set(present._vectors) == present.digests
+    with pytest.raises(VectorError, match=r"'warm' at layer 15 by a vector that this worker does not have.* start the"):
+        present.deltas(first)
+
+
 def test_a_new_set_must_act_at_a_prepared_layer(tmp_path, sets, catalogue):
     random_set("new", (5,), 0, hidden=8).save(tmp_path / "new")
     with pytest.raises(LayerError, match="'new' acts at layer 5, but the engine was started with layers"):
@@ -167,7 +205,7 @@ def test_a_new_set_must_act_at_a_prepared_layer(tmp_path, sets, catalogue):
 def test_what_is_listed(catalogue):
     calm, cool, _ = catalogue.describe()
     assert calm == {
-        "name": "calm", "layer": 20, "layers": [20], "dim": 8, "model": "random",
-        "safe_range": [-1.0, 1.0],
+        "name": "calm", "acting_layers": [20], "layers": [20], "dim": 8, "model": "random",
+        "safe_range": [-1.0, 1.0], "steers": None,
     }  # fmt: skip
-    assert (cool["layer"], cool["layers"], cool["safe_range"]) == (15, [12, 15], None)
+    assert (cool["acting_layers"], cool["layers"], cool["safe_range"]) == ([15], [12, 15], None)

@@ -4,9 +4,11 @@ import pytest
 
 from engines.vllm.steered_sets import random_set, save_sets
 from engines.vllm.test_settings import engine
+from rotalabs_steer.acting import NotSteeringWarning
 from rotalabs_steer.engines.vllm.frontend import SteeringFrontend
-from rotalabs_steer.engines.vllm.settings import steering_config
-from rotalabs_steer.engines.vllm.steering import steering_of
+from rotalabs_steer.engines.vllm.settings import SteeringSettings, steering_config
+from rotalabs_steer.engines.vllm.steering import running_vectors, steering_of
+from rotalabs_steer.engines.vllm.worker import check_key
 from rotalabs_steer.errors import FileFormatError, LayerError, OptionError, VectorError
 
 
@@ -61,6 +63,57 @@ def test_a_server_has_the_engine_made_last(frontend, monkeypatch):
     monkeypatch.setattr(SteeringFrontend, "_latest", None)
     with pytest.raises(OptionError, match="No engine runs in this process"):
         SteeringFrontend.of_server()
+
+
+def test_the_workers_are_told_which_vectors_were_read(tmp_path):
+    save_sets(tmp_path, hidden=8)
+    given = steering_config(tmp_path)
+    config = engine(given)
+    frontend = SteeringFrontend(config)
+    settings = SteeringSettings.of(config)
+    assert settings.key == frontend.catalogue.key
+    assert given == steering_config(tmp_path)
+    check_key(settings.catalogue(config), settings.key, settings.vectors)
+    random_set("calm", (20,), 99, hidden=8).save(tmp_path / "calm")
+    with pytest.raises(
+        FileFormatError, match=r"a worker read from .* are not those that the API server read: .*changed"
+    ):
+        check_key(settings.catalogue(config), settings.key, settings.vectors)
+
+
+def test_the_workers_are_told_what_accepted_requests_may_use(frontend, tmp_path):
+    random_set("calm", (20,), 99, hidden=8).save(tmp_path / "calm")
+    key, used = frontend.reload_arguments(frontend.read_again())
+    assert key != frontend.catalogue.key
+    assert set(used) == frontend.catalogue.digests
+
+
+def test_the_vectors_of_requests_in_the_engine(frontend):
+    params = [
+        Params(extra_args={"steering": value}) for value in ({"warm": 1.0}, {"warm": 2.0, "calm": 1.0}, {"calm": 0})
+    ]
+    requests = [SimpleNamespace(sampling_params=frontend.resolved_params(each)) for each in params]
+    requests.append(SimpleNamespace(sampling_params=None))
+    sets = frontend.catalogue.sets
+    (warm,), (calm,) = sets["warm"].acting, sets["calm"].acting
+    assert set(running_vectors(requests)) == {
+        frontend.catalogue._digests[v.behavior, v.layer_index] for v in (warm, calm)
+    }
+
+
+@pytest.mark.parametrize("several", [{"_api_process_count": 2}, {"data_parallel_size": 2}])
+def test_vectors_are_not_read_again_where_others_would_not_learn_of_them(tmp_path, several):
+    save_sets(tmp_path, hidden=8)
+    frontend = SteeringFrontend(engine(steering_config(tmp_path), parallel_config=SimpleNamespace(**several)))
+    with pytest.raises(OptionError, match="Only one of several API servers or data-parallel engines would learn"):
+        frontend.read_again()
+
+
+def test_a_set_that_does_not_steer_is_said_to_be_one_at_the_start(tmp_path):
+    random_set("humor", (5,), 0, hidden=8, steers=False).save(tmp_path / "humor")
+    with pytest.warns(NotSteeringWarning, match="the vectors of 'humor' do not steer random"):
+        frontend = SteeringFrontend(engine(steering_config(tmp_path)))
+    assert frontend.catalogue.describe()[0]["steers"] is False
 
 
 def test_a_folder_that_cannot_be_used_changes_nothing(frontend, tmp_path):

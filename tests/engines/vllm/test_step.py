@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from engines.vllm.steered_sets import TINY, save_sets
+from engines.vllm.steered_sets import TINY, random_set, save_sets
 from rotalabs_steer.engines.vllm.catalogue import Catalogue
 from rotalabs_steer.engines.vllm.layers import local_decoder_layers, steer_layers
 from rotalabs_steer.engines.vllm.requests import SteeringRequest
 from rotalabs_steer.engines.vllm.steering import Steering
 from rotalabs_steer.engines.vllm.step import Span, StepWriter
-from rotalabs_steer.errors import ArchitectureError
+from rotalabs_steer.errors import ArchitectureError, VectorError
 from rotalabs_steer.positions import SCOPES, forward_call
 
 ROWS = 4
@@ -130,6 +130,16 @@ def test_as_many_steerings_at_once_as_rows(model, catalogue, writer):
         writer.write([Span(steering, 1, 0, 1) for steering in batch])
         expected = torch.stack([catalogue.deltas(steering)[15] for steering in batch])
         torch.testing.assert_close(added(model, 15, ROWS - 1), expected)
+
+
+def test_a_vector_that_a_worker_does_not_have_is_an_error_each_time_and_never_zeros(tmp_path, writer, catalogue):
+    known = ask(catalogue, {"cool": 1.0})
+    random_set("warm", (10, 15, 20), 9, hidden=8).save(tmp_path / "warm")
+    unknown = ask(Catalogue.load(tmp_path, TINY, 10.0), {"behaviors": {"warm": 1.0}, "layers": [15]})
+    for _ in range(2 * ROWS):
+        with pytest.raises(VectorError, match="this worker does not have"):
+            writer.write([Span(unknown, 4, 0, 4)])
+    writer.write([Span(known, 1, 0, 1), Span(ask(catalogue, {"calm": 1.0}), 1, 0, 1)])
 
 
 def test_layers_that_return_one_tensor(catalogue):

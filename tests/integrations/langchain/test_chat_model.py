@@ -9,7 +9,8 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessageChunk, HumanMessage
 from langchain_core.runnables import RunnableLambda
 
-from rotalabs_steer import ActivationInjector, MultiVectorInjector
+from rotalabs_steer import ActivationInjector, MultiVectorInjector, SteeringVectorSet
+from rotalabs_steer.acting import NotSteeringWarning
 from rotalabs_steer.errors import ChatTemplateError, LayerError, OptionError, VectorError
 from rotalabs_steer.integrations.langchain import SteeredChatModel
 from tiny import count_hooks, make_vector
@@ -313,6 +314,28 @@ def test_layers_of_a_config(small, tokenizer, sets, chat):
     assert at(2).invoke("Hi!").content == expected != at(1).invoke("Hi!").content
     with pytest.raises(LayerError, match=r"no vector at layer 3; it has \[1, 2\]"):
         at(3)
+
+
+def test_a_set_acts_at_its_acting_layers(small, tokenizer, sets, chat):
+    def using(vectors):
+        configs = {"formality": {"vectors": vectors, "strength": 1.5}}
+        return SteeredChatModel(
+            model=small, tokenizer=tokenizer, steering_configs=configs, temperature=0, max_new_tokens=6
+        )
+
+    spread, one = using(sets["formality"].with_acting_layers([1, 2])), using(sets["formality"])
+    with ActivationInjector(small, list(sets["formality"]), 1.5):
+        expected = by_hand(chat, sets, "Hi!", {})
+    assert spread.invoke("Hi!").content == expected != one.invoke("Hi!").content
+    batch = spread.batch(["Hi!", "Hi!"], [config({"formality": 0.0}), config({})])
+    assert batch[1].content == expected != batch[0].content
+    assert spread._identifying_params["vectors"] != one._identifying_params["vectors"]
+
+
+def test_a_set_that_does_not_steer_is_said_to_be_one(small, tokenizer, sets):
+    found = SteeringVectorSet("formality", list(sets["formality"]), {"steers": False})
+    with pytest.warns(NotSteeringWarning, match="the vectors of 'formality' do not steer tiny"):
+        SteeredChatModel(model=small, tokenizer=tokenizer, steering_configs={"formality": {"vectors": found}})
 
 
 @pytest.mark.real_model

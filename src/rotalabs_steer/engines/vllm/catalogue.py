@@ -100,10 +100,9 @@ class Catalogue:
         for layer in prepared:
             if not 0 <= layer < model.num_layers:
                 raise LayerError(f"Layer {layer} cannot be prepared: {model.name} has {model.num_layers} layers.")
-        for name, vectors in sets.items():
-            acting = vectors.get_best().layer_index
-            if acting not in prepared:
-                raise LayerError(f"{name!r} acts at layer {acting}, but only layers {list(prepared)} are prepared.")
+        for name, layer in _acting(sets):
+            if layer not in prepared:
+                raise LayerError(f"{name!r} acts at layer {layer}, but only layers {list(prepared)} are prepared.")
         digests = {(name, v.layer_index): _digest(v) for name, vectors in sets.items() for v in vectors}
         tensors = {digests[name, v.layer_index]: v.vector for name, vectors in sets.items() for v in vectors}
         return cls(model, sets, max_strength, prepared, digests, tensors)
@@ -119,7 +118,7 @@ class Catalogue:
         additions = []
         for name, strength in request.behaviors:
             vectors = self._set(name)
-            for layer in named.get(name) or (vectors.get_best().layer_index,):
+            for layer in named.get(name) or vectors.acting_layers:
                 self._check_layer(vectors, layer)
                 digest = self._digests[name, layer]
                 peak = float(self._vectors[digest].abs().max()) * abs(strength)
@@ -132,28 +131,48 @@ class Catalogue:
         return Steering(tuple(sorted(additions)), request.scope) if additions else None
 
     def deltas(self, steering: Steering) -> dict[int, Float[torch.Tensor, " hidden"]]:
-        """What is added at each layer, in fp32."""
+        """What is added at each layer, in fp32.
+
+        Raises:
+            VectorError: a vector of the request is not here, as the folder of vectors is not the one it was read from.
+        """
         sums: dict[int, torch.Tensor] = {}
         for addition in steering.additions:
+            if addition.digest not in self._vectors:
+                raise VectorError(
+                    f"A request asks for {addition.behavior!r} at layer {addition.layer} by a vector that this worker "
+                    "does not have. Its folder of vectors differs from the API server's: start the engine again."
+                )
             delta = self._vectors[addition.digest].float() * addition.strength
             sums[addition.layer] = sums[addition.layer] + delta if addition.layer in sums else delta
         return sums
 
-    def with_older(self, older: Catalogue) -> Catalogue:
-        """This catalogue, in which the vectors of an older one are still found by requests that run already.
+    def with_older(self, older: Catalogue, used: Iterable[str] | None = None) -> Catalogue:
+        """This catalogue, in which requests that were accepted before still find the vectors of an older one.
+
+        Args:
+            used: digests of the vectors that such requests may use, None for those of the older catalogue's sets. All
+                others of the older catalogue are dropped.
 
         Raises:
             LayerError: a set acts at a layer that was not prepared when the engine started.
         """
-        for name, vectors in self.sets.items():
-            acting = vectors.get_best().layer_index
-            if acting not in older.layers:
+        for name, layer in _acting(self.sets):
+            if layer not in older.layers:
                 raise LayerError(
-                    f"{name!r} acts at layer {acting}, but the engine was started with layers {list(older.layers)} "
+                    f"{name!r} acts at layer {layer}, but the engine was started with layers {list(older.layers)} "
                     "prepared. Start it again with this set in its folder, or with these layers."
                 )
-        both = {**older._vectors, **self._vectors}
-        return Catalogue(self.model, self.sets, self.max_strength, older.layers, self._digests, both)
+        wanted = older.digests if used is None else set(used)
+        kept = {digest: vector for digest, vector in older._vectors.items() if digest in wanted}
+        return Catalogue(
+            self.model, self.sets, self.max_strength, older.layers, self._digests, {**kept, **self._vectors}
+        )
+
+    @property
+    def digests(self) -> set[str]:
+        """Digests of the vectors of the sets."""
+        return set(self._digests.values())
 
     @property
     def key(self) -> str:
@@ -165,16 +184,16 @@ class Catalogue:
         """The behaviours as `GET /v1/steering` lists them."""
         rows = []
         for name, vectors in sorted(self.sets.items()):
-            acting = vectors.get_best()
             calibrated = vectors.metadata.get("calibration") is not None
             rows.append(
                 {
                     "name": name,
-                    "layer": acting.layer_index,
+                    "acting_layers": vectors.acting_layers,
                     "layers": [layer for layer in vectors.layers if layer in self.layers],
-                    "dim": acting.dim,
-                    "model": acting.model_name,
+                    "dim": self.model.hidden_size,
+                    "model": vectors.model_name,
                     "safe_range": [-1.0, 1.0] if calibrated else None,
+                    "steers": vectors.metadata.get("steers"),
                 }
             )
         return rows
@@ -190,6 +209,11 @@ class Catalogue:
             raise LayerError(f"{vectors.behavior!r} has no vector at layer {layer}; it has {vectors.layers}.")
         if layer not in self.layers:
             raise LayerError(f"Layer {layer} is not prepared for steering on this server; {list(self.layers)} are.")
+
+
+def _acting(sets: Mapping[str, SteeringVectorSet]) -> list[tuple[str, int]]:
+    """Each behaviour with each of its acting layers."""
+    return [(name, layer) for name, vectors in sets.items() for layer in vectors.acting_layers]
 
 
 def _check(vectors: SteeringVectorSet, model: ServedModel, *, check_model: bool) -> None:

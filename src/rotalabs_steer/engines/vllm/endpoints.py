@@ -45,7 +45,8 @@ class SteeringEndpoints:
             frontend, engine = SteeringFrontend.of_server(), request.app.state.engine_client
             try:
                 fresh = frontend.read_again()
-                frontend.take_over(fresh, await engine.collective_rpc("steering_reload", args=(fresh.key,)))
+                arguments = frontend.reload_arguments(fresh)
+                frontend.take_over(fresh, await engine.collective_rpc("steering_reload", args=arguments))
             except (SteeringError, OSError) as error:
                 return _error(400, f"The vectors stay as they were: {error}")
             return await list_behaviors(request)
@@ -55,11 +56,15 @@ class SteeringEndpoints:
         app.add_middleware(RefuseElsewhere)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Called once the engine runs."""
+        """Called once the engine runs. Its workers may have read the folder of vectors at another time, or from another
+        machine."""
         from vllm import envs
 
+        frontend = SteeringFrontend.of_server()
+        if frontend.catalogue is not None:
+            await engine_client.collective_rpc("steering_check", args=(frontend.catalogue.key,))
         state.steering_has_key = bool([key for key in (args.api_key or [envs.VLLM_API_KEY]) if key])
-        SteeringFrontend.of_server().keep_metrics()
+        frontend.keep_metrics()
 
 
 class RefuseElsewhere:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.acting import warn_not_steering
 from rotalabs_steer.engines.vllm.requests import SteeringRequest
-from rotalabs_steer.engines.vllm.settings import SteeringSettings, check_engine
+from rotalabs_steer.engines.vllm.settings import CONFIG_KEY, SteeringSettings, check_engine
 from rotalabs_steer.engines.vllm.steering import EXTRA_ARG, Steering
 from rotalabs_steer.errors import FileFormatError, OptionError, SteeringError
 
@@ -35,6 +36,8 @@ class SteeringFrontend:
             check_engine(vllm_config, capture=self._settings.capture)
             if self._settings.vectors is not None:
                 self.catalogue = self._settings.catalogue(vllm_config)
+                self._tell_workers(self.catalogue.key)
+                warn_not_steering(self.catalogue.sets.values())
         self._accepted: Any = None
         self._refused: Any = None
         SteeringFrontend._latest = self
@@ -94,11 +97,17 @@ class SteeringFrontend:
         """The folder of vectors as it is now, checked as at the start; `catalogue` stays what it is.
 
         Raises:
-            OptionError: this engine does not steer.
+            OptionError: this engine does not steer, or other API servers would not learn of the new vectors.
             LayerError and what `Catalogue.load` raises: the folder holds what cannot be used.
         """
         if self._settings is None or self.catalogue is None:
             raise OptionError("This engine was started without steering vectors, so there are none to read again.")
+        parallel = self._vllm_config.parallel_config
+        if getattr(parallel, "_api_process_count", 1) > 1 or getattr(parallel, "data_parallel_size", 1) > 1:
+            raise OptionError(
+                "Only one of several API servers or data-parallel engines would learn of the new vectors. Start the "
+                "server again instead."
+            )
         return self._settings.catalogue(self._vllm_config).with_older(self.catalogue)
 
     def take_over(self, fresh: Catalogue, answers: Iterable[bool]) -> None:
@@ -110,6 +119,16 @@ class SteeringFrontend:
         if not all(answers):
             raise FileFormatError("The folder of vectors changed while it was read again. Read it once more.")
         self.catalogue = fresh
+
+    def reload_arguments(self, fresh: Catalogue) -> tuple[str, list[str]]:
+        """What `steering_reload` tells the workers: what to find, and the vectors that requests use which were resolved
+        before `take_over`. `running_vectors` adds those of requests that run since before an earlier reload."""
+        return fresh.key, sorted(self.catalogue.digests if self.catalogue is not None else ())
+
+    def _tell_workers(self, key: str) -> None:
+        """Puts the key into the engine's configuration, which processes that are started later are given."""
+        config = self._vllm_config.additional_config
+        self._vllm_config.additional_config = {**config, CONFIG_KEY: {**config[CONFIG_KEY], "key": key}}
 
     def keep_metrics(self) -> None:
         """Counts requests for Prometheus from now on, in an API server."""

@@ -14,4 +14,4 @@ def reload_vectors(llm: Any) -> None:
     """
     frontend = llm.llm_engine.input_processor.steering_frontend
     fresh = frontend.read_again()
-    frontend.take_over(fresh, llm.collective_rpc("steering_reload", args=(fresh.key,)))
+    frontend.take_over(fresh, llm.collective_rpc("steering_reload", args=frontend.reload_arguments(fresh)))

@@ -12,6 +12,7 @@ from typing import Any
 from rotalabs_steer.engines.vllm.frontend import WIRE_KEY, SteeringFrontend
 from rotalabs_steer.engines.vllm.prefix_cache import with_steering_keys
 from rotalabs_steer.engines.vllm.settings import CONFIG_KEY, SteeringSettings
+from rotalabs_steer.engines.vllm.steering import running_vectors
 from rotalabs_steer.errors import MissingDependencyError, OptionError
 
 OLDEST_VLLM = (0, 32)
@@ -32,6 +33,7 @@ def register() -> None:
     _change_requests()
     _change_http_requests()
     _change_workers()
+    _change_reloads()
     _change_cache_keys()
     _registered = True
 
@@ -111,8 +113,25 @@ def _change_workers() -> None:
         return loaded
 
     WorkerWrapperBase.load_model = load_model
-    WorkerWrapperBase.steering_reload = lambda self, key: self.steering.reload(key)
+    WorkerWrapperBase.steering_check = lambda self, key: self.steering.check(key)
+    WorkerWrapperBase.steering_reload = lambda self, key, used: self.steering.reload(key, used)
     WorkerWrapperBase.steering_take = lambda self: self.steering.take()
+
+
+def _change_reloads() -> None:
+    """Tells the workers which vectors waiting and running requests use: only the engine knows all of these requests."""
+    from vllm.v1.engine.core import EngineCore
+
+    collective_rpc = EngineCore.collective_rpc
+
+    @functools.wraps(collective_rpc)
+    def rpc(self: Any, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None) -> Any:
+        if method == "steering_reload":
+            key, used = args
+            args = (key, [*used, *running_vectors(self.scheduler.requests.values())])
+        return collective_rpc(self, method, timeout, args, kwargs)
+
+    EngineCore.collective_rpc = rpc
 
 
 def _steer(runner: Any, vllm_config: Any, settings: SteeringSettings) -> Any:

@@ -26,13 +26,18 @@ _GRAPH_VERSION = 1
 
 @dataclass(frozen=True)
 class SteeringSettings:
-    """What `steering_config` takes."""
+    """What `steering_config` takes.
+
+    Attributes:
+        key: the `Catalogue.key` of what the API server read, which tells its workers; None where they start first.
+    """
 
     vectors: str | None = None
     max_strength: float = DEFAULT_MAX_STRENGTH
     layers: tuple[int, ...] | None = None
     check_model: bool = True
     capture: bool = False
+    key: str | None = None
 
     @classmethod
     def of(cls, vllm_config: Any) -> SteeringSettings | None:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 EXTRA_ARG = "rotalabs_steer"
 """The name under which a resolved steering travels in `SamplingParams.extra_args`."""
@@ -73,3 +73,9 @@ def steering_of(sampling_params: Any) -> Steering | None:
     """The steering of a request in the engine, None for an unsteered or a pooling request."""
     document = (getattr(sampling_params, "extra_args", None) or {}).get(EXTRA_ARG)
     return None if document is None else Steering.from_document(document)
+
+
+def running_vectors(requests: Iterable[Any]) -> list[str]:
+    """The digests of all vectors that requests in the engine use."""
+    steerings = [steering_of(request.sampling_params) for request in requests]
+    return sorted({addition.digest for found in steerings if found is not None for addition in found.additions})

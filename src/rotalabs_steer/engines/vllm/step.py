@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rotalabs_steer.engines.vllm.catalogue import Catalogue
     from rotalabs_steer.engines.vllm.layers import SteeringBuffers
@@ -90,12 +90,12 @@ class StepWriter:
             self._row_of.move_to_end(key)
         for key, steering in steered.items():
             if key not in self._row_of:
+                deltas = self._catalogue.deltas(steering)  # before a row is taken: what cannot be had must not be zeros
                 self._row_of[key] = row = self._free.pop() if self._free else self._row_of.popitem(last=False)[1]
-                self._write_row(row, steering)
+                self._write_row(row, deltas)
         return {key: self._row_of[key] for key in steered}
 
-    def _write_row(self, row: int, steering: Steering) -> None:
-        deltas = self._catalogue.deltas(steering)
+    def _write_row(self, row: int, deltas: Mapping[int, torch.Tensor]) -> None:
         for layer, table in self._buffers.tables.items():
             if layer in deltas:
                 table[row].copy_(deltas[layer])

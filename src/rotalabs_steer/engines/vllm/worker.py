@@ -9,11 +9,12 @@ from rotalabs_steer.engines.vllm.layers import local_decoder_layers, steer_layer
 from rotalabs_steer.engines.vllm.settings import SteeringSettings, served_model, table_rows
 from rotalabs_steer.engines.vllm.steering import steering_of
 from rotalabs_steer.engines.vllm.step import Span, StepWriter
-from rotalabs_steer.errors import OptionError, SteeringError
+from rotalabs_steer.errors import FileFormatError, OptionError, SteeringError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from rotalabs_steer.engines.vllm.catalogue import Catalogue
     from rotalabs_steer.engines.vllm.steering import Steering
 
 
@@ -26,6 +27,8 @@ class SteeringWorker:
     def __init__(self, runner: Any, vllm_config: Any, settings: SteeringSettings) -> None:
         self._settings, self._vllm_config = settings, vllm_config
         catalogue = settings.catalogue(vllm_config)
+        if settings.key is not None:
+            check_key(catalogue, settings.key, settings.vectors)
         model = served_model(vllm_config)
         layers = local_decoder_layers(runner.get_model(), model.num_layers)
         buffers = steer_layers(
@@ -41,15 +44,26 @@ class SteeringWorker:
         self._requests: dict[str, tuple[Steering, int]] = {}
         follow_runner(runner, self._see, self._prepare)
 
-    def reload(self, key: str) -> bool:
+    def check(self, key: str) -> None:
+        """Compares the vectors of this worker with those of an API server, told by its catalogue's key.
+
+        Raises:
+            FileFormatError: they differ.
+        """
+        check_key(self._writer.catalogue, key, self._settings.vectors)
+
+    def reload(self, key: str, used: Sequence[str]) -> bool:
         """Reads the folder of vectors again; requests under way keep the vectors they began with.
+
+        Args:
+            used: digests of the vectors that requests may ask for which were accepted before.
 
         Returns:
             Whether the folder holds what the API server found in it, told by the catalogue's key. If not, nothing has
             changed.
         """
         try:
-            fresh = self._settings.catalogue(self._vllm_config).with_older(self._writer.catalogue)
+            fresh = self._settings.catalogue(self._vllm_config).with_older(self._writer.catalogue, used)
         except (SteeringError, OSError):
             return False
         if fresh.key == key:
@@ -73,6 +87,19 @@ class SteeringWorker:
                 Span(*of.get(req_id, unsteered), int(start), int(count))
                 for req_id, count, start in zip(req_ids, tokens, computed, strict=True)
             ]
+        )
+
+
+def check_key(catalogue: Catalogue, key: str, folder: str | None) -> None:
+    """Compares what a worker read with what the API server read.
+
+    Raises:
+        FileFormatError: they differ.
+    """
+    if catalogue.key != key:
+        raise FileFormatError(
+            f"The vectors that a worker read from {folder} are not those that the API server read: the folder changed "
+            "while the engine started, or is another one on the worker's machine. Start the engine again."
         )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from langchain_core.runnables import RunnableConfig
 
-    from rotalabs_steer.integrations.vector_sources import Vectors
+    from rotalabs_steer.acting import Vectors
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 

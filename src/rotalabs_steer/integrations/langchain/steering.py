@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.acting import Vectors, at_layer, warn_not_steering
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.injection import MultiVectorInjector, check_vectors
-from rotalabs_steer.integrations.vector_sources import Vectors, at_layer, load_vectors
+from rotalabs_steer.integrations.vector_sources import load_vectors
 from rotalabs_steer.plans import check_strength
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.positions import Scope
-    from rotalabs_steer.vectors import SteeringVectorSet
+    from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 _CONFIG_KEYS = {"vector_path", "vectors", "strength", "layer"}
 
@@ -27,7 +28,7 @@ class Steering:
 
     Args:
         configs: by behaviour (any name), a dict with `vector_path` (a set or a single vector) or `vectors` (one in
-            hand); `strength`, by default 1.0; and `layer`, by default the set's own choice.
+            hand); `strength`, by default 1.0; and `layer`, the one that acts in place of the set's acting layers.
 
     Raises:
         OptionError: a dict with other keys, without vectors, or with a strength that is no finite number.
@@ -64,8 +65,9 @@ class Steering:
     ) -> None:
         """Adds a behaviour, or replaces its vectors. Vectors that do not fit the model are refused."""
         loaded = at_layer(load_vectors(vectors), layer)
-        check_vectors(self.model, [loaded.get_best()], check_model=self.check_model)
+        check_vectors(self.model, loaded.acting, check_model=self.check_model)
         number = _one_number(strength)
+        warn_not_steering([loaded])
         self._sets[behavior] = loaded
         self._strengths[behavior] = number
 
@@ -103,13 +105,15 @@ class Steering:
         return MultiVectorInjector(self.model, sets, strengths, self.injection_mode, check_model=self.check_model)
 
     def fingerprint(self) -> dict[str, str]:
-        """Layer and digest of each acting vector: what a cache must not mix up."""
-        acting = {behavior: vectors.get_best() for behavior, vectors in self._sets.items()}
+        """Layer and digest of each acting vector, by behaviour: what a cache must not mix up."""
         return {
-            behavior: f"layer {vector.layer_index} of "
-            + hashlib.sha256(vector.vector.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
-            for behavior, vector in acting.items()
+            behavior: ", ".join(f"layer {vector.layer_index} of {_digest(vector)}" for vector in vectors.acting)
+            for behavior, vectors in self._sets.items()
         }
+
+
+def _digest(vector: SteeringVector) -> str:
+    return hashlib.sha256(vector.vector.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
 
 
 def _read_config(behavior: str, config: Mapping[str, Any]) -> tuple[Any, int | None, float]:

@@ -14,7 +14,7 @@ os.environ.setdefault("VLLM_CACHE_ROOT", str(Path.home() / ".cache" / "rotalabs-
 import pytest
 from vllm import LLM, SamplingParams
 
-from engines.vllm.steered_sets import save_sets
+from engines.vllm.steered_sets import random_set, save_sets
 from rotalabs_steer.engines.vllm import steering_config
 from rotalabs_steer.sample_model import sample_model_path
 
@@ -59,7 +59,9 @@ def vectors(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sets(vectors):
-    return save_sets(vectors)
+    spread = random_set("spread", (6, 10, 18, 24), 4, norm=20.0, acting_layers=[6, 18, 24])
+    spread.save(vectors / "spread")
+    return save_sets(vectors) | {"spread": spread}
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ KINDS = (
     {"behaviors": {"warm": 0.8, "calm": -0.7}},
     {"behaviors": {"warm": 0.7}, "layers": [10, 20], "scope": "last"},
     {"warm": 0.6, "cool": 0.9},
+    {"behaviors": {"spread": -0.8, "cool": 0.5}, "scope": "generated"},
 )
 
 

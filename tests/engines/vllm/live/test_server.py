@@ -192,17 +192,20 @@ def test_behaviours_are_listed_to_those_with_the_key(server):
     assert get(server, "/v1/steering", key=None).status_code == 401
     listed = get(server, "/v1/steering").json()
     assert (listed["model"], listed["max_strength"]) == (str(sample_model_path()), 10.0)
-    assert {row["name"]: (row["layer"], row["dim"], row["safe_range"]) for row in listed["data"]} == {
-        "calm": (20, 576, [-1.0, 1.0]), "cool": (15, 576, None), "warm": (15, 576, None),
+    assert {row["name"]: (row["acting_layers"], row["dim"], row["safe_range"]) for row in listed["data"]} == {
+        "calm": ([20], 576, [-1.0, 1.0]), "cool": ([15], 576, None), "spread": ([6, 18, 24], 576, None),
+        "warm": ([15], 576, None),
     }  # fmt: skip
 
 
 def test_the_playground_shows_the_answers_of_transformers(server, smollm, tokenizer, vectors):
     at_server = VllmBackend.connect(server, KEY)
     here = TransformersBackend.open(lambda: (smollm, tokenizer), str(vectors))
-    assert [each.name for each in at_server.behaviors] == ["calm", "cool", "warm"]
-    assert [each.safe_range for each in at_server.behaviors] == [(-1.0, 1.0), None, None]
-    request = Request(PROMPTS[0], {"warm": 1.0, "cool": 0.4, "calm": 0.0}, "generated", max_new_tokens=24)
+    assert [each.name for each in at_server.behaviors] == ["calm", "cool", "spread", "warm"]
+    assert [each.safe_range for each in at_server.behaviors] == [(-1.0, 1.0), None, None, None]
+    request = Request(
+        PROMPTS[0], {"warm": 1.0, "cool": 0.4, "calm": 0.0, "spread": 0.3}, "generated", max_new_tokens=24
+    )
     seen = list(at_server.compare(request))
     assert seen[-1] == list(here.compare(request))[-1]
     assert any(first and second and second != seen[-1][1] for first, second in seen), "not side by side"

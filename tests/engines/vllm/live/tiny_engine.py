@@ -16,6 +16,7 @@ KINDS = (
     {"behaviors": {"left": 1.0}},
     {"behaviors": {"left": -1.5, "right": 1.0}, "scope": "generated"},
     {"behaviors": {"right": 2.0}, "scope": "prompt"},
+    {"behaviors": {"spread": 0.8, "left": -0.5}},
 )
 
 
@@ -29,6 +30,7 @@ class TinyModel:
         self.sets = {
             name: random_set(name, (1, 2), seed, hidden=64, norm=6.0) for seed, name in enumerate(("left", "right"))
         }
+        self.sets["spread"] = random_set("spread", (0, 1, 3), 5, hidden=64, norm=6.0, acting_layers=[0, 3])
         for name, vectors in self.sets.items():
             vectors.save(folder / "vectors" / name)
 
