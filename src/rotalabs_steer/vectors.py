@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,10 +20,11 @@ from rotalabs_steer.files.names import short_model_name
 from rotalabs_steer.files.native import load_vector, save_vector, strip_suffix
 from rotalabs_steer.files.pretrained import load_pretrained_folder, pretrained_files, save_pretrained_folder
 from rotalabs_steer.files.reading import is_finite
+from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from huggingface_hub import CommitInfo
     from jaxtyping import Float
@@ -45,7 +47,8 @@ class SteeringVector:
         metadata: JSON-like facts about the vector; `created_at` is always there.
 
     Raises:
-        VectorError: the tensor is not one-dimensional, floating-point and finite, or `layer_index` is negative.
+        VectorError: the tensor is not one-dimensional, floating-point and finite, `layer_index` is not an integer from
+            0 on, or a name is not a string.
     """
 
     behavior: str
@@ -57,9 +60,16 @@ class SteeringVector:
 
     def __post_init__(self) -> None:
         _check_tensor(self.vector)
-        if isinstance(self.layer_index, bool) or not isinstance(self.layer_index, int) or self.layer_index < 0:
+        layer = as_integer(self.layer_index)
+        if layer is None or layer < 0:
             raise VectorError(f"layer_index is {self.layer_index!r}; it must be a 0-based decoder layer.")
-        metadata = copy.deepcopy(self.metadata)
+        for name in ("behavior", "model_name", "extraction_method"):
+            if not isinstance(getattr(self, name), str):
+                raise VectorError(f"{name} is {getattr(self, name)!r:.80}; it must be a string.")
+        if not isinstance(self.metadata, Mapping):
+            raise VectorError(f"metadata is {self.metadata!r:.80}; it must be a dictionary of facts by name.")
+        object.__setattr__(self, "layer_index", layer)
+        metadata = copy.deepcopy(dict(self.metadata))
         metadata.setdefault("created_at", datetime.now().astimezone().isoformat(timespec="seconds"))
         object.__setattr__(self, "metadata", metadata)
 
@@ -86,8 +96,16 @@ class SteeringVector:
         return self._replace(self.vector / self.vector.norm(), normalized=True)
 
     def scale(self, factor: float) -> SteeringVector:
-        """The vector times `factor`. Its metadata records the product of all factors as `scale_factor`."""
-        return self._replace(self.vector * factor, scale_factor=self.metadata.get("scale_factor", 1.0) * factor)
+        """The vector times `factor`. Its metadata records the product of all factors as `scale_factor`.
+
+        Raises:
+            OptionError: the factor is not a finite number.
+            VectorError: the scaled vector is not finite.
+        """
+        number = as_real(factor)
+        if number is None:
+            raise OptionError(f"A vector is scaled by one finite number, not by {factor!r:.80}.")
+        return self._replace(self.vector * number, scale_factor=self.metadata.get("scale_factor", 1.0) * number)
 
     def to(self, device: torch.device | str) -> SteeringVector:
         """The vector on another device."""
@@ -183,8 +201,8 @@ class SteeringVectorSet:
     @property
     def chosen_layer(self) -> int | None:
         """The layer that tuning chose, if it did."""
-        layer = self.metadata.get("chosen_layer")
-        return layer if isinstance(layer, int) and layer in self._vectors else None
+        layer = as_integer(self.metadata.get("chosen_layer"))
+        return layer if layer in self._vectors else None
 
     @property
     def acting_layers(self) -> list[int]:
@@ -223,7 +241,8 @@ class SteeringVectorSet:
 
     def get(self, layer_index: int) -> SteeringVector | None:
         """The vector of a layer, or None."""
-        return self._vectors.get(layer_index)
+        layer = as_integer(layer_index)
+        return None if layer is None else self._vectors.get(layer)
 
     def get_best(self, metric: str | None = None) -> SteeringVector:
         """The vector to use where only one layer is to act.
@@ -351,15 +370,13 @@ class SteeringVectorSet:
         return iter([self._vectors[layer] for layer in self.layers])
 
     def __contains__(self, layer_index: object) -> bool:
-        return layer_index in self._vectors
+        return as_integer(layer_index) in self._vectors
 
     def __getitem__(self, layer_index: int) -> SteeringVector:
-        try:
-            return self._vectors[layer_index]
-        except KeyError:
-            raise KeyError(
-                f"No vector for layer {layer_index}; the set of {self.behavior!r} has layers {self.layers}."
-            ) from None
+        vector = self.get(layer_index)
+        if vector is None:
+            raise KeyError(f"No vector for layer {layer_index}; the set of {self.behavior!r} has layers {self.layers}.")
+        return vector
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SteeringVectorSet):
@@ -386,8 +403,8 @@ def _ranges(layers: Sequence[int]) -> str:
 def _model_depth(vector: SteeringVector) -> int | None:
     """How many layers the model has, where extraction recorded it. Whatever else a file may say there is ignored."""
     fingerprint = vector.metadata.get("fingerprint")
-    depth = fingerprint.get("num_layers") if isinstance(fingerprint, dict) else None
-    return depth if isinstance(depth, int) and 0 < depth < MAX_VECTORS else None
+    depth = as_integer(fingerprint.get("num_layers")) if isinstance(fingerprint, dict) else None
+    return depth if depth is not None and 0 < depth < MAX_VECTORS else None
 
 
 def _check_tensor(vector: torch.Tensor) -> None:
@@ -395,7 +412,14 @@ def _check_tensor(vector: torch.Tensor) -> None:
         raise VectorError(f"A steering vector is a torch tensor of shape [hidden], got {type(vector).__name__}.")
     if vector.dim() != 1 or vector.numel() == 0:
         raise VectorError(f"A steering vector has shape [hidden], got {list(vector.shape)}.")
-    if not vector.dtype.is_floating_point:
-        raise VectorError(f"A steering vector holds floating-point numbers, got {vector.dtype}. Use vector.float().")
+    if not vector.dtype.is_floating_point or vector.dtype.itemsize == 1:
+        raise VectorError(
+            f"A steering vector holds floating-point numbers of 16 bits or more, got {vector.dtype}. Use vector.float()."
+        )
+    if vector.layout is not torch.strided or vector.device.type == "meta":
+        raise VectorError(
+            f"A steering vector is a dense tensor with data, got {vector.layout} on {vector.device}. Use "
+            "vector.to_dense(), or load the data first."
+        )
     if not is_finite(vector):
         raise VectorError("The steering vector holds NaN or infinite numbers; such a vector destroys generation.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from rotalabs_steer.errors import DatasetError
 from rotalabs_steer.files.atomic import write_atomically
+from rotalabs_steer.ordinary_numbers import json_value
 
 if TYPE_CHECKING:
     import os
@@ -95,7 +96,11 @@ class _Dataset(ABC, Generic[_Row]):
         self._rows.append(row)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one JSON file, atomically."""
+        """Writes one JSON file, atomically.
+
+        Raises:
+            DatasetError: the metadata of a row holds something that JSON does not have.
+        """
         document = {
             "behavior": self.behavior,
             "description": self.description,
@@ -103,7 +108,7 @@ class _Dataset(ABC, Generic[_Row]):
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomically(path, f"{json_text(document, indent=2)}\n".encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -272,6 +277,21 @@ def as_dataset(pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str,
     if len(dataset) == 0:
         raise DatasetError(f"The dataset of {dataset.behavior!r} is empty: a steering vector needs at least one pair.")
     return dataset
+
+
+def json_text(document: Any, indent: int | None = None) -> str:
+    """A document as JSON, in which numbers of numpy and torch are numbers.
+
+    Raises:
+        DatasetError: it holds something that JSON does not have.
+    """
+    try:
+        return json.dumps(document, indent=indent, ensure_ascii=False, default=json_value)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(
+            f"The metadata of a row cannot be written as JSON: {error}. Keep it to strings, numbers, lists and dicts. "
+            "Nothing was written."
+        ) from error
 
 
 def _without_defaults(row: Any) -> dict[str, Any]:

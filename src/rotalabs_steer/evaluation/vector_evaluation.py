@@ -13,6 +13,7 @@ from rotalabs_steer.evaluation.coherence import CoherenceCost, CoherenceProbe
 from rotalabs_steer.evaluation.detection import Detection, detection_auroc
 from rotalabs_steer.evaluation.propensity import PairScorer
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
+from rotalabs_steer.evaluation.strengths import list_of_strengths
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import PairedComparison, compare_paired
 
@@ -91,11 +92,10 @@ def evaluate_vector(
         DatasetError, ChatTemplateError: a pair cannot be rendered.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
     """
-    if not strengths or 0.0 in strengths:
-        raise OptionError(f"Strengths {list(strengths)} cannot be compared with 0: give at least one, and not 0.")
+    levels = list_of_strengths(strengths)
+    if not levels or 0.0 in levels:
+        raise OptionError(f"Strengths {levels} cannot be compared with 0: give at least one, and not 0.")
     injector = ActivationInjector(model, vector)
-    for strength in strengths:
-        injector.strength = strength  # a strength that cannot be is refused before anything is measured
     dataset = as_dataset(contrast_pairs)
     pairs = [render_pair(tokenizer, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
     (detection,) = detection_auroc(model, tokenizer, dataset, vector, seed=seed)
@@ -123,7 +123,7 @@ def evaluate_vector(
             refusal,
         )
 
-    measured = tuple(measure(strength) for strength in strengths)
+    measured = tuple(map(measure, levels))
     return VectorEvaluation(
         dataset.behavior, vector.layer_index, len(pairs), detection, coherence.unsteered, measured, seed
     )
