@@ -13,6 +13,7 @@ from rotalabs_steer import (
     SteeringVectorSet,
     extract_activations,
 )
+from rotalabs_steer.decoder import model_fingerprint
 from rotalabs_steer.errors import (
     LayerError,
     ModelMismatchError,
@@ -318,3 +319,23 @@ def test_a_steered_model_can_be_freed():
     del model
     gc.collect()
     assert gone() is None
+
+
+def with_fingerprint(model, **changes):
+    fingerprint = {**model_fingerprint(model), **changes}
+    return SteeringVector("b", 1, torch.ones(16), "org/mine", metadata={"fingerprint": fingerprint})
+
+
+def test_a_vocabulary_that_has_grown_does_not_matter(llama):
+    vector = with_fingerprint(llama)
+    llama.resize_token_embeddings(130, mean_resizing=False)
+    with torch.no_grad(), ActivationInjector(llama, [vector]):
+        assert llama(IDS).logits.shape[-1] == 130
+
+
+def test_the_error_about_another_model_says_what_differs(llama):
+    vector = with_fingerprint(llama, num_layers=5, model_type="gpt2")
+    with pytest.raises(
+        ModelMismatchError, match="model_type is 'gpt2' there and 'llama' here, num_layers is 5 there and 4 here"
+    ):
+        ActivationInjector(llama, [vector])

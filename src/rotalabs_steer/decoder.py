@@ -16,6 +16,9 @@ from torch import nn
 from rotalabs_steer.errors import ArchitectureError, LayerError, OptionError
 from rotalabs_steer.ordinary_numbers import as_integer, plain_value
 
+SHAPE_FACTS = ("model_type", "num_layers", "hidden_size")
+"""What must agree of two models' fingerprints, so that a vector of one fits the other."""
+
 COMPONENTS = ("residual", "mlp", "attn")
 
 # Names under which transformers files keep the list of decoder layers, and the modules that lead to it.
@@ -172,7 +175,7 @@ def model_name(model: nn.Module) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> dict[str, str | int]:
-    """What tells one architecture from another: stored with a vector, compared when it is used."""
+    """What tells one architecture from another: stored with a vector; its `SHAPE_FACTS` are compared on use."""
     config = text_config(transformers_model(model))
     return {
         "model_type": str(getattr(config, "model_type", "")),

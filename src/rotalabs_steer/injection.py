@@ -7,28 +7,31 @@ with ActivationInjector(model, [vector], strength=1.0):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Self
 
+from rotalabs_steer.acting import acting_vectors, sets_by_behavior
 from rotalabs_steer.attachment import Attachment, SteeredModel
-from rotalabs_steer.decoder import check_layer_indices, hidden_size, model_fingerprint, model_name
+from rotalabs_steer.conditions import Condition
+from rotalabs_steer.decoder import SHAPE_FACTS, check_layer_indices, hidden_size, model_fingerprint, model_name
 from rotalabs_steer.errors import LayerError, ModelMismatchError, OptionError, VectorError
 from rotalabs_steer.interventions import Intervention, make_intervention
 from rotalabs_steer.models import find_model_config
 from rotalabs_steer.plans import Plan, PlanItem, Strength, check_strength
 from rotalabs_steer.positions import Scope, check_scope
-from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     import torch
     from torch import nn
 
-    from rotalabs_steer.conditions import Condition
+    from rotalabs_steer.acting import Vectors
     from rotalabs_steer.schedules import Schedule
+    from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 
 class _Injector(ABC):
@@ -45,6 +48,8 @@ class _Injector(ABC):
         check_model: bool,
     ) -> None:
         check_vectors(model, vectors.values(), check_model=check_model)
+        if schedule is not None and not callable(schedule):
+            raise OptionError(f"schedule is {schedule!r:.80}; it must be a schedule such as StopAfter(20).")
         if condition is not None:
             _check_condition(model, condition, vectors.values())
         self.model = model
@@ -153,7 +158,7 @@ class ActivationInjector(_Injector):
     def __init__(
         self,
         model: nn.Module,
-        vectors: SteeringVector | Iterable[SteeringVector],
+        vectors: Vectors | Iterable[Vectors],
         strength: float | Sequence[float] = 1.0,
         injection_mode: Scope = "all",
         *,
@@ -162,9 +167,7 @@ class ActivationInjector(_Injector):
         condition: Condition | None = None,
         check_model: bool = True,
     ) -> None:
-        self.vectors = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
-        if not self.vectors:
-            raise VectorError("No vector given: an injector without vectors would silently not steer.")
+        self.vectors = acting_vectors(vectors)
         self._strength = check_strength(strength)
         numbered = {str(number): vector for number, vector in enumerate(self.vectors)}
         super().__init__(model, numbered, injection_mode, intervention, schedule, condition, check_model)
@@ -202,7 +205,7 @@ class MultiVectorInjector(_Injector):
     def __init__(
         self,
         model: nn.Module,
-        vector_sets: Mapping[str, SteeringVectorSet],
+        vector_sets: Mapping[str, Vectors],
         strengths: Mapping[str, float | Sequence[float]] | None = None,
         injection_mode: Scope = "all",
         default_layer: int | None = None,
@@ -212,15 +215,9 @@ class MultiVectorInjector(_Injector):
         condition: Condition | None = None,
         check_model: bool = True,
     ) -> None:
-        if not vector_sets:
-            raise VectorError("No vector sets given: an injector without vectors would silently not steer.")
-        self.vector_sets = dict(vector_sets)
+        self.vector_sets = sets_by_behavior(vector_sets)
         self.vectors = {name: acting_vector(name, chosen, default_layer) for name, chosen in self.vector_sets.items()}
-        self._strengths: dict[str, Strength] = dict.fromkeys(self.vector_sets, 1.0)
-        for behavior, strength in (strengths or {}).items():
-            if behavior not in self._strengths:
-                raise OptionError(f"Strength for {behavior!r}, but there are vectors for {self.behaviors} only.")
-            self._strengths[behavior] = check_strength(strength)
+        self._strengths = strengths_by_behavior(self.behaviors, strengths)
         self.default_layer = default_layer
         super().__init__(model, self.vectors, injection_mode, intervention, schedule, condition, check_model)
 
@@ -250,6 +247,26 @@ class MultiVectorInjector(_Injector):
         return self._strengths[name]
 
 
+def strengths_by_behavior(
+    behaviors: Iterable[str], strengths: Mapping[str, float | Sequence[float]] | None
+) -> dict[str, Strength]:
+    """The strength of each behaviour: the one given for it, else 1.0.
+
+    Raises:
+        OptionError: a strength is not made of finite numbers, or is of a behaviour that is not there.
+    """
+    known: dict[str, Strength] = dict.fromkeys(behaviors, 1.0)
+    if not isinstance(strengths, Mapping | None):
+        raise OptionError(
+            f"Strengths are given by behaviour, as in {dict.fromkeys(known, 0.5)}, got {strengths!r:.80}."
+        )
+    for behavior, strength in (strengths or {}).items():
+        if behavior not in known:
+            raise OptionError(f"Strength for {behavior!r}, but there are vectors for {list(known)} only.")
+        known[behavior] = check_strength(strength)
+    return known
+
+
 def check_vectors(model: nn.Module, vectors: Iterable[SteeringVector], *, check_model: bool = True) -> None:
     """Refuses vectors that do not fit the model, before anything is attached."""
     width = hidden_size(model)
@@ -265,6 +282,10 @@ def check_vectors(model: nn.Module, vectors: Iterable[SteeringVector], *, check_
 
 
 def _check_condition(model: nn.Module, condition: Condition, vectors: Iterable[SteeringVector]) -> None:
+    if not isinstance(condition, Condition):
+        raise OptionError(
+            f"condition is a {type(condition).__name__}, not a Condition. Of what fit_condition found, give .condition."
+        )
     check_layer_indices(model, [condition.layer_index])
     if condition.vector.shape[0] != hidden_size(model):
         raise VectorError(f"The condition's vector has {condition.vector.shape[0]} numbers, not {hidden_size(model)}.")
@@ -279,6 +300,8 @@ def _check_condition(model: nn.Module, condition: Condition, vectors: Iterable[S
 def check_same_model(mine: Mapping[str, str | int], name: str, vector: SteeringVector) -> None:
     """Compares architectures where extraction recorded one, else names, where both say which model they mean.
 
+    The vocabulary is not compared: it may grow without a change of the residual stream.
+
     Args:
         mine: the model's `decoder.model_fingerprint`.
         name: what the model is called.
@@ -286,9 +309,15 @@ def check_same_model(mine: Mapping[str, str | int], name: str, vector: SteeringV
     Raises:
         ModelMismatchError: the vector was made from another model.
     """
-    theirs = vector.metadata.get("fingerprint")
+    theirs = vector.fingerprint
+    differences: list[str] = []
     if theirs is not None:
-        same = theirs == mine
+        differences = [
+            f"{fact} is {theirs.get(fact)!r:.80} there and {mine[fact]!r} here"
+            for fact in SHAPE_FACTS
+            if theirs.get(fact) != mine[fact]
+        ]
+        same = not differences
     else:
         known = find_model_config(vector.model_name)
         fits = known is None or (known.num_layers, known.hidden_size) == (mine["num_layers"], mine["hidden_size"])
@@ -296,8 +325,9 @@ def check_same_model(mine: Mapping[str, str | int], name: str, vector: SteeringV
         same = fits and (not named or _short(vector.model_name) == _short(name))
     if not same:
         raise ModelMismatchError(
-            f"The vector of {vector.behavior!r} was made from {vector.model_name!r}, this model is "
-            f"{name!r}. Extract it from this model, or pass check_model=False if it is meant for it."
+            f"The vector of {vector.behavior!r} was made from {vector.model_name!r}, this model is {name!r}"
+            + (f": {', '.join(differences)}. " if differences else ". ")
+            + "Extract it from this model, or pass check_model=False if it is meant for it."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -82,6 +82,12 @@ class SteeringVector:
     def dim(self) -> int:
         """Length of the vector: the model's hidden size."""
         return self.vector.shape[0]
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any] | None:
+        """The architecture of its model (`model_type`, `num_layers`, `hidden_size`), where extraction recorded it."""
+        recorded = self.metadata.get("fingerprint")
+        return recorded if isinstance(recorded, Mapping) else None
 
     def normalize(self) -> SteeringVector:
         """The vector at norm 1. Its metadata records `normalized: True`.
@@ -177,14 +183,20 @@ class SteeringVectorSet:
     def __init__(
         self,
         behavior: str,
-        vectors: Sequence[SteeringVector] | None = None,
+        vectors: Iterable[SteeringVector] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(behavior, str):
+            raise VectorError(f"behavior is {behavior!r:.80}; it must be a string.")
+        if not isinstance(metadata, Mapping | None):
+            raise VectorError(f"metadata is {metadata!r:.80}; it must be a dictionary of facts by name.")
+        if isinstance(vectors, (SteeringVector, Mapping, str)) or not isinstance(vectors, Iterable | None):
+            raise VectorError(f"A set is made of a list of vectors, got a {type(vectors).__name__}.")
         self.behavior = behavior
         self.metadata: dict[str, Any] = copy.deepcopy(dict(metadata or {}))
         self._vectors: dict[int, SteeringVector] = {}
         for vector in vectors or ():
-            if vector.layer_index in self._vectors:
+            if isinstance(vector, SteeringVector) and vector.layer_index in self._vectors:
                 raise VectorError(f"Two vectors for layer {vector.layer_index}: a set holds one vector a layer.")
             self.add(vector)
 
@@ -232,6 +244,8 @@ class SteeringVectorSet:
 
     def add(self, vector: SteeringVector) -> None:
         """Puts a vector in its layer's place, replacing one that is there."""
+        if not isinstance(vector, SteeringVector):
+            raise VectorError(f"A set is made of SteeringVectors, got a {type(vector).__name__}.")
         if vector.behavior != self.behavior:
             raise VectorError(f"A vector of {vector.behavior!r} does not belong in a set of {self.behavior!r}.")
         for other in self._vectors.values():
@@ -402,8 +416,7 @@ def _ranges(layers: Sequence[int]) -> str:
 
 def _model_depth(vector: SteeringVector) -> int | None:
     """How many layers the model has, where extraction recorded it. Whatever else a file may say there is ignored."""
-    fingerprint = vector.metadata.get("fingerprint")
-    depth = as_integer(fingerprint.get("num_layers")) if isinstance(fingerprint, dict) else None
+    depth = as_integer((vector.fingerprint or {}).get("num_layers"))
     return depth if depth is not None and 0 < depth < MAX_VECTORS else None
 
 
@@ -413,9 +426,7 @@ def _check_tensor(vector: torch.Tensor) -> None:
     if vector.dim() != 1 or vector.numel() == 0:
         raise VectorError(f"A steering vector has shape [hidden], got {list(vector.shape)}.")
     if not vector.dtype.is_floating_point or vector.dtype.itemsize == 1:
-        raise VectorError(
-            f"A steering vector holds floating-point numbers of 16 bits or more, got {vector.dtype}. Use vector.float()."
-        )
+        raise VectorError(f"A steering vector holds floats of 16 bits or more, got {vector.dtype}. Use vector.float().")
     if vector.layout is not torch.strided or vector.device.type == "meta":
         raise VectorError(
             f"A steering vector is a dense tensor with data, got {vector.layout} on {vector.device}. Use "

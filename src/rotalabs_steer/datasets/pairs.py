@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -15,8 +17,7 @@ from rotalabs_steer.files.atomic import write_atomically
 from rotalabs_steer.ordinary_numbers import json_value
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator
 
 _Row = TypeVar("_Row")
 _ROWS_SHOWN = 5
@@ -271,6 +272,21 @@ def as_dataset(pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str,
     """
     if isinstance(pairs, ContrastPairDataset):
         dataset = pairs
+        for number, row in enumerate(dataset):
+            if not isinstance(row, ContrastPair):
+                raise DatasetError(f"pair {number} of the dataset is a {type(row).__name__}, not a ContrastPair.")
+    elif isinstance(pairs, (str, os.PathLike)):
+        raise DatasetError(
+            f"Expected contrast pairs, got {os.fspath(pairs)!r:.80}. Load them first: load_pairs(path) reads a file, "
+            "load_behavior(name) gives built-in pairs."
+        )
+    elif hasattr(pairs, "iterrows"):  # iterating over a pandas DataFrame gives its column names
+        raise DatasetError("Expected contrast pairs, got a table. Pass its rows: load_pairs(table.to_dict('records')).")
+    elif isinstance(pairs, Mapping) or not isinstance(pairs, Iterable):
+        raise DatasetError(
+            f"Expected a list of contrast pairs, got a {type(pairs).__name__}. A pair is a ContrastPair or a mapping "
+            "with 'positive' and 'negative'."
+        )
     else:
         rows = [row if isinstance(row, ContrastPair) else parse_pair(row, f"pair {n}") for n, row in enumerate(pairs)]
         dataset = ContrastPairDataset("custom", rows)

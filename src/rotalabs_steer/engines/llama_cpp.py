@@ -28,7 +28,7 @@ from rotalabs_steer.errors import (
     missing_dependency,
 )
 from rotalabs_steer.files.gguf import check_layers
-from rotalabs_steer.injection import acting_vector
+from rotalabs_steer.injection import acting_vector, strengths_by_behavior
 from rotalabs_steer.interventions import make_intervention
 from rotalabs_steer.plans import PlanItem, Strength, check_strength, constant_additions
 
@@ -179,7 +179,7 @@ class _Injector(ABC):
                 f"The vector of {vector.behavior!r} has {vector.dim} numbers; the GGUF model has hidden size "
                 f"{self._width}. It was made from {vector.model_name!r}: extract it from this model."
             )
-        layers = vector.metadata.get("fingerprint", {}).get("num_layers", self._layers)
+        layers = (vector.fingerprint or {}).get("num_layers", self._layers)
         if check_model and layers != self._layers:
             raise ModelMismatchError(
                 f"The vector of {vector.behavior!r} was made from {vector.model_name!r} with {layers} layers; the GGUF "
@@ -301,11 +301,7 @@ class LlamaMultiInjector(_Injector):
         if not vector_sets:
             raise VectorError("No vector sets given: an injector without vectors would silently not steer.")
         self.vectors = {name: acting_vector(name, chosen, default_layer) for name, chosen in vector_sets.items()}
-        self._strengths: dict[str, Strength] = dict.fromkeys(vector_sets, 1.0)
-        for behavior, strength in (strengths or {}).items():
-            if behavior not in self._strengths:
-                raise OptionError(f"Strength for {behavior!r}, but there are vectors for {list(vector_sets)} only.")
-            self._strengths[behavior] = check_strength(strength)
+        self._strengths = strengths_by_behavior(vector_sets, strengths)
         super().__init__(llama, self.vectors, injection_mode, intervention, check_model)
 
     @property

@@ -122,6 +122,8 @@ def evaluate_steering_strength(
         OptionError: there are no prompts or strengths, or the function returned None.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
     """
+    if not callable(is_target_behavior_fn):
+        raise OptionError(f"is_target_behavior_fn is {is_target_behavior_fn!r:.80}; it must be a function of a text.")
     sampling = sampling or Sampling()
     unsteered, measured = answers_at_strengths(
         model,

@@ -27,6 +27,7 @@ from rotalabs_steer.extraction.pair_pass import PairPass
 from rotalabs_steer.extraction.pair_texts import PairTexts
 from rotalabs_steer.extraction.readout import token_weights
 from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, MOMENTS, NEUTRAL, SAMPLES
+from rotalabs_steer.ordinary_numbers import as_integer
 from rotalabs_steer.text_batches import plan_batches
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
@@ -186,6 +187,8 @@ def read_statistics(
         ActivationError: an activation is not finite; layer and pair are named.
     """
     dataset = as_dataset(contrast_pairs)
+    if batch_size is not None and (as_integer(batch_size) or 0) < 1:
+        raise OptionError(f"batch_size is {batch_size!r}; it must be an integer from 1 on, or None.")
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
     places = [(layer, component) for component in components for layer in layers]
     for layer, component in places:
