@@ -56,8 +56,16 @@ def resolve_source(name: str) -> str:
 
 
 def load_model(name: str) -> tuple[nn.Module, Any]:
-    """Model and tokenizer, in the dtype the model was saved in."""
+    """Model and tokenizer, in the dtype the model was saved in.
+
+    Raises:
+        ModelNameError: as in `resolve_model`; or transformers does not know this kind of model.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = resolve_model(name)
-    return AutoModelForCausalLM.from_pretrained(place, dtype="auto"), AutoTokenizer.from_pretrained(place)
+    try:
+        return AutoModelForCausalLM.from_pretrained(place, dtype="auto"), AutoTokenizer.from_pretrained(place)
+    except (ValueError, KeyError) as error:  # a model type that transformers does not know, or another kind of model
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelNameError(f"{name} cannot be loaded as a language model: {reason[:400]}") from error

@@ -122,6 +122,8 @@ class _Dataset(ABC, Generic[_Row]):
             document = json.loads(Path(path).read_text("utf-8"))
             rows = document[cls._rows_name]
             behavior = document["behavior"]
+            if not isinstance(behavior, str):
+                raise TypeError(f"behavior is a {type(behavior).__name__}")
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(
                 f"{path} is not a dataset: it needs behavior and {cls._rows_name}. ({error!r})"

@@ -129,9 +129,16 @@ def _json_file(path: Path) -> RowFile:
     about = document if isinstance(document, dict) else {}
     return RowFile(
         (_checked(values, number, f"{path}, row {number}") for number, values in enumerate(rows, 1)),
-        str(about.get("behavior", "")),
-        str(about.get("description", "")),
+        _text(about, "behavior", path),
+        _text(about, "description", path),
     )
+
+
+def _text(about: dict[str, Any], name: str, path: Path) -> str:
+    value = about.get(name, "")
+    if not isinstance(value, str):
+        raise DatasetError(f"{path}: {name!r} is {_kind(value)}, expected a text.")
+    return value
 
 
 def _begins_with_object(content: bytes) -> bool:

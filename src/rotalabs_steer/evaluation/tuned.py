@@ -59,6 +59,12 @@ class TunedSteering:
         """Whether, on the test split, both the log-odds and what the model writes move the right way beyond doubt."""
         return self.curve.effect.low > 0 and self.answers.change.low > 0
 
+    @property
+    def compared_fractions(self) -> tuple[float, ...]:
+        """The strengths at which every steered layer was measured, so that their effects can stand side by side."""
+        measured = [set(finalist.curve.fractions) for finalist in self.finalists]
+        return tuple(sorted(set.intersection(*measured)))
+
     def __str__(self) -> str:
         found = f"layer {self.layer_index}: log-odds {self.curve.effect} nats per token, answers {self.answers.change}"
         if self.steers:

@@ -69,6 +69,18 @@ class VectorEvaluation:
         return asdict(self)
 
 
+def check_strengths(strengths: float | Sequence[float]) -> list[float]:
+    """The strengths as floats, each of which can be compared with 0.
+
+    Raises:
+        OptionError: there are none, or one is 0 or not a finite number.
+    """
+    levels = list_of_strengths(strengths)
+    if not levels or 0.0 in levels:
+        raise OptionError(f"Strengths {levels} cannot be compared with 0: give at least one, and not 0.")
+    return levels
+
+
 def evaluate_vector(
     model: nn.Module,
     tokenizer: Any,
@@ -92,9 +104,7 @@ def evaluate_vector(
         DatasetError, ChatTemplateError: a pair cannot be rendered.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
     """
-    levels = list_of_strengths(strengths)
-    if not levels or 0.0 in levels:
-        raise OptionError(f"Strengths {levels} cannot be compared with 0: give at least one, and not 0.")
+    levels = check_strengths(strengths)
     injector = ActivationInjector(model, vector)
     dataset = as_dataset(contrast_pairs)
     pairs = [render_pair(tokenizer, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]

@@ -217,6 +217,12 @@ def read_statistics(
     return ActivationStatistics(dataset.behavior, found, model_name(model), model_fingerprint(model), dataset.sha256)
 
 
+def check_number_of_pairs(dataset: ContrastPairDataset) -> None:
+    """Refuses a dataset of one pair."""
+    if len(dataset) == 1:
+        raise DatasetError("One pair shows how two texts differ, not what a behaviour is: give at least two pairs.")
+
+
 def render_pairs(
     tokenizer: Any, dataset: ContrastPairDataset, longest: int | None, *, truncate: bool
 ) -> list[RenderedPair]:
@@ -226,8 +232,7 @@ def render_pairs(
         DatasetError: there is only one pair, or one cannot be rendered; see `render_pair`.
         ChatTemplateError: the tokenizer cannot render prompts.
     """
-    if len(dataset) == 1:
-        raise DatasetError("One pair shows how two texts differ, not what a behaviour is: give at least two pairs.")
+    check_number_of_pairs(dataset)
     return [
         render_pair(tokenizer, pair, place=f"pair {number}", max_length=longest, truncate=truncate)
         for number, pair in enumerate(dataset)
