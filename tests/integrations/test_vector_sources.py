@@ -121,7 +121,7 @@ def test_a_model_steered_from_then_on(llama, vector_folder):
 
 @pytest.mark.parametrize("source", [None, 7, [1], {"a": 1}, "", " "])
 def test_what_does_not_name_vectors_is_an_option_error(source):
-    with pytest.raises(OptionError, match="Vectors are named by a path|No vectors are named"):
+    with pytest.raises(OptionError, match=r"Vectors are named by a path|No vectors are named"):
         load_vectors(source)
 
 
@@ -139,5 +139,5 @@ def test_revisions_have_slashes_and_must_be_said_once(hub, vector_folder):
         find_vectors(vector_folder, revision="v1")
     with pytest.raises(FileNotFoundError, match="has no folder nothing"):
         find_vectors(vector_folder, subfolder="nothing")
-    with pytest.raises(OptionError, match="cannot be the id of a repository. Give OWNER/NAME"):
+    with pytest.raises(OptionError, match=r"cannot be the id of a repository. Give OWNER/NAME"):
         formality.push_to_hub("me/../x")

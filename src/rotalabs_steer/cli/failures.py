@@ -19,21 +19,26 @@ def explain(error: Exception) -> str | None:
     """
     if isinstance(error, SteeringError):
         return str(error)
-    if isinstance(error, MemoryError) or _is_of(error, "torch", "OutOfMemoryError"):
+    if _is_out_of_memory(error):
         return (
             "The memory of the device does not suffice. Use a smaller model or batch, or close other programs that use "
             f"the device. ({_first_line(error)})"
         )
-    if _is_of(error, "httpx", "HTTPError") and not isinstance(error, OSError):
+    if _is_of_the_network(error):
         return f"The network failed: {_first_line(error)}"
     if isinstance(error, ImportError) and not (error.name or "").startswith("rotalabs_steer"):
         return f"A package is missing that this model needs: {_first_line(error)}"
     return str(error) or type(error).__name__ if isinstance(error, OSError) else None
 
 
-def _is_of(error: Exception, package: str, kind: str) -> bool:
-    """Whether an error is of a kind that a package has, without importing it: one that raised it is loaded."""
-    return package in sys.modules and isinstance(error, getattr(sys.modules[package], kind))
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # an error of torch's comes from a torch that is loaded
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+
+
+def _is_of_the_network(error: Exception) -> bool:
+    """By name, since the HTTP client of huggingface_hub is another one from release to release."""
+    return any(kind.__name__ == "HTTPError" for kind in type(error).__mro__) and not isinstance(error, OSError)
 
 
 def _first_line(error: Exception) -> str:
