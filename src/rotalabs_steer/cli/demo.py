@@ -96,14 +96,14 @@ def print_finalists(console: Console, tuned: TunedSteering) -> None:
     table = Table(title=f"change of log-odds (nats per token) at equal coherence cost, KL = {tuned.budget}")
     table.add_column("layer", justify="right")
     table.add_column("strength of the budget", justify="right")
-    fractions = tuned.compared_fractions
-    for fraction in fractions:
+    for fraction in tuned.compared_fractions:
         table.add_column(f"{fraction:+g}" if fraction else "0", justify="right")
     table.add_column("effect, 95 % interval")
     table.add_column("answers (decides)")
+    by_layer = tuned.compared_changes()
     for finalist in tuned.finalists:
         chosen = finalist.layer_index == tuned.layer_index
-        changes = [f"{change.mean:+.2f}" for change in finalist.curve.changes(fractions)]
+        changes = [f"{change.mean:+.2f}" for change in by_layer[finalist.layer_index]]
         written = str(finalist.answers.change) + (" ←" if chosen else "")
         row = [str(finalist.layer_index), f"{finalist.unit:.2f}", *changes, str(finalist.curve.effect), written]
         table.add_row(*row, style="bold" if chosen else "")

@@ -72,10 +72,9 @@ class LayerCurve:
         centred = strengths - strengths.mean()
         return bootstrap_mean((centred @ self.propensities / centred.square().sum()).tolist())
 
-    def changes(self, fractions: Sequence[float] | None = None) -> list[Estimate]:
-        """Mean change of propensity against the unsteered model, at each fraction given, by default at all measured."""
-        wanted = self.fractions if fractions is None else fractions
-        return [bootstrap_mean((self.at(fraction) - self.at(0.0)).tolist()) for fraction in wanted]
+    def changes(self) -> list[Estimate]:
+        """Mean change of propensity against the unsteered model, for each fraction."""
+        return [bootstrap_mean((row - self.at(0.0)).tolist()) for row in self.propensities]
 
     def to_record(self) -> dict[str, Any]:
         """The curve as JSON has it; every number keeps all its digits."""
