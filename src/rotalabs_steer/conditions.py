@@ -15,6 +15,7 @@ from rotalabs_steer.datasets.rendering import render_prompt
 from rotalabs_steer.decoder import check_layer_indices
 from rotalabs_steer.errors import DatasetError, OptionError, VectorError
 from rotalabs_steer.hooks import extract_activations
+from rotalabs_steer.listed import list_of
 from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def fit_condition(
     Raises:
         DatasetError: a side has no prompts.
     """
+    positive_prompts = list_of("positive_prompts", positive_prompts)
+    negative_prompts = list_of("negative_prompts", negative_prompts)
     if not positive_prompts or not negative_prompts:
         raise DatasetError("A condition is fitted on prompts it should act on and prompts it should not: give both.")
     layers = check_layer_indices(model, layers)

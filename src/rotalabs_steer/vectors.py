@@ -389,7 +389,9 @@ class SteeringVectorSet:
     def __getitem__(self, layer_index: int) -> SteeringVector:
         vector = self.get(layer_index)
         if vector is None:
-            raise KeyError(f"No vector for layer {layer_index}; the set of {self.behavior!r} has layers {self.layers}.")
+            raise KeyError(
+                f"No vector for layer {layer_index!r}; the set of {self.behavior!r} has layers {self.layers}."
+            )
         return vector
 
     def __eq__(self, other: object) -> bool:

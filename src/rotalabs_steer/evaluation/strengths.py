@@ -12,6 +12,7 @@ from rotalabs_steer.evaluation.metrics import BehaviorMetrics
 from rotalabs_steer.evaluation.text_measures import measure_texts
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import compare_paired, wilson_interval
+from rotalabs_steer.listed import list_of
 from rotalabs_steer.plans import check_strength
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def answers_at_strengths(
         OptionError: there are no prompts or no strengths.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
     """
-    levels = list_of_strengths(strengths)
+    levels, prompts = list_of_strengths(strengths), list_of("prompts", prompts)
     if len(prompts) == 0 or not levels:
         raise OptionError(
             f"Nothing to measure: {len(prompts)} prompts, {len(levels)} strengths. Give at least one of each."

@@ -27,6 +27,7 @@ from rotalabs_steer.extraction.pair_pass import PairPass
 from rotalabs_steer.extraction.pair_texts import PairTexts
 from rotalabs_steer.extraction.readout import token_weights
 from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, MOMENTS, NEUTRAL, SAMPLES
+from rotalabs_steer.listed import list_of
 from rotalabs_steer.ordinary_numbers import as_integer
 from rotalabs_steer.text_batches import plan_batches
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
@@ -198,6 +199,10 @@ def read_statistics(
             f"{type(transformers_model(model)).__name__} has an encoder: pairs are read by decoder-only models. "
             "Capture activations with ActivationHook and make SteeringVectors of their differences."
         )
+    if neutral_texts is not None and not (neutral_texts := list_of("neutral_texts", neutral_texts)):
+        raise OptionError("neutral_texts is empty; give some, or None for those of the package.")
+    methods, components = list_of("methods", methods), list_of("components", components)
+    token_positions = list_of("token_positions", token_positions)
     needs = frozenset().union(*(get_method(method).needs for method in methods))
     if needs & {GRADIENT, FISHER} and set(components) != {"residual"}:
         raise OptionError("Methods by gradient are for the residual stream: leave components as it is.")
@@ -251,7 +256,8 @@ def _extras(
 ) -> dict[int, dict[str, Any]]:
     """What methods need that is no sum over the pairs' activations, by layer and name of the field."""
     fields: dict[str, torch.Tensor] = {}
-    texts = [tuple(tokenizer(text)["input_ids"]) for text in neutral_texts or neutral_passages()]
+    neutral = neutral_passages() if neutral_texts is None else neutral_texts
+    texts = [tuple(tokenizer(text)["input_ids"]) for text in neutral]
     if NEUTRAL in needs:
         fields["neutral_mean"] = _neutral_means(model, texts, layers)
     if GRADIENT in needs:
