@@ -14,7 +14,7 @@ from rotalabs_steer import SteeringVector, SteeringVectorSet, __version__
 from rotalabs_steer.cli.app import app
 from rotalabs_steer.cli.pairs import parse_columns, read_pairs_of
 from rotalabs_steer.cli.steering_options import parse_steer
-from rotalabs_steer.cli.tuning import read_datasets
+from rotalabs_steer.cli.tuning import _datasets
 from rotalabs_steer.errors import DatasetError, OptionError
 from rotalabs_steer.files.names import folded
 
@@ -115,7 +115,7 @@ def test_columns_are_given_once():
 @pytest.mark.parametrize("behavior", UNSAFE)
 def test_a_behaviour_that_is_no_folder_name_is_not_made_one(tmp_path, behavior):
     with pytest.raises(OptionError, match=r"gets a folder of its own, but .* is not a safe file name"):
-        read_datasets([str(pair_file(tmp_path, behavior))], {})
+        _datasets([str(pair_file(tmp_path, behavior))], {})
 
 
 @pytest.mark.parametrize("pair", [("Calm", "calm"), ("caf\u00e9", "cafe\u0301"), ("STRASSE", "stra\u00dfe")])
@@ -123,12 +123,12 @@ def test_behaviours_that_one_folder_would_hold_are_refused(tmp_path, pair):
     files = [str(pair_file(tmp_path, behavior, name=f"{n}.json")) for n, behavior in enumerate(pair)]
     assert folded(pair[0]) == folded(pair[1])
     with pytest.raises(OptionError, match=f"Two of the behaviours are called {pair[0]}, {pair[1]}; each needs"):
-        read_datasets(files, {})
+        _datasets(files, {})
 
 
 @pytest.mark.parametrize("behavior", ["very calm", "höflich", "冷静", "v1.5"])
 def test_ordinary_names_of_behaviours_are_folders(tmp_path, behavior):
-    (dataset,) = read_datasets([str(pair_file(tmp_path, behavior))], {})
+    (dataset,) = _datasets([str(pair_file(tmp_path, behavior))], {})
     assert dataset.behavior == behavior
 
 

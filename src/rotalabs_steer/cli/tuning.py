@@ -45,7 +45,7 @@ def tune(
     from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions
 
     options = TuningOptions(budget=budget, finalists=finalists, prompts=prompts, max_new_tokens=max_new_tokens)
-    datasets = read_datasets(behavior, parse_columns(column))
+    datasets = _datasets(behavior, parse_columns(column))
     if output.exists() and not output.is_dir():
         raise OptionError(f"{output} is a file; each behaviour gets a folder of its own in --output. Name a folder.")
     from rotalabs_steer.cli.loading import load_model
@@ -71,7 +71,7 @@ def tune(
         console.print(f"Saved in {output}. Look at one with: rotalabs-steer report {output / found[0].behavior}")
 
 
-def read_datasets(names: Sequence[str] | None, columns: Mapping[str, str]) -> list[ContrastPairDataset]:
+def _datasets(names: Sequence[str] | None, columns: Mapping[str, str] | None = None) -> list[ContrastPairDataset]:
     """The pairs of each behaviour, if they can be tuned and each can have a folder of its own."""
     from rotalabs_steer.datasets import behavior_names
     from rotalabs_steer.datasets.splits import split_pairs
