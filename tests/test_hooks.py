@@ -131,3 +131,9 @@ def test_bad_arguments(llama):
     with pytest.raises(ActivationError, match=r"Nothing was captured at layers \[0\]: run the model inside"):
         ActivationHook(llama, [0]).get_activations()
     assert count_hooks(llama) == before
+
+
+@pytest.mark.parametrize("inputs", [torch.tensor([[1, 2]]), "hello"])
+def test_inputs_that_the_tokenizer_did_not_return_are_refused(llama, inputs):
+    with pytest.raises(OptionError, match=r"inputs is a (Tensor|str); pass what the tokenizer returned"):
+        extract_activations(llama, inputs, [1])

@@ -143,10 +143,6 @@ def test_an_index_into_hidden_states_becomes_the_block_before(llama, tmp_path):
     ours = extract_activations(llama, inputs, [1], token_position="last")
     assert vectors.layers == [1]
     assert torch.allclose(vectors[1].vector, ours[1].reshape(-1))
-    with pytest.raises(
-        OptionError, match="Layer 0 of the source with layer_offset -1 is before the first decoder layer"
-    ):
-        import_vectors({0: TENSORS[3]}, layer_offset=-1)
 
 
 def test_our_own_sets_can_be_renamed_and_moved(tmp_path):
@@ -232,14 +228,44 @@ def test_compressed_archives_are_refused(tmp_path):
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"source": torch.ones(3, 8)}, "has 3 rows and does not say which layers they belong to: pass layers=, 3 numbers"),
     ({"source": torch.ones(3, 8), "layers": [1]}, "pass layers=, 3 numbers, not 1"),
-    ({"source": {"3": torch.ones(8)}}, "'3' is no layer number"),
-    ({"source": {True: torch.ones(8)}}, "True is no layer number"),
+    ({"source": {"3": torch.ones(8)}}, "'3' is not a layer number"),
+    ({"source": {True: torch.ones(8)}}, "True is not a layer number"),
     ({"source": torch.ones(2, 2, 8), "layers": [1, 2]}, r"shape \[hidden\] or \[layers, hidden\]"),
     ({"source": {3: torch.ones(2, 8)}}, r"shape \[hidden\], got \[2, 8\]"),
     ({"source": {3: torch.ones(8), 4: torch.ones(1)}}, "A vector of 1 numbers does not go with one of 8"),
     ({"source": {}}, "There are no vectors in it"),
-    ({"source": object()}, "A object is no vector"),
+    ({"source": object()}, "A object is not a vector"),
 ])  # fmt: skip
 def test_sources_that_do_not_say_enough(arguments, message):
     with pytest.raises((OptionError, VectorError), match=message):
         import_vectors(**arguments)
+
+
+@pytest.mark.parametrize("stored", [list, torch.Tensor, dict])
+def test_the_row_of_the_embedding_is_left_out(tmp_path, stored):
+    hidden_states = torch.arange(1.0, 6.0).repeat_interleave(8).reshape(5, 8)
+    source = {list: list(hidden_states), torch.Tensor: hidden_states, dict: dict(enumerate(hidden_states))}[stored]
+    torch.save(source, tmp_path / "evil.pt")
+    layers = range(5) if stored is torch.Tensor else None
+    found = import_vectors(tmp_path / "evil.pt", layers=layers, layer_offset=-1)
+    assert found.layers == [0, 1, 2, 3]
+    assert [float(vector.vector[0]) for vector in found] == [2.0, 3.0, 4.0, 5.0]
+
+
+def test_the_embedding_is_left_out_of_a_set_that_is_moved():
+    own = SteeringVectorSet("calm", [SteeringVector("calm", n, torch.ones(8), "m") for n in (0, 1)])
+    assert import_vectors(own, layer_offset=-1).layers == [0]
+    with pytest.raises(OptionError, match="Layer 0 of the source with layer_offset -2 is before the first"):
+        import_vectors(own, layer_offset=-2)
+    with pytest.raises(VectorError, match="There are no vectors in it"):
+        import_vectors({0: torch.ones(8)}, layer_offset=-1)
+    with pytest.raises(OptionError, match=r"layer_offset is '-1'; it must be an integer"):
+        import_vectors(own, layer_offset="-1")
+
+
+def test_rows_of_output_hidden_states_of_a_known_model_are_noticed(tmp_path):
+    rows = torch.ones(31, 8)
+    with pytest.raises(OptionError, match=r"layer 30, but HuggingFaceTB/SmolLM2-135M.* has 30 layers.*layer_offset=-1"):
+        import_vectors(rows, layers=range(31), model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
+    found = import_vectors(rows, layers=range(31), model_name="HuggingFaceTB/SmolLM2-135M-Instruct", layer_offset=-1)
+    assert found.layers == list(range(30))

@@ -14,6 +14,7 @@ from rotalabs_steer import (
     extract_activations,
 )
 from rotalabs_steer.conditions import Condition
+from rotalabs_steer.decoder import model_fingerprint
 from rotalabs_steer.errors import (
     LayerError,
     ModelMismatchError,
@@ -289,11 +290,10 @@ def test_an_acting_layer_that_the_model_lacks_is_refused(llama):
 @pytest.mark.parametrize(("make", "error", "message"), [
     (lambda m: ActivationInjector(m, []), VectorError, "No vector given"),
     (lambda m: ActivationInjector(m, SteeringVectorSet("calm")), VectorError, "set of 'calm' is empty"),
-    (lambda m: ActivationInjector(m, {"calm": spread_set(m)}), VectorError, "'calm' is neither a SteeringVector nor"),
+    (lambda m: ActivationInjector(m, {"calm": spread_set(m)}), VectorError, "by behaviour are for MultiVectorInjector"),
     (lambda m: ActivationInjector(m, None), VectorError, "None is neither a SteeringVector nor"),
     (lambda m: ActivationInjector(m, "calm"), VectorError, "'calm' is neither a SteeringVector nor"),
-    (lambda m: ActivationInjector(m, make_vector(m).vector), VectorError, r"tensor.* is neither a SteeringVector nor"),
-    (lambda m: MultiVectorInjector(m, {"test": make_vector(m)}), VectorError, "is not a SteeringVectorSet. Make one"),
+    (lambda m: ActivationInjector(m, make_vector(m).vector), VectorError, "A Tensor is neither a SteeringVector nor"),
     (lambda m: ActivationInjector(m, [make_vector(m)], injection_mode="lats"), OptionError, "Unknown scope 'lats'"),
     (lambda m: ActivationInjector(m, [make_vector(m)], strength=float("nan")), OptionError, "not a finite number"),
     (lambda m: ActivationInjector(m, [make_vector(m)], strength="1"), OptionError, "not a finite number"),
@@ -403,3 +403,23 @@ def test_a_steered_model_can_be_freed():
     del model
     gc.collect()
     assert gone() is None
+
+
+def with_fingerprint(model, **changes):
+    fingerprint = {**model_fingerprint(model), **changes}
+    return SteeringVector("b", 1, torch.ones(16), "org/mine", metadata={"fingerprint": fingerprint})
+
+
+def test_a_vocabulary_that_has_grown_does_not_matter(llama):
+    vector = with_fingerprint(llama)
+    llama.resize_token_embeddings(130, mean_resizing=False)
+    with torch.no_grad(), ActivationInjector(llama, [vector]):
+        assert llama(IDS).logits.shape[-1] == 130
+
+
+def test_the_error_about_another_model_says_what_differs(llama):
+    vector = with_fingerprint(llama, num_layers=5, model_type="gpt2")
+    with pytest.raises(
+        ModelMismatchError, match="model_type is 'gpt2' there and 'llama' here, num_layers is 5 there and 4 here"
+    ):
+        ActivationInjector(llama, [vector])

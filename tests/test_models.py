@@ -47,3 +47,9 @@ def test_templates_are_the_models_own_paths():
     config = infer_model_config(tiny_gpt2())
     assert config.layer_template == "transformer.h.{i}"
     assert (config.mlp_template, config.attn_template) == ("transformer.h.{i}.mlp", "transformer.h.{i}.attn")
+
+
+@pytest.mark.parametrize("name", [None, 5])
+def test_a_name_that_is_not_a_string_is_a_name_error(name):
+    with pytest.raises(ModelNameError, match=f"The model name is {name}. Give a Hugging Face id"):
+        get_model_config(name)

@@ -52,7 +52,10 @@ def test_equality_and_hash():
 @pytest.mark.parametrize(("values", "message"), [
     (torch.ones(1, 2), r"shape \[hidden\], got \[1, 2\]"),
     (torch.ones(0), r"got \[0\]"),
-    (torch.ones(2, dtype=torch.int64), r"floating-point numbers, got torch.int64"),
+    (torch.ones(2, dtype=torch.int64), r"floats of 16 bits or more, got torch.int64"),
+    (torch.ones(2).to(torch.float8_e4m3fn), r"got torch.float8_e4m3fn. Use vector.float\(\)"),
+    (torch.ones(2).to_sparse(), "dense tensor with data, got torch.sparse_coo"),
+    (torch.ones(2, device="meta"), "dense tensor with data, got torch.strided on meta"),
     (torch.tensor([1.0, float("nan")]), "NaN or infinite"),
     ([1.0, 2.0], "is a torch tensor of shape"),
 ])  # fmt: skip
@@ -178,3 +181,35 @@ def test_what_a_set_says_of_itself():
     assert repr(found.with_acting_layers([3, 4])) == spread
     assert repr(found[3]) == "SteeringVector('calm', layer 3, dim 4, norm 2, 'model')"
     assert "secret" not in repr(vectors([1], "/home/secret/model")) + repr(vectors([1], "C:\\secret\\model"))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"behavior": None}, "behavior is None; it must be a string"),
+    ({"model_name": 7}, "model_name is 7; it must be a string"),
+    ({"extraction_method": None}, "extraction_method is None; it must be a string"),
+    ({"metadata": "tuned"}, "metadata is 'tuned'; it must be a dictionary"),
+])  # fmt: skip
+def test_facts_of_another_kind_are_refused(arguments, message):
+    facts = {"behavior": "calm", "layer_index": 0, "vector": torch.ones(2), "model_name": "m"}
+    with pytest.raises(VectorError, match=message):
+        SteeringVector(**{**facts, **arguments})
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"behavior": None}, "behavior is None; it must be a string"),
+    ({"metadata": "tuned"}, "metadata is 'tuned'; it must be a dictionary"),
+    ({"vectors": vector()}, "made of a list of vectors, got a SteeringVector"),
+    ({"vectors": {3: vector()}}, "made of a list of vectors, got a dict"),
+    ({"vectors": "calm"}, "made of a list of vectors, got a str"),
+    ({"vectors": [SteeringVectorSet("calm")]}, "made of SteeringVectors, got a SteeringVectorSet"),
+    ({"vectors": [torch.ones(2)]}, "made of SteeringVectors, got a Tensor"),
+])  # fmt: skip
+def test_a_set_is_made_of_vectors(arguments, message):
+    with pytest.raises(VectorError, match=message):
+        SteeringVectorSet(**{"behavior": "calm", **arguments})
+
+
+def test_a_fingerprint_that_is_no_table_is_none():
+    assert vector(fingerprint="llama").fingerprint is None
+    assert vector(fingerprint={"num_layers": 3}).fingerprint == {"num_layers": 3}
+    assert SteeringVectorSet("calm", [vector(fingerprint=[1])]).get_best() == vector(fingerprint=[1])

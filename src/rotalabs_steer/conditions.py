@@ -16,6 +16,8 @@ from rotalabs_steer.datasets.rendering import render_prompt
 from rotalabs_steer.decoder import check_layer_indices
 from rotalabs_steer.errors import DatasetError, OptionError, VectorError
 from rotalabs_steer.hooks import extract_activations
+from rotalabs_steer.listed import list_of
+from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +51,16 @@ class Condition:
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise OptionError(f"Unknown measure {self.measure!r}. Use one of: {', '.join(MEASURES)}.")
+        layer, threshold = as_integer(self.layer_index), as_real(self.threshold)
+        if layer is None or layer < 0 or threshold is None:
+            raise OptionError(
+                f"A condition needs a 0-based decoder layer and a finite threshold, got {self.layer_index!r} and "
+                f"{self.threshold!r}."
+            )
+        object.__setattr__(self, "layer_index", layer)
+        object.__setattr__(self, "threshold", threshold)
+        if not isinstance(self.vector, torch.Tensor):
+            raise VectorError(f"A condition's vector is a torch tensor, got {type(self.vector).__name__}.")
         if self.vector.dim() != 1 or not bool(self.vector.any()):
             raise VectorError(
                 f"A condition's vector has shape [hidden] and is not zero, got {list(self.vector.shape)}."
@@ -114,9 +126,11 @@ def fit_condition(
     Raises:
         DatasetError: a side has no prompts.
     """
+    positive_prompts = list_of("positive_prompts", positive_prompts)
+    negative_prompts = list_of("negative_prompts", negative_prompts)
     if not positive_prompts or not negative_prompts:
         raise DatasetError("A condition is fitted on prompts it should act on and prompts it should not: give both.")
-    check_layer_indices(model, layers)
+    layers = check_layer_indices(model, layers)
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     with unsteered(model):
         for prompt in (*positive_prompts, *negative_prompts):

@@ -10,16 +10,18 @@ import contextlib
 import inspect
 import itertools
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from rotalabs_steer.architectures import architecture_table
 from rotalabs_steer.errors import ArchitectureError, LayerError, OptionError
+from rotalabs_steer.ordinary_numbers import as_integer, plain_value
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+SHAPE_FACTS = ("model_type", "num_layers", "hidden_size")
+"""What must agree of two models' fingerprints, so that a vector of one fits the other."""
 
 COMPONENTS = ("residual", "mlp", "attn")
 
@@ -155,7 +157,7 @@ def model_name(model: nn.Module) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> dict[str, str | int]:
-    """What tells one architecture from another: stored with a vector, compared when it is used."""
+    """What tells one architecture from another: stored with a vector; its `SHAPE_FACTS` are compared on use."""
     config = text_config(transformers_model(model))
     return {
         "model_type": str(getattr(config, "model_type", "")),
@@ -165,22 +167,29 @@ def model_fingerprint(model: nn.Module) -> dict[str, str | int]:
     }
 
 
-def check_layer_indices(model: nn.Module, layer_indices: Iterable[int]) -> list[int]:
+def check_layer_indices(model: nn.Module, layer_indices: Iterable[int] | int) -> list[int]:
     """The layer indices as a list, each checked against the model.
+
+    Args:
+        layer_indices: any number of them, or one; integers and arrays of numpy and torch count as well.
 
     Raises:
         LayerError: an index is not an integer in `[0, number of layers)`, is named twice, or none is given.
     """
     count = len(decoder_layers(model))
-    indices = list(layer_indices)
-    if not indices:
+    value = plain_value(layer_indices)
+    given = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if not given:
         raise LayerError("No layer index given: name at least one decoder layer.")
-    for index in indices:
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+    indices: list[int] = []
+    for index in given:
+        layer = as_integer(index)
+        if layer is None or not 0 <= layer < count:
             raise LayerError(
                 f"Layer {index!r} does not exist: {model_name(model)} has {count} decoder layers, "
-                f"0 to {count - 1} (indices are 0-based and never negative)."
+                f"0 to {count - 1} (indices are 0-based integers and never negative)."
             )
+        indices.append(layer)
     if len(set(indices)) != len(indices):
         raise LayerError(f"Layer indices {indices} name a layer twice; name each once.")
     return indices

@@ -8,6 +8,7 @@ activations = hook.get_activations()  # {layer: [batch, seq, hidden]}
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -19,7 +20,7 @@ from rotalabs_steer.layer_outputs import ResidualLayout, is_probing
 from rotalabs_steer.layer_parts import LayerPart, find_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from jaxtyping import Float
@@ -182,6 +183,10 @@ def extract_activations(
     Returns:
         By layer, `[batch, seq, hidden]`; seq is 1 for "last" (the default) and "first".
     """
+    if not isinstance(inputs, Mapping):
+        raise OptionError(
+            f"inputs is a {type(inputs).__name__}; pass what the tokenizer returned, or {{'input_ids': ids}}."
+        )
     device = input_device(model)
     moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
     with ActivationHook(model, layer_indices, component, token_position) as hook, torch.no_grad():

@@ -14,6 +14,8 @@ their layers are alternatives.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +26,15 @@ from rotalabs_steer.files.foreign import read_foreign
 from rotalabs_steer.files.formats import find_format
 from rotalabs_steer.files.gguf import ControlVector
 from rotalabs_steer.files.reading import is_part
+from rotalabs_steer.models import find_model_config
+from rotalabs_steer.ordinary_numbers import as_integer, plain_value
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_EMBEDDING = -1
+"""The number, in our counting, of what goes into the first decoder layer."""
 _RESIDUAL = {"decoder_block", "hidden_states", None}
 """How steering-vectors and EasySteer name the output of a decoder layer; None where an older file does not say."""
 
@@ -50,14 +56,20 @@ def import_vectors(
         model_name: the model the vectors were made from; by default what the source says.
         layers: the numbers of the rows of a tensor, which does not say them itself.
         layer_offset: added to the source's numbers, where it counts otherwise: −1 for an index into
-            `output_hidden_states`, or for files of llama.cpp's own generator.
+            `output_hidden_states`, or for files of llama.cpp's own generator. What then has number −1 is the output of
+            the embedding, before the first decoder layer, and is left out.
 
     Raises:
         FileNotFoundError: there is no such file.
         FileFormatError: the file is damaged, unsafe, or of no known kind.
         VectorError: vectors that cannot steer, or that belong elsewhere than to a decoder layer's output.
-        OptionError: `layers` is missing or does not fit, or a layer number would be negative.
+        OptionError: `layers` is missing or does not fit, a layer number would be below −1, or the model is known and
+            has no such layer.
     """
+    offset = as_integer(layer_offset)
+    if offset is None:
+        raise OptionError(f"layer_offset is {layer_offset!r:.80}; it must be an integer, such as -1.")
+    layer_offset = offset
     name, about = behavior, {"imported_from": type(source).__module__.partition(".")[0]}
     as_vector = _copied_vector
     if isinstance(source, str | Path) or hasattr(source, "__fspath__"):
@@ -73,16 +85,16 @@ def import_vectors(
         own = source if isinstance(source, SteeringVectorSet) else SteeringVectorSet(source.behavior, [source])
         return _renamed(own, behavior, model_name, layer_offset)
     rows, method, model, together = _rows(source, layers)
-    if not rows:
-        raise VectorError("There are no vectors in it.")
+    moved = [(_layer(number, layer_offset), row) for number, row in rows.items()]
     vectors = [
-        SteeringVector(
-            name or "imported", _layer(number, layer_offset), as_vector(row), model_name or model, method, about
-        )
-        for number, row in rows.items()
+        SteeringVector(name or "imported", layer, as_vector(row), model_name or model, method, about)
+        for layer, row in moved
+        if layer != _EMBEDDING
     ]
+    if not vectors:
+        raise VectorError("There are no vectors in it.")
     acting = [vector.layer_index for vector in vectors] if together else None
-    return SteeringVectorSet(name or "imported", vectors, acting_layers=acting)
+    return _known_layers(SteeringVectorSet(name or "imported", vectors, acting_layers=acting))
 
 
 def _read_own(path: Path) -> SteeringVectorSet | None:
@@ -124,22 +136,45 @@ def _numbered(source: Any, layers: Sequence[int] | None) -> dict[Any, Any]:
     table = table.unsqueeze(0) if table.dim() == 1 else table
     if table.dim() != 2:
         raise VectorError(f"Vectors have shape [hidden] or [layers, hidden], got {list(table.shape)}.")
-    if layers is None or len(layers) != len(table):
+    given = plain_value(layers)
+    numbers = [] if given is None else [_number(n) for n in (given if isinstance(given, Iterable) else [given])]
+    if len(numbers) != len(table):
         raise OptionError(
             f"The tensor has {len(table)} rows and does not say which layers they belong to: pass layers=, "
-            f"{len(table)} numbers{'' if layers is None else f', not {len(layers)}'}."
+            f"{len(table)} numbers{'' if layers is None else f', not {len(numbers)}'}."
         )
-    return dict(zip(layers, table, strict=True))
+    if len(set(numbers)) < len(numbers):
+        raise OptionError(f"layers names a layer twice: {numbers}.")
+    return dict(zip(numbers, table, strict=True))
 
 
-def _layer(number: Any, offset: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise OptionError(f"{number!r:.80} is no layer number.")
-    if number + offset < 0:
+def _number(given: Any) -> int:
+    number = as_integer(given)
+    if number is None:
+        raise OptionError(f"{given!r:.80} is not a layer number.")
+    return number
+
+
+def _layer(given: Any, offset: int) -> int:
+    number = _number(given)
+    if number + offset < _EMBEDDING:
         raise OptionError(
             f"Layer {number} of the source with layer_offset {offset} is before the first decoder layer, 0."
         )
     return number + offset
+
+
+def _known_layers(vectors: SteeringVectorSet) -> SteeringVectorSet:
+    """The set, if it has vectors and its model, where it is a known one, has their layers."""
+    if not vectors.layers:
+        raise VectorError("There are no vectors in it.")
+    known = find_model_config(vectors.model_name or "")
+    if known is not None and vectors.layers[-1] >= known.num_layers:
+        raise OptionError(
+            f"There is a vector for layer {vectors.layers[-1]}, but {known.name} has {known.num_layers} layers, 0 to "
+            f"{known.num_layers - 1}. If the vectors are rows of output_hidden_states, pass layer_offset=-1."
+        )
+    return vectors
 
 
 def _copied_vector(row: Any) -> torch.Tensor:
@@ -160,8 +195,8 @@ def _as_tensor(value: Any) -> torch.Tensor:
         return torch.as_tensor(value).detach().to("cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise VectorError(
-            f"A {type(value).__name__} is no vector: {str(error)[:200]}. Known are paths, steering-vectors and repeng "
-            "objects, {layer: vector}, tensors and arrays."
+            f"A {type(value).__name__} is not a vector: {str(error)[:200]}. Known are paths, steering-vectors and "
+            "repeng objects, {layer: vector}, tensors and arrays."
         ) from error
 
 
@@ -174,16 +209,11 @@ def _renamed(
     if layer_offset and vectors.chosen_layer is not None:
         metadata["chosen_layer"] = _layer(vectors.chosen_layer, layer_offset)
     if metadata.get("acting_layers") is not None:
-        metadata["acting_layers"] = [_layer(layer, layer_offset) for layer in vectors.acting_layers]
+        offset = [_layer(layer, layer_offset) for layer in vectors.acting_layers]
+        metadata["acting_layers"] = [layer for layer in offset if layer != _EMBEDDING]
     moved = [
-        SteeringVector(
-            name,
-            _layer(vector.layer_index, layer_offset),
-            vector.vector,
-            model_name or vector.model_name,
-            vector.extraction_method,
-            vector.metadata,
-        )
+        dataclasses.replace(vector, behavior=name, layer_index=layer, model_name=model_name or vector.model_name)
         for vector in vectors
+        if (layer := _layer(vector.layer_index, layer_offset)) != _EMBEDDING
     ]
-    return SteeringVectorSet(name, moved, metadata)
+    return _known_layers(SteeringVectorSet(name, moved, metadata))

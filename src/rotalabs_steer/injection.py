@@ -9,15 +9,17 @@ from __future__ import annotations
 import sys
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ContextDecorator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from rotalabs_steer.acting import acting_vectors, at_layer
+from rotalabs_steer.acting import acting_vectors, at_layer, sets_by_behavior
 from rotalabs_steer.attachment import Attachment, SteeredModel
-from rotalabs_steer.decoder import check_layer_indices, hidden_size, model_fingerprint, model_name
+from rotalabs_steer.conditions import Condition
+from rotalabs_steer.decoder import SHAPE_FACTS, check_layer_indices, hidden_size, model_fingerprint, model_name
 from rotalabs_steer.errors import (
     LayerError,
     ModelMismatchError,
@@ -32,15 +34,14 @@ from rotalabs_steer.plans import Plan, PlanItem, Strength, check_strength
 from rotalabs_steer.positions import Scope, check_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from torch import nn
 
     from rotalabs_steer.acting import Vectors
-    from rotalabs_steer.conditions import Condition
     from rotalabs_steer.schedules import Schedule
-    from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
+    from rotalabs_steer.vectors import SteeringVector
 
 
 _SAME_DIRECTION = 0.9
@@ -62,6 +63,8 @@ class _Injector(ABC):
     ) -> None:
         vectors = [vector for each in acting.values() for vector in each]
         check_vectors(model, vectors, check_model=check_model)
+        if schedule is not None and not callable(schedule):
+            raise OptionError(f"schedule is {schedule!r:.80}; it must be a schedule such as StopAfter(20).")
         if condition is not None:
             _check_condition(model, condition, vectors)
         self.model = model
@@ -289,7 +292,7 @@ class MultiVectorInjector(_Injector):
     def __init__(
         self,
         model: nn.Module,
-        vector_sets: Mapping[str, SteeringVectorSet],
+        vector_sets: Mapping[str, Vectors],
         strengths: Mapping[str, float | Sequence[float]] | None = None,
         injection_mode: Scope = "all",
         default_layer: int | None = None,
@@ -299,15 +302,9 @@ class MultiVectorInjector(_Injector):
         condition: Condition | None = None,
         check_model: bool = True,
     ) -> None:
-        if not vector_sets:
-            raise VectorError("No vector sets given: an injector without vectors would silently not steer.")
-        self.vector_sets = dict(vector_sets)
+        self.vector_sets = sets_by_behavior(vector_sets)
         self.vectors = {name: at_layer(chosen, default_layer).acting for name, chosen in self.vector_sets.items()}
-        self._strengths: dict[str, Strength] = dict.fromkeys(self.vector_sets, 1.0)
-        for behavior, strength in (strengths or {}).items():
-            if behavior not in self._strengths:
-                raise OptionError(f"Strength for {behavior!r}, but there are vectors for {self.behaviors} only.")
-            self._strengths[behavior] = check_strength(strength)
+        self._strengths = strengths_by_behavior(self.behaviors, strengths)
         self.default_layer = default_layer
         super().__init__(model, self.vectors, injection_mode, intervention, schedule, condition, check_model)
 
@@ -337,6 +334,26 @@ class MultiVectorInjector(_Injector):
         return self._strengths[name]
 
 
+def strengths_by_behavior(
+    behaviors: Iterable[str], strengths: Mapping[str, float | Sequence[float]] | None
+) -> dict[str, Strength]:
+    """The strength of each behaviour: the one given for it, else 1.0.
+
+    Raises:
+        OptionError: a strength is not made of finite numbers, or is of a behaviour that is not there.
+    """
+    known: dict[str, Strength] = dict.fromkeys(behaviors, 1.0)
+    if not isinstance(strengths, Mapping | None):
+        raise OptionError(
+            f"Strengths are given by behaviour, as in {dict.fromkeys(known, 0.5)}, got {strengths!r:.80}."
+        )
+    for behavior, strength in (strengths or {}).items():
+        if behavior not in known:
+            raise OptionError(f"Strength for {behavior!r}, but there are vectors for {list(known)} only.")
+        known[behavior] = check_strength(strength)
+    return known
+
+
 def check_vectors(model: nn.Module, vectors: Iterable[SteeringVector], *, check_model: bool = True) -> None:
     """Refuses vectors that do not fit the model, before anything is attached."""
     width = hidden_size(model)
@@ -352,6 +369,10 @@ def check_vectors(model: nn.Module, vectors: Iterable[SteeringVector], *, check_
 
 
 def _check_condition(model: nn.Module, condition: Condition, vectors: Iterable[SteeringVector]) -> None:
+    if not isinstance(condition, Condition):
+        raise OptionError(
+            f"condition is a {type(condition).__name__}, not a Condition. Of what fit_condition found, give .condition."
+        )
     check_layer_indices(model, [condition.layer_index])
     if condition.vector.shape[0] != hidden_size(model):
         raise VectorError(f"The condition's vector has {condition.vector.shape[0]} numbers, not {hidden_size(model)}.")
@@ -366,6 +387,8 @@ def _check_condition(model: nn.Module, condition: Condition, vectors: Iterable[S
 def check_same_model(mine: Mapping[str, str | int], name: str, vector: SteeringVector) -> None:
     """Compares architectures where extraction recorded one, else names, where both say which model they mean.
 
+    The vocabulary is not compared: it may grow without a change of the residual stream.
+
     Args:
         mine: the model's `decoder.model_fingerprint`.
         name: what the model is called.
@@ -373,9 +396,15 @@ def check_same_model(mine: Mapping[str, str | int], name: str, vector: SteeringV
     Raises:
         ModelMismatchError: the vector was made from another model.
     """
-    theirs = vector.metadata.get("fingerprint")
+    theirs = vector.fingerprint
+    differences: list[str] = []
     if theirs is not None:
-        same = theirs == mine
+        differences = [
+            f"{fact} is {theirs.get(fact)!r:.80} there and {mine[fact]!r} here"
+            for fact in SHAPE_FACTS
+            if theirs.get(fact) != mine[fact]
+        ]
+        same = not differences
     else:
         known = find_model_config(vector.model_name)
         fits = known is None or (known.num_layers, known.hidden_size) == (mine["num_layers"], mine["hidden_size"])
@@ -383,8 +412,9 @@ def check_same_model(mine: Mapping[str, str | int], name: str, vector: SteeringV
         same = fits and (not named or _short(vector.model_name) == _short(name))
     if not same:
         raise ModelMismatchError(
-            f"The vector of {vector.behavior!r} was made from {vector.model_name!r}, this model is "
-            f"{name!r}. Extract it from this model, or pass check_model=False if it is meant for it."
+            f"The vector of {vector.behavior!r} was made from {vector.model_name!r}, this model is {name!r}"
+            + (f": {', '.join(differences)}. " if differences else ". ")
+            + "Extract it from this model, or pass check_model=False if it is meant for it."
         )
 
 

@@ -101,6 +101,8 @@ def get_model_config(name: str) -> ModelConfig:
 
 def find_model_config(name: str) -> ModelConfig | None:
     """As `get_model_config`, with None for a name that is not in the table."""
+    if not isinstance(name, str):
+        raise ModelNameError(f"The model name is {name!r:.80}. Give a Hugging Face id such as 'Qwen/Qwen3-8B'.")
     wanted = name.strip().lower()
     return next((config for known, config in MODEL_CONFIGS.items() if wanted in (known.lower(), _short(known))), None)
 

@@ -7,7 +7,6 @@ the same tokens of one layer are summed into one step, so ten behaviours cost wh
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +15,7 @@ import torch
 
 from rotalabs_steer.errors import OptionError, PositionError
 from rotalabs_steer.interventions import Add
+from rotalabs_steer.ordinary_numbers import as_real, plain_value
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -184,16 +184,23 @@ class DecideStep:
 def check_strength(strength: float | Sequence[float]) -> Strength:
     """The strength as a float, or as a tuple of one float a row.
 
+    Args:
+        strength: a number, or a list of them; numbers and arrays of numpy and torch count as well.
+
     Raises:
         OptionError: it is not made of finite numbers.
     """
-    numbers = strength if isinstance(strength, (list, tuple)) else (strength,)
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise OptionError(f"Strength {number!r} is not a finite number. 0 is unsteered, 1 the vector as stored.")
-    if not numbers:
+    given = plain_value(strength)
+    rows = given if isinstance(given, (list, tuple)) else (given,)
+    if not rows:
         raise OptionError("The list of strengths is empty: give one for each row of the batch.")
-    return tuple(map(float, numbers)) if isinstance(strength, (list, tuple)) else float(numbers[0])
+    numbers = [as_real(row) for row in rows]
+    checked = tuple(number for number in numbers if number is not None)
+    if len(checked) < len(rows):
+        raise OptionError(
+            f"Strength {rows[numbers.index(None)]!r} is not a finite number. 0 is unsteered, 1 the vector as stored."
+        )
+    return checked if given is rows else checked[0]
 
 
 def steps_by_layer(items: Iterable[PlanItem]) -> Steps:

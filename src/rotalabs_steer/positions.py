@@ -13,6 +13,7 @@ from typing import Any, overload
 import torch
 
 from rotalabs_steer.errors import OptionError, PositionError
+from rotalabs_steer.ordinary_numbers import as_integer, plain_value
 
 SCOPES = ("all", "first", "last", "prompt", "generated")
 """The scopes of an intervention, over the real tokens of a row.
@@ -34,8 +35,13 @@ class TokenRange:
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        if self.start < 0 or (self.stop is not None and self.stop <= self.start):
-            raise OptionError(f"A token range runs from 0 or more up to a later stop, got {self.start} to {self.stop}.")
+        start, stop = as_integer(self.start), as_integer(self.stop)
+        if start is None or start < 0 or (self.stop is not None and (stop is None or stop <= start)):
+            raise OptionError(
+                f"A token range runs from 0 or more up to a later stop, got {self.start!r} to {self.stop!r}."
+            )
+        object.__setattr__(self, "start", start)
+        object.__setattr__(self, "stop", stop)
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,14 @@ class AfterMarker:
     ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.ids:
-            raise OptionError("A marker needs at least one token.")
+        given = plain_value(self.ids)
+        ids = [as_integer(number) for number in given] if isinstance(given, (list, tuple)) else [None]
+        if not ids or None in ids:
+            raise OptionError(
+                f"A marker is a list of at least one token id, got {self.ids!r:.80}. Use AfterMarker.of(tokenizer, "
+                "text) for the marker of a text."
+            )
+        object.__setattr__(self, "ids", tuple(ids))
 
     @staticmethod
     def of(tokenizer: Any, text: str) -> AfterMarker | AfterText:

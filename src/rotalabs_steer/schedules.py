@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.ordinary_numbers import as_integer
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ class StopAfter:
     tokens: int
 
     def __post_init__(self) -> None:
-        _check_count(self.tokens)
+        object.__setattr__(self, "tokens", _check_count(self.tokens))
 
     def __call__(self, index: Int[torch.Tensor, " seq"]) -> Float[torch.Tensor, " seq"]:
         """1 below `tokens`, else 0."""
@@ -45,13 +46,15 @@ class LinearDecay:
     tokens: int
 
     def __post_init__(self) -> None:
-        _check_count(self.tokens)
+        object.__setattr__(self, "tokens", _check_count(self.tokens))
 
     def __call__(self, index: Int[torch.Tensor, " seq"]) -> Float[torch.Tensor, " seq"]:
         """`1 − index / tokens`, not below 0."""
         return (1.0 - index.float() / self.tokens).clamp_min(0.0)
 
 
-def _check_count(tokens: int) -> None:
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+def _check_count(tokens: int) -> int:
+    count = as_integer(tokens)
+    if count is None or count < 1:
         raise OptionError(f"A schedule runs over a number of tokens from 1 on, got {tokens!r}.")
+    return count

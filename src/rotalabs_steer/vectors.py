@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,10 +20,11 @@ from rotalabs_steer.files.names import short_model_name
 from rotalabs_steer.files.native import load_vector, save_vector, strip_suffix
 from rotalabs_steer.files.pretrained import load_pretrained_folder, pretrained_files, save_pretrained_folder
 from rotalabs_steer.files.reading import is_finite
+from rotalabs_steer.ordinary_numbers import as_integer, as_real, plain_value
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from huggingface_hub import CommitInfo
     from jaxtyping import Float
@@ -47,7 +48,8 @@ class SteeringVector:
         metadata: JSON-like facts about the vector; `created_at` is always there.
 
     Raises:
-        VectorError: the tensor is not one-dimensional, floating-point and finite, or `layer_index` is negative.
+        VectorError: the tensor is not one-dimensional, floating-point and finite, `layer_index` is not an integer from
+            0 on, or a name is not a string.
     """
 
     behavior: str
@@ -59,9 +61,16 @@ class SteeringVector:
 
     def __post_init__(self) -> None:
         _check_tensor(self.vector)
-        if isinstance(self.layer_index, bool) or not isinstance(self.layer_index, int) or self.layer_index < 0:
+        layer = as_integer(self.layer_index)
+        if layer is None or layer < 0:
             raise VectorError(f"layer_index is {self.layer_index!r}; it must be a 0-based decoder layer.")
-        metadata = copy.deepcopy(self.metadata)
+        for name in ("behavior", "model_name", "extraction_method"):
+            if not isinstance(getattr(self, name), str):
+                raise VectorError(f"{name} is {getattr(self, name)!r:.80}; it must be a string.")
+        if not isinstance(self.metadata, Mapping):
+            raise VectorError(f"metadata is {self.metadata!r:.80}; it must be a dictionary of facts by name.")
+        object.__setattr__(self, "layer_index", layer)
+        metadata = copy.deepcopy(dict(self.metadata))
         metadata.setdefault("created_at", datetime.now().astimezone().isoformat(timespec="seconds"))
         object.__setattr__(self, "metadata", metadata)
 
@@ -74,6 +83,12 @@ class SteeringVector:
     def dim(self) -> int:
         """Length of the vector: the model's hidden size."""
         return self.vector.shape[0]
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any] | None:
+        """The architecture of its model (`model_type`, `num_layers`, `hidden_size`), where extraction recorded it."""
+        recorded = self.metadata.get("fingerprint")
+        return recorded if isinstance(recorded, Mapping) else None
 
     def normalize(self) -> SteeringVector:
         """The vector at norm 1. Its metadata records `normalized: True`.
@@ -88,8 +103,16 @@ class SteeringVector:
         return self._replace(self.vector / self.vector.norm(), normalized=True)
 
     def scale(self, factor: float) -> SteeringVector:
-        """The vector times `factor`. Its metadata records the product of all factors as `scale_factor`."""
-        return self._replace(self.vector * factor, scale_factor=self.metadata.get("scale_factor", 1.0) * factor)
+        """The vector times `factor`. Its metadata records the product of all factors as `scale_factor`.
+
+        Raises:
+            OptionError: the factor is not a finite number.
+            VectorError: the scaled vector is not finite.
+        """
+        number = as_real(factor)
+        if number is None:
+            raise OptionError(f"A vector is scaled by one finite number, not by {factor!r:.80}.")
+        return self._replace(self.vector * number, scale_factor=self.metadata.get("scale_factor", 1.0) * number)
 
     def to(self, device: torch.device | str) -> SteeringVector:
         """The vector on another device."""
@@ -164,16 +187,22 @@ class SteeringVectorSet:
     def __init__(
         self,
         behavior: str,
-        vectors: Sequence[SteeringVector] | None = None,
+        vectors: Iterable[SteeringVector] | None = None,
         metadata: Mapping[str, Any] | None = None,
         *,
         acting_layers: Iterable[int] | None = None,
     ) -> None:
+        if not isinstance(behavior, str):
+            raise VectorError(f"behavior is {behavior!r:.80}; it must be a string.")
+        if not isinstance(metadata, Mapping | None):
+            raise VectorError(f"metadata is {metadata!r:.80}; it must be a dictionary of facts by name.")
+        if isinstance(vectors, (SteeringVector, Mapping, str)) or not isinstance(vectors, Iterable | None):
+            raise VectorError(f"A set is made of a list of vectors, got a {type(vectors).__name__}.")
         self.behavior = behavior
         self.metadata: dict[str, Any] = copy.deepcopy(dict(metadata or {}))
         self._vectors: dict[int, SteeringVector] = {}
         for vector in vectors or ():
-            if vector.layer_index in self._vectors:
+            if isinstance(vector, SteeringVector) and vector.layer_index in self._vectors:
                 raise VectorError(f"Two vectors for layer {vector.layer_index}: a set holds one vector a layer.")
             self.add(vector)
         if acting_layers is not None:
@@ -194,8 +223,8 @@ class SteeringVectorSet:
     @property
     def chosen_layer(self) -> int | None:
         """The layer that tuning chose, if it did."""
-        layer = self.metadata.get("chosen_layer")
-        return operator.index(layer) if isinstance(layer, SupportsIndex) and layer in self._vectors else None
+        layer = as_integer(self.metadata.get("chosen_layer"))
+        return layer if layer in self._vectors else None
 
     @property
     def acting_layers(self) -> list[int]:
@@ -227,6 +256,8 @@ class SteeringVectorSet:
 
     def add(self, vector: SteeringVector) -> None:
         """Puts a vector in its layer's place, replacing one that is there."""
+        if not isinstance(vector, SteeringVector):
+            raise VectorError(f"A set is made of SteeringVectors, got a {type(vector).__name__}.")
         if vector.behavior != self.behavior:
             raise VectorError(f"A vector of {vector.behavior!r} does not belong in a set of {self.behavior!r}.")
         for other in self._vectors.values():
@@ -236,7 +267,8 @@ class SteeringVectorSet:
 
     def get(self, layer_index: int) -> SteeringVector | None:
         """The vector of a layer, or None."""
-        return self._vectors.get(layer_index)
+        layer = as_integer(layer_index)
+        return None if layer is None else self._vectors.get(layer)
 
     def get_best(self, metric: str | None = None) -> SteeringVector:
         """The vector to use where only one layer is to act.
@@ -345,13 +377,10 @@ class SteeringVectorSet:
 
     def _named_layers(self) -> list[int]:
         """What the metadata names as acting layers, ascending and as plain ints, if the set has a vector for each."""
-        named: Any = self.metadata[_ACTING_LAYERS]
-        try:
-            given = list(named)
-            layers = sorted(operator.index(layer) for layer in given)
-        except TypeError:
-            given, layers = [], []
-        if any(isinstance(layer, bool) for layer in given) or not 0 < len(layers) == len(set(layers)):
+        named: Any = plain_value(self.metadata[_ACTING_LAYERS])
+        given = [as_integer(layer) for layer in named] if isinstance(named, Iterable) else []
+        layers = sorted(layer for layer in given if layer is not None)
+        if not 0 < len(layers) == len(set(layers)) == len(given):
             raise LayerError(
                 f"acting_layers of the set of {self.behavior!r} is {named!r:.80}; give a list of different layers, as "
                 f"in {self.layers or [12, 14]}."
@@ -389,15 +418,15 @@ class SteeringVectorSet:
         return iter([self._vectors[layer] for layer in self.layers])
 
     def __contains__(self, layer_index: object) -> bool:
-        return layer_index in self._vectors
+        return as_integer(layer_index) in self._vectors
 
     def __getitem__(self, layer_index: int) -> SteeringVector:
-        try:
-            return self._vectors[layer_index]
-        except KeyError:
+        vector = self.get(layer_index)
+        if vector is None:
             raise KeyError(
-                f"No vector for layer {layer_index}; the set of {self.behavior!r} has layers {self.layers}."
-            ) from None
+                f"No vector for layer {layer_index!r}; the set of {self.behavior!r} has layers {self.layers}."
+            )
+        return vector
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SteeringVectorSet):
@@ -425,9 +454,8 @@ def _ranges(layers: Sequence[int]) -> str:
 
 def _model_depth(vector: SteeringVector) -> int | None:
     """How many layers the model has, where extraction recorded it. Whatever else a file may say there is ignored."""
-    fingerprint = vector.metadata.get("fingerprint")
-    depth = fingerprint.get("num_layers") if isinstance(fingerprint, dict) else None
-    return depth if isinstance(depth, int) and 0 < depth < MAX_VECTORS else None
+    depth = as_integer((vector.fingerprint or {}).get("num_layers"))
+    return depth if depth is not None and 0 < depth < MAX_VECTORS else None
 
 
 def _check_tensor(vector: torch.Tensor) -> None:
@@ -435,7 +463,12 @@ def _check_tensor(vector: torch.Tensor) -> None:
         raise VectorError(f"A steering vector is a torch tensor of shape [hidden], got {type(vector).__name__}.")
     if vector.dim() != 1 or vector.numel() == 0:
         raise VectorError(f"A steering vector has shape [hidden], got {list(vector.shape)}.")
-    if not vector.dtype.is_floating_point:
-        raise VectorError(f"A steering vector holds floating-point numbers, got {vector.dtype}. Use vector.float().")
+    if not vector.dtype.is_floating_point or vector.dtype.itemsize == 1:
+        raise VectorError(f"A steering vector holds floats of 16 bits or more, got {vector.dtype}. Use vector.float().")
+    if vector.layout is not torch.strided or vector.device.type == "meta":
+        raise VectorError(
+            f"A steering vector is a dense tensor with data, got {vector.layout} on {vector.device}. Use "
+            "vector.to_dense(), or load the data first."
+        )
     if not is_finite(vector):
         raise VectorError("The steering vector holds NaN or infinite numbers; such a vector destroys generation.")

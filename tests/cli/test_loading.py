@@ -60,7 +60,7 @@ def test_nobody_is_asked_again_where_nobody_answers(hub, monkeypatch, caplog):
 
 
 def test_ids_that_are_none_and_no_network_allowed(hub, monkeypatch):
-    with pytest.raises(ModelNameError, match="it is no id of a repository"):
+    with pytest.raises(ModelNameError, match="it is not the id of a repository"):
         resolve_model("a/b/c")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelNameError, match=r"gives: .*offline"):

@@ -148,11 +148,46 @@ def test_push_and_pull(tmp_path, hub):
     assert json.loads(run("show", "me/calm", "--json").stdout)["behavior"] == "calm"
 
 
+def test_every_verb_takes_a_repository_with_its_revision(tmp_path, hub):
+    calm().push_to_hub("me/calm")
+    first = hub.sha("me/calm", "main")
+    calm(4).push_to_hub("me/calm")
+    named = f"me/calm@{first}"
+    assert json.loads(run("show", named, "--json").stdout)["vectors"][0]["dim"] == 8
+    assert json.loads(run("show", "me/calm", "--revision", first, "--json").stdout)["vectors"][0]["dim"] == 8
+    assert run("verify", named).exit_code == 0
+    for verb in ("convert", "pull"):
+        assert run(verb, named, tmp_path / verb).exit_code == 0
+        assert SteeringVectorSet.load(tmp_path / verb)[1].dim == 8
+    assert run("push", named, "me/old").exit_code == 0
+    assert SteeringVectorSet.from_pretrained("me/old")[1].dim == 8
+
+
+def test_push_takes_what_show_takes(tmp_path, hub):
+    calm()[1].save(tmp_path / "alone")
+    np.savez(tmp_path / "x.npz", layer_3=np.ones(8, np.float32))
+    for name, layers in {"alone": [1], "alone.json": [1], "alone.pt": [1], "x.npz": [3]}.items():
+        assert run("show", tmp_path / name).exit_code == 0
+        result = run("push", tmp_path / name, "me/pushed")
+        assert result.exit_code == 0, result.output
+        assert SteeringVectorSet.from_pretrained("me/pushed").layers == layers
+
+
+def test_a_private_repository_is_asked_for_with_the_token(hub):
+    calm().push_to_hub("me/calm")
+    hub.tokens.clear()
+    assert run("show", "me/calm", "--token", "hf_x").exit_code == 0
+    assert set(hub.tokens) == {"Bearer hf_x"}
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["show", "nothing.safetensors"], "No such file"),
-    (["show", "a/b/c"], "No such file"),
-    (["show", "clam"], "No such file"),
-    (["push", "nothing", "me/x"], "There is no nothing to upload."),
+    (["show", "nothing.safetensors"], "There are no steering vectors at nothing.safetensors"),
+    (["show", "a/b/c"], "There are no steering vectors at a/b/c"),
+    (["show", "clam"], "There are no steering vectors at clam"),
+    (["push", "nothing", "me/x"], "There are no steering vectors at nothing"),
+    (["push", "good", "me/x/y"], "'me/x/y' cannot be the id of a repository"),
+    (["show", "me/x@"], "me/x@ has no revision behind the @"),
+    (["show", "good", "--revision", "v1"], "good is a path here and has no revision 'v1'"),
     (["convert", "good", "out", "--to", "pickle"], "Unknown format 'pickle'. Use one of native, pretrained"),
     (["show", "text.txt"], "no vector file that can be read safely"),
 ])  # fmt: skip

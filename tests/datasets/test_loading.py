@@ -1,6 +1,7 @@
 import codecs
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from rotalabs_steer.datasets import (
     save_jsonl,
 )
 from rotalabs_steer.datasets.loading import read_pairs
+from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.errors import DatasetError, OptionError
 
 CAA = {"question": "Choose.\n\nChoices:\n(A) Yes\n(B) No", "answer_matching_behavior": " (B)"}
@@ -230,3 +232,40 @@ def test_csv_keeps_everything_that_is_text(tmp_path):
         save_csv(persona_pairs(["Who are you?"], "Be bold.", ""), tmp_path / "y.csv")
     save_jsonl(persona_pairs(["Who are you?"], "Be bold.", ""), tmp_path / "y.jsonl")
     assert load_pairs(tmp_path / "y.jsonl")[0].negative_system == ""
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_files_of_every_kind_of_line_end_are_read(tmp_path, ending):
+    rows = ["positive,negative,prompt", 'yes,no,"one, two"', "si,nein,q"]
+    (tmp_path / "pairs.csv").write_bytes(ending.join(rows).encode() + ending.encode())
+    lines = ['{"positive": "yes", "negative": "no", "prompt": "one, two"}', '{"positive": "si", "negative": "nein"}']
+    (tmp_path / "pairs.jsonl").write_bytes(ending.join(lines).encode())
+    for name in ("pairs.csv", "pairs.jsonl"):
+        reading = read_pairs(tmp_path / name)
+        assert [(pair.positive, pair.negative) for pair in reading.pairs] == [("yes", "no"), ("si", "nein")]
+        assert reading.pairs[0].prompt == "one, two"
+        assert reading.rows == (1, 2)
+
+
+def test_line_ends_inside_a_cell_stay(tmp_path):
+    (tmp_path / "pairs.csv").write_bytes(b'positive,negative\r\n"a\nb","c\r\nd"\r\n')
+    assert (load_pairs(tmp_path / "pairs.csv")[0].positive, load_pairs(tmp_path / "pairs.csv")[0].negative) == (
+        "a\nb",
+        "c\r\nd",
+    )
+
+
+@pytest.mark.parametrize(("make", "error", "message"), [
+    (lambda: load_pairs(None), DatasetError, "Expected a file or rows, got a NoneType"),
+    (lambda: load_pairs(5), DatasetError, "got a int"),
+    (lambda: load_pairs([("a", "b")], columns="positive"), OptionError, "columns is 'positive'; give the column"),
+    (lambda: as_dataset("formality"), DatasetError, "got 'formality'. Load them first"),
+    (lambda: as_dataset(Path("x.jsonl")), DatasetError, r"load_pairs\(path\) reads a file"),
+    (lambda: as_dataset({"positive": ["a"]}), DatasetError, "Expected a list of contrast pairs, got a dict"),
+    (lambda: as_dataset(None), DatasetError, "got a NoneType"),
+    (lambda: as_dataset(ContrastPairDataset("b", ["x"])), DatasetError, "pair 0 of the dataset is a str"),
+    (lambda: as_dataset(iter(())), DatasetError, "dataset of 'custom' is empty"),
+])  # fmt: skip
+def test_what_is_not_pairs_is_refused_with_the_way_to_them(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

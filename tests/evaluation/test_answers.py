@@ -61,9 +61,9 @@ def test_no_prompts_have_no_latency(llama, words):
 
 
 def test_what_cannot_be_answered_is_an_error(llama, words):
-    with pytest.raises(OptionError, match="prompts is one string; give a list of prompts"):
+    with pytest.raises(OptionError, match="prompts is one string; give a list of strings"):
         answer_prompts(llama, words, "w30")
-    with pytest.raises(OptionError, match="temperature at least 0, got 150, 1 and -1"):
+    with pytest.raises(OptionError, match="temperature a number from 0 on, got 150, 1 and -1"):
         generate_response(llama, words, "w30", temperature=-1)
     words.chat_template = None
     with pytest.raises(ChatTemplateError, match="no chat template"):

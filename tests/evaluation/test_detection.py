@@ -58,7 +58,7 @@ def test_steering_moves_the_projection_by_its_length(llama, words):
 
 def test_what_cannot_be_projected_is_an_error(llama, words):
     vector = make_vector(llama)
-    with pytest.raises(OptionError, match="texts or prompts is one string"):
+    with pytest.raises(OptionError, match="texts is one string"):
         project(llama, words, "w20 w21", vector)
     with pytest.raises(OptionError, match="1 prompts for 2 texts"):
         project(llama, words, ["w20", "w21"], vector, prompts=["w22"])

@@ -44,7 +44,7 @@ def test_finalists_are_not_neighbours():
 
 @pytest.mark.parametrize("name", ["budget", "finalists", "prompts", "max_new_tokens", "validation_pairs"])
 def test_options_out_of_range_are_an_error(name):
-    with pytest.raises(OptionError, match=f"{name} is 0; it must be above zero"):
+    with pytest.raises(OptionError, match=f"{name} is 0; it must be an? (number|integer) above zero"):
         TuningOptions(**{name: 0})
 
 

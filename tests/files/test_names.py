@@ -17,7 +17,7 @@ UNSAFE = [
 
 @pytest.mark.parametrize("name", UNSAFE)
 def test_unsafe_names_are_refused_on_every_system(name):
-    with pytest.raises(FileFormatError, match="is no safe file name: "):
+    with pytest.raises(FileFormatError, match="is not a safe file name: "):
         check_name(name)
 
 
@@ -70,9 +70,9 @@ def test_downloads_go_to_the_folder_of_1_2(collection, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", UNSAFE)
 def test_unsafe_names_are_neither_asked_for_nor_written(collection, tmp_path, name):
-    with pytest.raises(FileFormatError, match="no safe file name"):
+    with pytest.raises(FileFormatError, match="not a safe file name"):
         download_vectors(name, "qwen3-8b", tmp_path / "out")
-    with pytest.raises(FileFormatError, match="no safe file name"):
+    with pytest.raises(FileFormatError, match="not a safe file name"):
         download_vectors("calm", name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not [request for request in collection.requests if "/resolve/" in request]

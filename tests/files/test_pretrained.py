@@ -137,7 +137,7 @@ def test_what_is_no_such_folder_is_said_so(tmp_path):
     calm().save(tmp_path / "native")
     with pytest.raises(FileNotFoundError, match=r"has no steering_config.json.*Use SteeringVectorSet.load"):
         SteeringVectorSet.from_pretrained(tmp_path / "native")
-    with pytest.raises(FileFormatError, match="is no safe file name: it names a folder relative to another"):
+    with pytest.raises(FileFormatError, match="is not a safe file name: it names a folder relative to another"):
         SteeringVectorSet.from_pretrained(tmp_path, subfolder="../native")
     with pytest.raises(FileFormatError, match="The vector set is empty: there is nothing to save"):
         SteeringVectorSet("calm").save_pretrained(tmp_path)

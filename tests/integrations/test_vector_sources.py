@@ -5,6 +5,7 @@ from safetensors.torch import save_file
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.acting import NotSteeringWarning, at_layer
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
+from rotalabs_steer.files.hub import find_vectors, split_revision
 from rotalabs_steer.integrations.vector_sources import (
     load_vector_sets,
     load_vectors,
@@ -70,8 +71,16 @@ def test_a_folder_of_sets_in_all_formats(vector_folder, tmp_path):
 def test_a_mistyped_path_is_not_asked_for_and_a_mistyped_id_once(hub, tmp_path, monkeypatch):
     (tmp_path / "tuned").mkdir()
     monkeypatch.chdir(tmp_path)
-    for path in ("tuned/humour", "./humor", "a/b/humor", "/tuned/humor"):
-        with pytest.raises(FileNotFoundError, match=r"There are no steering vectors at .*it is no id of a repository"):
+    for path, reason in {
+        "tuned/humour": "tuned is a folder here, so it is not taken for the id",
+        "me/humor.safetensors": "it has the name of a file",
+        "./humor": "it is not the id of a repository",
+        "a/b/humor": "it is not the id of a repository",
+        "/tuned/humor": "it is not the id of a repository",
+        "humor": "it is not the id of a repository",
+        "me/hum or": "it is not the id of a repository",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=f"There are no steering vectors at {path}: .*{reason}"):
             load_vectors(path)
     assert hub.requests == []
     with pytest.raises(FileNotFoundError, match=r"no steering vectors at me/nothing: .*\(there is no such repository"):
@@ -113,3 +122,27 @@ def test_a_set_that_does_not_steer_is_said_to_be_one(llama, tmp_path):
     SteeringVectorSet("humor", [make_vector(llama, behavior="humor")], {"steers": False}).save(tmp_path / "humor")
     with pytest.warns(NotSteeringWarning, match="Tuning found that the vectors of 'humor' do not steer tiny"):
         steer_model(llama, tmp_path).detach()
+
+
+@pytest.mark.parametrize("source", [None, 7, [1], {"a": 1}, "", " "])
+def test_what_does_not_name_vectors_is_an_option_error(source):
+    with pytest.raises(OptionError, match=r"Vectors are named by a path|No vectors are named"):
+        load_vectors(source)
+
+
+def test_revisions_have_slashes_and_must_be_said_once(hub, vector_folder):
+    formality = SteeringVectorSet.load(vector_folder / "formality")
+    formality.push_to_hub("me/formality@v1")
+    assert SteeringVectorSet.from_pretrained("me/formality@v1") == formality
+    assert find_vectors("me/formality", revision="v1") == find_vectors("me/formality@v1", revision="v1")
+    assert split_revision("me/x@refs/pr/1") == ("me/x", "refs/pr/1")
+    with pytest.raises(OptionError, match="me/x@ has no revision behind the @"):
+        load_vectors("me/x@")
+    with pytest.raises(OptionError, match="names the revision 'v1', and 'v2' is given, too"):
+        find_vectors("me/x@v1", revision="v2")
+    with pytest.raises(OptionError, match="is a path here and has no revision 'v1'"):
+        find_vectors(vector_folder, revision="v1")
+    with pytest.raises(FileNotFoundError, match="has no folder nothing"):
+        find_vectors(vector_folder, subfolder="nothing")
+    with pytest.raises(OptionError, match=r"cannot be the id of a repository. Give OWNER/NAME"):
+        formality.push_to_hub("me/../x")

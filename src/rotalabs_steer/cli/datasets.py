@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rotalabs_steer.cli.dataset_report import Checked, print_checked
+from rotalabs_steer.cli.pairs import Columns, pairs_file, parse_columns, read_pairs_of
 from rotalabs_steer.errors import DatasetError, OptionError
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 app = typer.Typer(name="datasets", help="List, show, check and convert contrast pairs.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option("--column", metavar="FIELD=COLUMN", help="Column of a field, as in positive=chosen. Repeatable."),
-]
 Tokenizer = Annotated[
     str | None,
     typer.Option(help="Tokenizer folder or Hugging Face id: lengths are counted in its tokens instead of words."),
@@ -156,19 +153,14 @@ def convert(
     column: Columns = None,
 ) -> None:
     """Writes pairs as JSON Lines, CSV or our JSON. Rows that make no pair are an error, and nothing is written."""
-    from rotalabs_steer.datasets import ContrastPairDataset, load_pairs, save_csv, save_jsonl
+    from rotalabs_steer.datasets import save_csv, save_jsonl
 
     suffix = target.suffix.lower().removeprefix(".")
     if to is None and suffix not in set(FileKind):
         raise OptionError(
             f"The name {target} does not say which kind of file to write. Use .jsonl, .csv or .json, or --to."
         )
-    reading = _read(source, column) if _is_built_in(source) else None
-    pairs = (
-        load_pairs(source, columns=_columns(column))
-        if reading is None
-        else ContrastPairDataset(reading.behavior, reading.pairs, reading.description)
-    )
+    pairs = read_pairs_of(source, columns=parse_columns(column))
     kind = to or FileKind(suffix)
     if kind is FileKind.JSON:
         pairs.save(target)
@@ -180,14 +172,14 @@ def convert(
 
 
 def _read(name: str, column: list[str] | None) -> PairReading:
-    from rotalabs_steer.cli.pairs import no_such_pairs
     from rotalabs_steer.datasets.loading import read_pairs
 
-    if _is_built_in(name):
-        return _built_in(name)
-    if not Path(name).exists():
-        raise no_such_pairs(name)
-    return read_pairs(name, columns=_columns(column))
+    columns = parse_columns(column)
+    if not _is_built_in(name):
+        return read_pairs(pairs_file(name), columns=columns)
+    if columns:
+        raise OptionError(f"--column is for files; {name} is a built-in behaviour, which has no columns.")
+    return _built_in(name)
 
 
 def _is_built_in(name: str) -> bool:
@@ -202,16 +194,6 @@ def _built_in(name: str) -> PairReading:
 
     dataset = load_behavior(name)
     return PairReading(name, name, dataset.description, tuple(dataset), tuple(range(1, len(dataset) + 1)), ())
-
-
-def _columns(options: list[str] | None) -> dict[str, str]:
-    columns = {}
-    for option in options or ():
-        field, equals, column = option.partition("=")
-        if not (field and equals and column):
-            raise OptionError(f"--column {option!r} is not of the form FIELD=COLUMN, as in positive=chosen.")
-        columns[field] = column
-    return columns
 
 
 def _measure(reading: PairReading, markers: list[str], tokenizer: Any) -> QualityReport:

@@ -55,7 +55,7 @@ def run_demo(console: Console, model_name: str, behavior: str, output: Path) -> 
     tuned = tune(
         model, tokenizer, ContrastPairDataset(behavior, pairs), folder, prompts=_PROMPTS, max_new_tokens=_NEW_TOKENS
     )
-    _print_finalists(console, tuned)
+    print_finalists(console, tuned)
 
     console.rule("[bold]3  The effect, on pairs used for nothing else")
     console.print(
@@ -91,17 +91,19 @@ def run_demo(console: Console, model_name: str, behavior: str, output: Path) -> 
     )
 
 
-def _print_finalists(console: Console, tuned: TunedSteering) -> None:
+def print_finalists(console: Console, tuned: TunedSteering) -> None:
+    """A table of the layers that were steered, with the change of log-odds at each strength."""
     table = Table(title=f"change of log-odds (nats per token) at equal coherence cost, KL = {tuned.budget}")
     table.add_column("layer", justify="right")
     table.add_column("strength of the budget", justify="right")
-    for fraction in tuned.curve.fractions:
+    for fraction in tuned.compared_fractions:
         table.add_column(f"{fraction:+g}" if fraction else "0", justify="right")
     table.add_column("effect, 95 % interval")
     table.add_column("answers (decides)")
+    by_layer = tuned.compared_changes()
     for finalist in tuned.finalists:
         chosen = finalist.layer_index == tuned.layer_index
-        changes = [f"{change.mean:+.2f}" for change in finalist.curve.changes()]
+        changes = [f"{change.mean:+.2f}" for change in by_layer[finalist.layer_index]]
         written = str(finalist.answers.change) + (" ←" if chosen else "")
         row = [str(finalist.layer_index), f"{finalist.unit:.2f}", *changes, str(finalist.curve.effect), written]
         table.add_row(*row, style="bold" if chosen else "")

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rotalabs_steer.cli.pairs import Columns, parse_columns, read_pairs_of
+
 if TYPE_CHECKING:
     from rotalabs_steer.evaluation.vector_evaluation import VectorEvaluation
     from rotalabs_steer.intervals import Estimate
@@ -29,6 +31,7 @@ def evaluate(
             help="A built-in behaviour, or a file: of either the test pairs. By default the vectors' own behaviour.",
         ),
     ] = None,
+    column: Columns = None,
     strength: Annotated[list[float] | None, typer.Option(help="Repeatable; by default −1 and 1.")] = None,
     layer: Annotated[
         int | None, typer.Option(help="The one layer that acts, in place of the set's acting layers.")
@@ -41,15 +44,16 @@ def evaluate(
 ) -> None:
     """Effect on held-out pairs, coherence cost, what the model still knows, and the vector as a detector."""
     from rotalabs_steer.acting import at_layer
-    from rotalabs_steer.cli.pairs import read_pairs_of
     from rotalabs_steer.datasets import load_evaluation
     from rotalabs_steer.evaluation.answers import Sampling
-    from rotalabs_steer.evaluation.vector_evaluation import evaluate_vector
+    from rotalabs_steer.evaluation.vector_evaluation import check_strengths, evaluate_vector
     from rotalabs_steer.integrations.vector_sources import load_vectors
 
     found = load_vectors(vectors)
     chosen = at_layer(found, layer)
-    held_out = read_pairs_of(pairs or found.behavior, "test")
+    held_out = read_pairs_of(pairs or found.behavior, "test", parse_columns(column))
+    strengths = check_strengths(strength or (-1.0, 1.0))
+    sampling = Sampling(max_new_tokens=max_new_tokens)
     prompts = None
     if refusal if refusal is not None else found.behavior == _REFUSAL:
         examples = load_evaluation(_REFUSAL)
@@ -61,9 +65,9 @@ def evaluate(
             *load_model(model),
             chosen,
             held_out,
-            strength or (-1.0, 1.0),
+            strengths,
             refusal_prompts=prompts,  # type: ignore[arg-type]
-            sampling=Sampling(max_new_tokens=max_new_tokens),
+            sampling=sampling,
         )
     if as_json:
         typer.echo(json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False))

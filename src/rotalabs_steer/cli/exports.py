@@ -49,6 +49,9 @@ def export(
     """Writes vectors as a GGUF control vector for llama.cpp."""
     from rotalabs_steer.engines.control_vectors import export_control_vector
 
+    if target.is_dir():
+        raise OptionError(f"{target} is a folder; give the name of the GGUF file to write.")
+
     chosen = _load(vectors, layer, all_layers)
     export_control_vector(chosen, target, strength, fold_strength=fold)
     flag = f"--control-vector {target}" if fold else f"--control-vector-scaled {target}:{strength:g}"
@@ -65,8 +68,11 @@ def bake(
     intervention: Annotated[Kind, typer.Option(help="Add the vectors, or take out the direction of one.")] = Kind.ADD,
 ) -> None:
     """Writes a model that is steered by its weights: an ordinary checkpoint for any engine."""
+    from rotalabs_steer.plans import check_strength
+
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OptionError(f"{target} exists and is not an empty folder. Name a new one.")
+    check_strength(strength)
     chosen = _load(vectors, layer, all_layers)
 
     from rotalabs_steer.baking import bake as bake_model

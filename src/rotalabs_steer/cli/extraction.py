@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rotalabs_steer.cli.pairs import Columns, parse_columns, read_pairs_of
 from rotalabs_steer.errors import OptionError
 
 
@@ -17,6 +18,7 @@ def extract(
         str, typer.Argument(help="A built-in behaviour, or a file of pairs: of either the training pairs.")
     ],
     output: Annotated[Path, typer.Option(help="Folder of the vector set.")],
+    column: Columns = None,
     layers: Annotated[
         str | None, typer.Option(help="0-based decoder layers, such as 10,12 or 8-16; by default all.")
     ] = None,
@@ -32,12 +34,19 @@ def extract(
     ] = None,
 ) -> None:
     """Makes a steering vector for each layer from contrast pairs, in one pass over the model."""
-    from rotalabs_steer.cli.pairs import read_pairs_of
-
-    dataset = read_pairs_of(pairs, "train")
+    dataset = read_pairs_of(pairs, "train", parse_columns(column))
     chosen = None if layers is None else parse_layers(layers)
     from rotalabs_steer.cli.loading import load_model
-    from rotalabs_steer.extraction.extract import extract_vectors
+    from rotalabs_steer.extraction.extract import check_number_of_pairs, extract_vectors
+    from rotalabs_steer.extraction.methods import get_method
+    from rotalabs_steer.extraction.readout import check_readout
+    from rotalabs_steer.files.formats import check_target
+
+    check_number_of_pairs(dataset)  # all that can be wrong without the model, before it is loaded
+    get_method(method)
+    if position is not None:
+        check_readout(position)
+    check_target(output)
 
     vectors = extract_vectors(
         *load_model(model),

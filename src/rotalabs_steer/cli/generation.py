@@ -11,7 +11,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from rotalabs_steer.cli.steering_options import Intervention, Scope, Steer, load_sets, parse_steer
+from rotalabs_steer.cli.steering_options import (
+    Intervention,
+    Scope,
+    Steer,
+    check_intervention,
+    load_sets,
+    parse_steer,
+)
 from rotalabs_steer.errors import OptionError
 
 if TYPE_CHECKING:
@@ -41,13 +48,17 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Answers prompts, steered."""
+    from rotalabs_steer.positions import check_scope
+
     parsed = parse_steer(steer)
     asked = [line.strip() for line in sys.stdin if line.strip()] if prompts == ["-"] else prompts
     if not asked:
         raise OptionError("There are no prompts on standard input.")
     if compare and not parsed:
         raise OptionError("--compare needs something to compare with: name vectors with --steer.")
-    sets, strengths = load_sets(parsed)  # before the model, which takes its time
+    check_scope(scope)  # what is cheap to know comes before the model, which takes its time
+    check_intervention(intervention)
+    sets, strengths = load_sets(parsed)
     from rotalabs_steer.cli.loading import load_model
     from rotalabs_steer.evaluation.answers import Sampling, answer_prompts
     from rotalabs_steer.injection import MultiVectorInjector
@@ -86,6 +97,10 @@ def chat(
     temperature: Temperature = 0.0,
 ) -> None:
     """Talks with a steered model; strengths can be changed on the way."""
+    from rotalabs_steer.positions import check_scope
+
+    check_scope(scope)
+    check_intervention(intervention)
     sets, strengths = load_sets(parse_steer(steer))
     from rotalabs_steer.cli.loading import load_model
     from rotalabs_steer.injection import MultiVectorInjector

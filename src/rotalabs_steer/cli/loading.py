@@ -56,11 +56,20 @@ def resolve_source(name: str) -> str:
 
 
 def load_model(name: str) -> tuple[nn.Module, Any]:
-    """Model and tokenizer, in the dtype the model was saved in, on the GPU if there is one."""
+    """Model and tokenizer, in the dtype the model was saved in, on the GPU if there is one.
+
+    Raises:
+        ModelNameError: as in `resolve_model`; or transformers does not know this kind of model.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rotalabs_steer.decoder import fastest_device
 
     place = resolve_model(name)
-    model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
-    return model.to(fastest_device()), AutoTokenizer.from_pretrained(place)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (ValueError, KeyError) as error:  # a model type that transformers does not know, or another kind of model
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelNameError(f"{name} cannot be loaded as a language model: {reason[:400]}") from error
+    return model.to(fastest_device()), tokenizer

@@ -3,31 +3,77 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rotalabs_steer.datasets import ContrastPairDataset, behavior_names, load_behavior, load_pairs
-from rotalabs_steer.errors import DatasetError
+import typer
+
+from rotalabs_steer.errors import DatasetError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rotalabs_steer.datasets import ContrastPairDataset
 
 
-def read_pairs_of(name: str, split: str | None = None) -> ContrastPairDataset:
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="FIELD=COLUMN", help="Column of a field, as in positive=chosen. Repeatable."),
+]
+
+
+def read_pairs_of(name: str, split: str | None = None, columns: Mapping[str, str] | None = None) -> ContrastPairDataset:
     """The pairs of a built-in behaviour or a file.
 
     Args:
         split: only those of "train", "validation" or "test"; of a file that names no such split, all.
+        columns: the file's column for a field, as `parse_columns` gives them.
 
     Raises:
         DatasetError: there is neither such a behaviour nor such a file, or the file cannot be read.
+        OptionError: columns are given for a built-in behaviour.
     """
+    from rotalabs_steer.datasets import ContrastPairDataset, behavior_names, load_behavior, load_pairs
+
     if name in behavior_names():
+        if columns:
+            raise OptionError(f"--column is for files; {name} is a built-in behaviour, which has no columns.")
         return load_behavior(name, split)
-    if not Path(name).exists():
-        raise no_such_pairs(name)
-    pairs = load_pairs(name)
+    pairs = load_pairs(pairs_file(name), columns=columns)
     chosen = [pair for pair in pairs if pair.metadata.get("split") == split]
     return ContrastPairDataset(pairs.behavior, chosen, pairs.description) if split and chosen else pairs
 
 
-def no_such_pairs(name: str) -> DatasetError:
-    """The error for a name that is neither a file nor a built-in behaviour."""
-    return DatasetError(
-        f"There is no file {name}, and no built-in behaviour of that name. Built in are: {', '.join(behavior_names())}."
-    )
+def pairs_file(name: str) -> Path:
+    """The file of a name that is not that of a built-in behaviour.
+
+    Raises:
+        DatasetError: there is no such file.
+    """
+    from rotalabs_steer.datasets import behavior_names
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise DatasetError(f"{name} is a folder; give one file of pairs, or a built-in behaviour.")
+    if not path.exists():
+        raise DatasetError(
+            f"There is no file {name}, and no built-in behaviour of that name. Built in are: "
+            f"{', '.join(behavior_names())}."
+        )
+    return path
+
+
+def parse_columns(options: Sequence[str] | None) -> dict[str, str]:
+    """The column of each field that `--column` names.
+
+    Raises:
+        OptionError: an option is not of the form FIELD=COLUMN, or a field is named twice.
+    """
+    columns: dict[str, str] = {}
+    for option in options or ():
+        field, equals, column = option.partition("=")
+        if not (field and equals and column):
+            raise OptionError(f"--column {option!r} is not of the form FIELD=COLUMN, as in positive=chosen.")
+        if field in columns:
+            raise OptionError(f"--column names the column of {field!r} twice.")
+        columns[field] = column
+    return columns

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rotalabs_steer.cli.pairs import Columns, parse_columns, read_pairs_of
+
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a tuning, as `rotalabs-steer tune` wrote it.")],
@@ -23,12 +25,12 @@ def report(
         str | None,
         typer.Option(help="With --model: a built-in behaviour or a file; its test pairs are told apart by the vector."),
     ] = None,
+    column: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Also print every number as JSON.")] = False,
 ) -> None:
     """One self-contained HTML file with the evidence of a tuning."""
     import json
 
-    from rotalabs_steer.cli.pairs import read_pairs_of
     from rotalabs_steer.datasets import behavior_names, describe_behavior
     from rotalabs_steer.errors import OptionError
     from rotalabs_steer.evaluation.evidence import Evidence, gather_evidence
@@ -37,10 +39,14 @@ def report(
 
     if pairs is not None and model is None:
         raise OptionError("--pairs are told apart by a model: give --model too.")
+    if output.is_dir():
+        raise OptionError(f"{output} is a folder; give the name of the HTML file to write.")
+    if column and pairs is None:
+        raise OptionError("--column is for a file of pairs: give --pairs, too.")
     tuned = TunedSteering.load(folder)
     evidence = Evidence.load(folder)
     if model is not None:
-        given = None if pairs is None else read_pairs_of(pairs, "test")
+        given = None if pairs is None else read_pairs_of(pairs, "test", parse_columns(column))
         from rotalabs_steer.cli.loading import load_model
 
         with Console(stderr=True).status("measuring"):

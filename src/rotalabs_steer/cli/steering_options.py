@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.ordinary_numbers import as_real
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,18 +32,36 @@ def parse_steer(options: Sequence[str] | None) -> dict[str, float]:
     """Strength by place of the vectors.
 
     Raises:
-        OptionError: a strength is no number.
+        OptionError: a strength is not a finite number, or vectors are named twice.
     """
     parsed: dict[str, float] = {}
     for option in options or ():
-        place, equals, strength = option.rpartition("=")
-        try:
-            parsed[place if equals else option] = float(strength) if equals else 1.0
-        except ValueError:
-            raise OptionError(
-                f"--steer {option!r} is not of the form VECTORS=STRENGTH, as in tuned/humor=0.5."
-            ) from None
+        place, strength = _place_and_strength(option)
+        if place in parsed:
+            raise OptionError(f"--steer names {place} twice. Give it one strength.")
+        parsed[place] = strength
     return parsed
+
+
+def _place_and_strength(option: str) -> tuple[str, float]:
+    place, equals, text = option.rpartition("=")
+    if not equals or (Path(option).exists() and not Path(place).exists()):  # a path may have an = in it
+        return option, 1.0
+    try:
+        strength = as_real(float(text))
+    except ValueError:
+        strength = None
+    if strength is None or not place:
+        raise OptionError(f"--steer {option!r} is not of the form VECTORS=STRENGTH, as in tuned/humor=0.5.")
+    return place, strength
+
+
+def check_intervention(name: str) -> None:
+    """Refuses a name that no intervention has, before anything is loaded."""
+    from rotalabs_steer.interventions import INTERVENTIONS
+
+    if name not in INTERVENTIONS:
+        raise OptionError(f"Unknown intervention {name!r}. Use one of: {', '.join(INTERVENTIONS)}.")
 
 
 def load_sets(steer: dict[str, float]) -> tuple[dict[str, SteeringVectorSet], dict[str, float]]:

@@ -10,10 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rotalabs_steer.cli.pairs import Columns, parse_columns, read_pairs_of
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.files.names import check_behavior_folder, folded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rotalabs_steer.datasets import ContrastPairDataset
     from rotalabs_steer.evaluation.tuned import TunedSteering
@@ -25,6 +27,7 @@ def tune(
         list[str] | None,
         typer.Option(help="A built-in behaviour, or a file of pairs with prompts. Repeatable; default: all built in."),
     ] = None,
+    column: Columns = None,
     output: Annotated[Path, typer.Option(help="Folder; each behaviour gets one of its own in it.")] = Path("tuned"),
     budget: Annotated[float, typer.Option(help="KL on neutral text that strength 1.0 may cost, nats per token.")] = 0.2,
     finalists: Annotated[int, typer.Option(help="Layers that are steered to choose between them.")] = 3,
@@ -42,7 +45,9 @@ def tune(
     from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions
 
     options = TuningOptions(budget=budget, finalists=finalists, prompts=prompts, max_new_tokens=max_new_tokens)
-    datasets = _datasets(behavior)
+    datasets = _datasets(behavior, parse_columns(column))
+    if output.exists() and not output.is_dir():
+        raise OptionError(f"{output} is a file; each behaviour gets a folder of its own in --output. Name a folder.")
     from rotalabs_steer.cli.loading import load_model
     from rotalabs_steer.cli.tuning_processes import tune_side_by_side
 
@@ -66,19 +71,22 @@ def tune(
         console.print(f"Saved in {output}. Look at one with: rotalabs-steer report {output / found[0].behavior}")
 
 
-def _datasets(names: Sequence[str] | None) -> list[ContrastPairDataset]:
-    from rotalabs_steer.cli.pairs import read_pairs_of
+def _datasets(names: Sequence[str] | None, columns: Mapping[str, str] | None = None) -> list[ContrastPairDataset]:
+    """The pairs of each behaviour, if they can be tuned and each can have a folder of its own."""
     from rotalabs_steer.datasets import behavior_names
     from rotalabs_steer.datasets.splits import split_pairs
 
-    datasets = [read_pairs_of(name) for name in names or behavior_names()]
+    datasets = [read_pairs_of(name, columns=columns) for name in names or behavior_names()]
+    folders: dict[str, str] = {}
     for dataset in datasets:
         split_pairs(dataset)  # pairs that cannot be tuned are an error before a model is loaded
-    folders = [dataset.behavior for dataset in datasets]
-    if twice := {folder for folder in folders if folders.count(folder) > 1}:
-        raise OptionError(
-            f"Two of the behaviours are called {', '.join(sorted(twice))}; each needs a folder of its own."
-        )
+        folder = folded(check_behavior_folder(dataset.behavior))
+        if folder in folders:
+            raise OptionError(
+                f"Two of the behaviours are called {', '.join(dict.fromkeys((folders[folder], dataset.behavior)))}; "
+                "each needs a folder of its own."
+            )
+        folders[folder] = dataset.behavior
     return datasets
 
 

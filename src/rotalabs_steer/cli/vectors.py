@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 app = typer.Typer(name="vectors", help="Show, verify, convert and share steering vectors.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-PathOrId = Annotated[str, typer.Argument(metavar="PATH_OR_ID", help="A file, a folder, or a repository on the Hub.")]
+PathOrId = Annotated[
+    str,
+    typer.Argument(metavar="PATH_OR_ID", help="A file, a folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hub."),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")]
 Subfolder = Annotated[str, typer.Option(help="Folder in the repository.")]
 Token = Annotated[
@@ -30,7 +33,6 @@ Layer = Annotated[
     list[int] | None,
     typer.Option("--layer", help="Layer of a row, for files that do not say it. Repeat it once for each row."),
 ]
-_FILE_ENDINGS = {".json", ".pt", ".pth", ".bin", ".safetensors", ".gguf", ".npy", ".npz"}
 LayerOffset = Annotated[int, typer.Option(help="Added to the file's layer numbers, where it counts otherwise.")]
 
 
@@ -124,7 +126,7 @@ def convert(
 
 @app.command()
 def push(
-    source: Annotated[str, typer.Argument(metavar="PATH", help="A file or folder with a set.")],
+    source: PathOrId,
     repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; made if it does not exist.")],
     private: Annotated[bool | None, typer.Option(help="Whether a repository that is made is private.")] = None,
     message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
@@ -134,9 +136,7 @@ def push(
     token: Token = None,
 ) -> None:
     """Uploads a set with a model card to the Hugging Face Hub."""
-    if not Path(source).exists():
-        raise OptionError(f"There is no {source} to upload.")
-    done = _load(source).push_to_hub(
+    done = _load(source, token=token).push_to_hub(
         repo_id,
         private=private,
         commit_message=message,
@@ -150,7 +150,9 @@ def push(
 
 @app.command()
 def pull(
-    repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face Hub.")],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face Hub; OWNER/NAME@REVISION, too.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write.")],
     to: Annotated[str | None, typer.Option(help="Format; by default what the name of OUT says, else a folder.")] = None,
     revision: Revision = None,
@@ -158,10 +160,7 @@ def pull(
     token: Token = None,
 ) -> None:
     """Downloads a set, checks it, and writes it where you say."""
-    from rotalabs_steer.vectors import SteeringVectorSet
-
-    vectors = SteeringVectorSet.from_pretrained(repo_id, revision=revision, subfolder=subfolder, token=token)
-    _write(vectors, target, to)
+    _write(_load(repo_id, revision, subfolder, token), target, to)
 
 
 def _load(
@@ -175,20 +174,13 @@ def _load(
     layer_offset: int = 0,
 ) -> SteeringVectorSet:
     """A set from a path in any format, or from the Hub where there is nothing at that path."""
+    from rotalabs_steer.files.hub import find_vectors
     from rotalabs_steer.importing import import_vectors
-    from rotalabs_steer.vectors import SteeringVectorSet
 
-    path = Path(source)
-    single = path.with_name(path.name + ".json")
-    found: Any = source
-    if path.exists():
-        found = path / subfolder
-    elif single.exists():
-        found = single
-    elif source.count("/") == 1 and path.suffix not in _FILE_ENDINGS:
-        found = SteeringVectorSet.from_pretrained(source, revision=revision, subfolder=subfolder, token=token)
+    path = find_vectors(source, revision=revision, subfolder=subfolder, token=token)
+    single = path if path.exists() else path.with_name(f"{path.name}.json")
     return import_vectors(
-        found, behavior=behavior, model_name=model_name, layers=layers or None, layer_offset=layer_offset
+        single, behavior=behavior, model_name=model_name, layers=layers or None, layer_offset=layer_offset
     )
 
 

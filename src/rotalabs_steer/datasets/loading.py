@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from rotalabs_steer.datasets.row_files import Row, RowFile, open_rows
 from rotalabs_steer.errors import DatasetError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 TEXT_FIELDS = tuple(field.name for field in dataclasses.fields(ContrastPair) if field.name != "metadata")
 _REQUIRED = ("positive", "negative")
@@ -89,6 +89,8 @@ def read_pairs(
     Raises:
         DatasetError: the source as a whole cannot be read, or has no rows.
     """
+    if columns is not None and not isinstance(columns, Mapping):
+        raise OptionError(f"columns is {columns!r:.80}; give the column of each field: {{'positive': 'chosen'}}.")
     columns = dict(columns or {})
     unknown = sorted(set(columns) - {*TEXT_FIELDS, "metadata"})
     if unknown:
@@ -127,6 +129,8 @@ def _open(source: str | os.PathLike[str] | Iterable[Any]) -> tuple[str, RowFile]
         )
     if hasattr(source, "iterrows"):  # iterating over a pandas DataFrame gives its column names
         raise DatasetError("Expected rows, got a table. Pass its rows: load_pairs(table.to_dict('records')).")
+    if not isinstance(source, Iterable):
+        raise DatasetError(f"Expected a file or rows, got a {type(source).__name__}.")
     return "The list", RowFile(_given_rows(source))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -12,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from rotalabs_steer.errors import DatasetError
 from rotalabs_steer.files.atomic import write_atomically
+from rotalabs_steer.ordinary_numbers import json_value
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator
 
 _Row = TypeVar("_Row")
 _ROWS_SHOWN = 5
@@ -95,7 +97,11 @@ class _Dataset(ABC, Generic[_Row]):
         self._rows.append(row)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one JSON file, atomically."""
+        """Writes one JSON file, atomically.
+
+        Raises:
+            DatasetError: the metadata of a row holds something that JSON does not have.
+        """
         document = {
             "behavior": self.behavior,
             "description": self.description,
@@ -103,7 +109,7 @@ class _Dataset(ABC, Generic[_Row]):
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomically(path, f"{json_text(document, indent=2)}\n".encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -116,6 +122,8 @@ class _Dataset(ABC, Generic[_Row]):
             document = json.loads(Path(path).read_text("utf-8"))
             rows = document[cls._rows_name]
             behavior = document["behavior"]
+            if not isinstance(behavior, str):
+                raise TypeError(f"behavior is a {type(behavior).__name__}")
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(
                 f"{path} is not a dataset: it needs behavior and {cls._rows_name}. ({error!r})"
@@ -266,12 +274,42 @@ def as_dataset(pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str,
     """
     if isinstance(pairs, ContrastPairDataset):
         dataset = pairs
+        for number, row in enumerate(dataset):
+            if not isinstance(row, ContrastPair):
+                raise DatasetError(f"pair {number} of the dataset is a {type(row).__name__}, not a ContrastPair.")
+    elif isinstance(pairs, (str, os.PathLike)):
+        raise DatasetError(
+            f"Expected contrast pairs, got {os.fspath(pairs)!r:.80}. Load them first: load_pairs(path) reads a file, "
+            "load_behavior(name) gives built-in pairs."
+        )
+    elif hasattr(pairs, "iterrows"):  # iterating over a pandas DataFrame gives its column names
+        raise DatasetError("Expected contrast pairs, got a table. Pass its rows: load_pairs(table.to_dict('records')).")
+    elif isinstance(pairs, Mapping) or not isinstance(pairs, Iterable):
+        raise DatasetError(
+            f"Expected a list of contrast pairs, got a {type(pairs).__name__}. A pair is a ContrastPair or a mapping "
+            "with 'positive' and 'negative'."
+        )
     else:
         rows = [row if isinstance(row, ContrastPair) else parse_pair(row, f"pair {n}") for n, row in enumerate(pairs)]
         dataset = ContrastPairDataset("custom", rows)
     if len(dataset) == 0:
         raise DatasetError(f"The dataset of {dataset.behavior!r} is empty: a steering vector needs at least one pair.")
     return dataset
+
+
+def json_text(document: Any, indent: int | None = None) -> str:
+    """A document as JSON, in which numbers of numpy and torch are numbers.
+
+    Raises:
+        DatasetError: it holds something that JSON does not have.
+    """
+    try:
+        return json.dumps(document, indent=indent, ensure_ascii=False, default=json_value)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(
+            f"The metadata of a row cannot be written as JSON: {error}. Keep it to strings, numbers, lists and dicts. "
+            "Nothing was written."
+        ) from error
 
 
 def _without_defaults(row: Any) -> dict[str, Any]:

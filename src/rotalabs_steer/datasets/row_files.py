@@ -83,7 +83,8 @@ def _check_beginning(path: Path) -> None:
 
 def _json_lines(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
-        for number, content in enumerate(file, 1):
+        lines = (line for block in file for line in block.rstrip(b"\r\n").split(b"\r"))  # old Macs end a line by CR
+        for number, content in enumerate(lines, 1):
             line = content.removeprefix(codecs.BOM_UTF8) if number == 1 else content
             if line.strip():
                 yield _json_line(line, number, f"{path}, row {number}")
@@ -128,9 +129,16 @@ def _json_file(path: Path) -> RowFile:
     about = document if isinstance(document, dict) else {}
     return RowFile(
         (_checked(values, number, f"{path}, row {number}") for number, values in enumerate(rows, 1)),
-        str(about.get("behavior", "")),
-        str(about.get("description", "")),
+        _text(about, "behavior", path),
+        _text(about, "description", path),
     )
+
+
+def _text(about: dict[str, Any], name: str, path: Path) -> str:
+    value = about.get(name, "")
+    if not isinstance(value, str):
+        raise DatasetError(f"{path}: {name!r} is {_kind(value)}, expected a text.")
+    return value
 
 
 def _begins_with_object(content: bytes) -> bool:
@@ -143,8 +151,7 @@ def _begins_with_object(content: bytes) -> bool:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     """Empty cells are None. Bytes that are not UTF-8 pass the parser as surrogates, so that their row is known."""
-    with path.open("rb") as file:
-        lines = (line.decode("utf-8", "surrogateescape") for line in file)
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:  # every kind of line end
         header_line = next(lines).removeprefix("\ufeff")
         delimiter = max(_DELIMITERS, key=header_line.count)
         header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter), [])]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.datasets.loading import TEXT_FIELDS
+from rotalabs_steer.datasets.pairs import json_text
 from rotalabs_steer.errors import DatasetError
 from rotalabs_steer.files.atomic import write_atomically
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def save_jsonl(pairs: Iterable[ContrastPair], path: str | os.PathLike[str]) -> None:
     """Writes one pair a line, atomically; metadata become columns of their own, as `load_pairs` reads them."""
-    lines = (json.dumps(columns_of(pair), ensure_ascii=False) for pair in pairs)
+    lines = (json_text(columns_of(pair)) for pair in pairs)
     _write(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -56,7 +56,7 @@ def columns_of(pair: ContrastPair) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json_text(value)
 
 
 def _write(path: str | os.PathLike[str], content: str) -> None:

@@ -58,7 +58,7 @@ def export_control_vector(
     items = [
         PlanItem(vector.layer_index, Add(vector.vector), "all", factor if fold_strength else 1.0) for vector in given
     ]
-    hint = str(given[0].metadata.get("fingerprint", {}).get("model_type", ""))
+    hint = str((given[0].fingerprint or {}).get("model_type", ""))
     metadata: dict[str, str | int | float | bool] = {
         _BEHAVIOR: ", ".join(dict.fromkeys(vector.behavior for vector in given)),
         _MODEL: shown_model_name(given[0].model_name),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from rotalabs_steer.acting import acting_vectors, at_layer
+from rotalabs_steer.acting import acting_vectors, at_layer, sets_by_behavior
 from rotalabs_steer.errors import (
     ArchitectureError,
     LayerError,
@@ -29,6 +29,7 @@ from rotalabs_steer.errors import (
     missing_dependency,
 )
 from rotalabs_steer.files.gguf import check_layers
+from rotalabs_steer.injection import strengths_by_behavior
 from rotalabs_steer.interventions import make_intervention
 from rotalabs_steer.plans import PlanItem, Strength, check_strength, constant_additions
 
@@ -184,7 +185,7 @@ class _Injector(ABC):
                 f"The vector of {vector.behavior!r} has {vector.dim} numbers; the GGUF model has hidden size "
                 f"{self._width}. It was made from {vector.model_name!r}: extract it from this model."
             )
-        layers = vector.metadata.get("fingerprint", {}).get("num_layers", self._layers)
+        layers = (vector.fingerprint or {}).get("num_layers", self._layers)
         if check_model and layers != self._layers:
             raise ModelMismatchError(
                 f"The vector of {vector.behavior!r} was made from {vector.model_name!r} with {layers} layers; the GGUF "
@@ -298,14 +299,9 @@ class LlamaMultiInjector(_Injector):
         intervention: str | Callable[[torch.Tensor], Intervention] = "add",
         check_model: bool = True,
     ) -> None:
-        if not vector_sets:
-            raise VectorError("No vector sets given: an injector without vectors would silently not steer.")
-        self.vectors = {name: at_layer(chosen, default_layer).acting for name, chosen in vector_sets.items()}
-        self._strengths: dict[str, Strength] = dict.fromkeys(vector_sets, 1.0)
-        for behavior, strength in (strengths or {}).items():
-            if behavior not in self._strengths:
-                raise OptionError(f"Strength for {behavior!r}, but there are vectors for {list(vector_sets)} only.")
-            self._strengths[behavior] = check_strength(strength)
+        sets = sets_by_behavior(vector_sets)
+        self.vectors = {name: at_layer(chosen, default_layer).acting for name, chosen in sets.items()}
+        self._strengths = strengths_by_behavior(sets, strengths)
         super().__init__(llama, self.vectors, injection_mode, intervention, check_model)
 
     @property

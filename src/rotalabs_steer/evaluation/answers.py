@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 from rotalabs_steer.decoder import input_device
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.generation import generate_tokens
+from rotalabs_steer.listed import list_of
+from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,11 +42,15 @@ class Sampling:
     system_prompt: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.batch_size < 1 or self.temperature < 0:
+        most, size = as_integer(self.max_new_tokens), as_integer(self.batch_size)
+        temperature = as_real(self.temperature)
+        if most is None or most < 1 or size is None or size < 1 or temperature is None or temperature < 0:
             raise OptionError(
-                "max_new_tokens and batch_size must be at least 1 and temperature at least 0, got "
-                f"{self.max_new_tokens}, {self.batch_size} and {self.temperature}."
+                "max_new_tokens and batch_size must be integers from 1 on and temperature a number from 0 on, got "
+                f"{self.max_new_tokens!r}, {self.batch_size!r} and {self.temperature!r}."
             )
+        for name, number in (("max_new_tokens", most), ("batch_size", size), ("temperature", temperature)):
+            object.__setattr__(self, name, number)
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,7 @@ def answer_prompts(
         OptionError: `prompts` is one string.
         ChatTemplateError: the tokenizer cannot render a prompt as a chat.
     """
-    if isinstance(prompts, str):
-        raise OptionError("prompts is one string; give a list of prompts.")
+    prompts = list_of("prompts", prompts)
     sampling = sampling or Sampling()
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     batches = [order[start : start + sampling.batch_size] for start in range(0, len(order), sampling.batch_size)]

@@ -22,6 +22,7 @@ from rotalabs_steer.evaluation.projected_text import ProjectedText
 from rotalabs_steer.extraction.forward_pass import read_projections
 from rotalabs_steer.injection import check_vectors
 from rotalabs_steer.intervals import Estimate, wilson_interval
+from rotalabs_steer.listed import list_of
 from rotalabs_steer.text_batches import plan_batches
 from rotalabs_steer.vectors import SteeringVector
 
@@ -78,8 +79,8 @@ def project(
         VectorError, LayerError, ModelMismatchError: a vector does not fit the model.
         ActivationError: an activation is not finite.
     """
-    if isinstance(texts, str) or isinstance(prompts, str):
-        raise OptionError("texts or prompts is one string; give a list of texts.")
+    texts = list_of("texts", texts)
+    prompts = None if prompts is None else list_of("prompts", prompts)
     if prompts is not None and len(prompts) != len(texts):
         raise OptionError(f"{len(prompts)} prompts for {len(texts)} texts: give one for each text, or none.")
     if not getattr(tokenizer, "is_fast", False):
@@ -232,8 +233,8 @@ def _described(
 
 def _as_list(vectors: SteeringVector | Iterable[SteeringVector]) -> list[SteeringVector]:
     found = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
-    if not found:
-        raise VectorError("No vector given: there is nothing to project on.")
+    if not found or not all(isinstance(vector, SteeringVector) for vector in found):
+        raise VectorError("There is nothing to project on: give SteeringVectors, or a SteeringVectorSet.")
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 from rotalabs_steer.datasets.rendering import render_prompt
 from rotalabs_steer.decoder import input_device
 from rotalabs_steer.extraction.forward_pass import evaluating
+from rotalabs_steer.listed import list_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,7 @@ def generate_tokens(
         system: a system message before every prompt, or one (or None) for each.
         options: for `model.generate`, where greedy decoding is not wanted.
     """
+    prompts = list_of("prompts", prompts)
     systems = [system] * len(prompts) if system is None or isinstance(system, str) else system
     rows = [render_prompt(tokenizer, prompt, own) for prompt, own in zip(prompts, systems, strict=True)]
     return continue_rows(model, tokenizer, rows, max_new_tokens, **options)

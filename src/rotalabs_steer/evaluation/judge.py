@@ -27,6 +27,7 @@ from rotalabs_steer.evaluation.judge_questions import (
     REFUSAL,
     Question,
 )
+from rotalabs_steer.listed import list_of
 
 if TYPE_CHECKING:
     import os
@@ -162,6 +163,7 @@ class LLMJudge:
             OptionError: the estimate is above `max_usd`, or there are no prices to make one of.
             JudgeError: the judge cannot be asked at all.
         """
+        responses = list_of("responses", responses)
         if max_usd is not None:
             self._check_budget(self.estimate_cost(responses, check_refusal, check_coherence), max_usd)
 

@@ -54,8 +54,8 @@ def first_order_figure(tuned: TunedSteering) -> Figure:
 
 def heat_map_figure(tuned: TunedSteering) -> Figure:
     """Mean change of the validation pairs' log-odds, by steered layer and strength, in nats per token."""
-    rows = sorted((finalist.curve for finalist in tuned.finalists), key=lambda curve: curve.layer_index)
-    changes = [[change.mean for change in curve.changes()] for curve in rows]
+    rows = sorted(tuned.compared_changes().items())
+    changes = [[change.mean for change in row] for _, row in rows]
     limit = 1.3 * max(abs(value) for row in changes for value in row) or 1.0
     figure, axes = _figure(0.9 + 0.5 * len(rows))
     axes.pcolormesh(changes, cmap=DIVERGING, vmin=-limit, vmax=limit, edgecolors="white", linewidth=2)
@@ -65,10 +65,10 @@ def heat_map_figure(tuned: TunedSteering) -> Figure:
             axes.text(
                 x + 0.5, y + 0.5, _signed(round(value, 2), 2), ha="center", va="center", color=color, fontsize=_LETTERS
             )
-    axes.set_xticks([x + 0.5 for x in range(len(changes[0]))], [_signed(f) for f in rows[0].fractions])
-    axes.set_yticks([y + 0.5 for y in range(len(rows))], [f"layer {curve.layer_index}" for curve in rows])
-    for label, curve in zip(axes.get_yticklabels(), rows, strict=True):
-        if curve.layer_index == tuned.layer_index:
+    axes.set_xticks([x + 0.5 for x in range(len(changes[0]))], [_signed(f) for f in tuned.compared_fractions])
+    axes.set_yticks([y + 0.5 for y in range(len(rows))], [f"layer {layer}" for layer, _ in rows])
+    for label, (layer, _) in zip(axes.get_yticklabels(), rows, strict=True):
+        if layer == tuned.layer_index:
             label.set(fontweight="bold", color=ACCENT)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -14,6 +14,7 @@ from rotalabs_steer.evaluation.strengths import outcomes
 from rotalabs_steer.evaluation.text_measures import measure_texts
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import Estimate, PairedComparison, compare_paired, mean_of, rate_of
+from rotalabs_steer.listed import list_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +56,8 @@ def evaluate_refusal(
         OptionError: there are no prompts, the function returned None, or both a vector and an injector are given.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
     """
+    harmful_prompts = list_of("harmful_prompts", harmful_prompts)
+    benign_prompts = list_of("benign_prompts", benign_prompts)
     prompts, split = [*harmful_prompts, *benign_prompts], len(harmful_prompts)
     if not prompts:
         raise OptionError("There are no prompts to evaluate refusals on.")

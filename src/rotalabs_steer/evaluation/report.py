@@ -113,7 +113,7 @@ def _figures(tuned: TunedSteering) -> list[dict[str, str]]:
             "Layer by strength",
             "Mean change of the validation pairs' log-odds at the layers that were steered. What the model writes "
             "decides between them, not this.",
-            f"Heat map of layers {layers} and {len(tuned.curve.fractions)} strengths.",
+            f"Heat map of layers {layers} at strengths {', '.join(f'{f:g}' for f in tuned.compared_fractions)}.",
         ),
         (
             plots.first_order_figure,

@@ -13,6 +13,8 @@ from rotalabs_steer.evaluation.metrics import BehaviorMetrics
 from rotalabs_steer.evaluation.text_measures import measure_texts
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import compare_paired, wilson_interval
+from rotalabs_steer.listed import list_of
+from rotalabs_steer.plans import check_strength
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,18 +53,17 @@ def answers_at_strengths(
         OptionError: there are no prompts or no strengths.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
     """
-    if not prompts or not strengths:
+    levels, prompts = list_of_strengths(strengths), list_of("prompts", prompts)
+    if len(prompts) == 0 or not levels:
         raise OptionError(
-            f"Nothing to measure: {len(prompts)} prompts, {len(strengths)} strengths. Give at least one of each."
+            f"Nothing to measure: {len(prompts)} prompts, {len(levels)} strengths. Give at least one of each."
         )
     injector = ActivationInjector(model, [vector])
-    for strength in strengths:
-        injector.strength = strength  # a strength that cannot be is refused before anything is generated
     probe = CoherenceProbe(model, tokenizer)
     answers = answer_prompts(model, tokenizer, prompts, sampling, show_progress=show_progress, description="unsteered")
     unsteered = SteeredAnswers(0.0, answers, 0.0)
     measured = []
-    for strength in strengths:
+    for strength in levels:
         if strength == 0:  # bit for bit the unsteered model
             measured.append(unsteered)
             continue
@@ -73,6 +74,18 @@ def answers_at_strengths(
             )
             measured.append(SteeredAnswers(strength, answers, probe.cost()))
     return unsteered, measured
+
+
+def list_of_strengths(strengths: float | Sequence[float]) -> list[float]:
+    """The strengths to measure at, each as a float; one number is a list of one.
+
+    Raises:
+        OptionError: one is not a finite number.
+    """
+    if isinstance(strengths, (list, tuple)) and not strengths:
+        return []
+    levels = check_strength(strengths)
+    return list(levels) if isinstance(levels, tuple) else [levels]
 
 
 def outcomes(texts: Sequence[str], shows_behavior: Callable[[str], bool]) -> tuple[bool, ...]:
@@ -112,6 +125,8 @@ def evaluate_steering_strength(
         OptionError: there are no prompts or strengths, or the function returned None.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
     """
+    if not callable(is_target_behavior_fn):
+        raise OptionError(f"is_target_behavior_fn is {is_target_behavior_fn!r:.80}; it must be a function of a text.")
     sampling = sampling or Sampling()
     unsteered, measured = answers_at_strengths(
         model,

@@ -6,10 +6,12 @@ import dataclasses
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.answers import Sampling
 from rotalabs_steer.evaluation.strengths import EVALUATION_STRENGTHS, SteeredAnswers, answers_at_strengths, outcomes
 from rotalabs_steer.evaluation.text_measures import TextMeasures, measure_texts
 from rotalabs_steer.intervals import Estimate, PairedComparison, compare_paired, mean_of, rate_of
+from rotalabs_steer.listed import list_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +100,10 @@ def analyze_tradeoffs(
     sampling = sampling or Sampling()
     if system_prompt is not None:
         sampling = dataclasses.replace(sampling, system_prompt=system_prompt)
+    target_prompts = list_of("target_prompts", target_prompts)
+    control_prompts = list_of("control_prompts", control_prompts)
+    if not callable(is_target_behavior_fn):
+        raise OptionError(f"is_target_behavior_fn is {is_target_behavior_fn!r:.80}; it must be a function of a text.")
     prompts, wanted = [*target_prompts, *control_prompts], len(target_prompts)
     unsteered, measured = answers_at_strengths(
         model,

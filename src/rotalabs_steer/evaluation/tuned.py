@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    from rotalabs_steer.intervals import Estimate
+
 SCHEMA_VERSION = 1
 RECORD_FILE = "tuning.json"
 
@@ -58,6 +60,21 @@ class TunedSteering:
     def steers(self) -> bool:
         """Whether, on the test split, both the log-odds and what the model writes move the right way beyond doubt."""
         return self.curve.effect.low > 0 and self.answers.change.low > 0
+
+    @property
+    def compared_fractions(self) -> tuple[float, ...]:
+        """The strengths at which every steered layer was measured, so that their effects can stand side by side."""
+        measured = [set(finalist.curve.fractions) for finalist in self.finalists]
+        return tuple(sorted(set.intersection(*measured)))
+
+    def compared_changes(self) -> dict[int, list[Estimate]]:
+        """By steered layer, the mean change of the log-odds at each of `compared_fractions`."""
+        fractions = self.compared_fractions
+        changes = {
+            finalist.layer_index: dict(zip(finalist.curve.fractions, finalist.curve.changes(), strict=True))
+            for finalist in self.finalists
+        }
+        return {layer: [found[fraction] for fraction in fractions] for layer, found in changes.items()}
 
     def __str__(self) -> str:
         found = f"layer {self.layer_index}: log-odds {self.curve.effect} nats per token, answers {self.answers.change}"

@@ -36,6 +36,7 @@ from rotalabs_steer.extraction.extract import extract_vectors
 from rotalabs_steer.extraction.methods import DEFAULT_METHOD
 from rotalabs_steer.extraction.readout import readout_name
 from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.ordinary_numbers import as_integer, as_real
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class TuningOptions:
         max_new_tokens: an answer is cut there.
 
     Raises:
-        OptionError: a number is not above zero.
+        OptionError: a number is not above zero, or not an integer where it counts something.
     """
 
     method: str = DEFAULT_METHOD
@@ -81,8 +82,12 @@ class TuningOptions:
 
     def __post_init__(self) -> None:
         for name in ("budget", "finalists", "validation_pairs", "prompts", "max_new_tokens"):
-            if not getattr(self, name) > 0:
-                raise OptionError(f"{name} is {getattr(self, name)!r}; it must be above zero.")
+            given = getattr(self, name)
+            number = as_real(given) if name == "budget" else as_integer(given)
+            if number is None or number <= 0:
+                kind = "a number" if name == "budget" else "an integer"
+                raise OptionError(f"{name} is {given!r}; it must be {kind} above zero.")
+            object.__setattr__(self, name, number)
 
     def to_record(self) -> dict[str, Any]:
         """The options as JSON has them."""

@@ -15,6 +15,7 @@ from rotalabs_steer.evaluation.coherence import CoherenceCost, CoherenceProbe
 from rotalabs_steer.evaluation.detection import Detection, detection_auroc
 from rotalabs_steer.evaluation.propensity import PairScorer
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
+from rotalabs_steer.evaluation.strengths import list_of_strengths
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import PairedComparison, compare_paired
 
@@ -73,6 +74,18 @@ class VectorEvaluation:
         return asdict(self)
 
 
+def check_strengths(strengths: float | Sequence[float]) -> list[float]:
+    """The strengths as floats, each of which can be compared with 0.
+
+    Raises:
+        OptionError: there are none, or one is 0 or not a finite number.
+    """
+    levels = list_of_strengths(strengths)
+    if not levels or 0.0 in levels:
+        raise OptionError(f"Strengths {levels} cannot be compared with 0: give at least one, and not 0.")
+    return levels
+
+
 @on_plain_model
 def evaluate_vector(
     model: nn.Module,
@@ -98,12 +111,9 @@ def evaluate_vector(
         DatasetError, ChatTemplateError: a pair cannot be rendered.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
     """
-    if not strengths or 0.0 in strengths:
-        raise OptionError(f"Strengths {list(strengths)} cannot be compared with 0: give at least one, and not 0.")
+    levels = check_strengths(strengths)
     acting = sorted(acting_vectors(vector), key=lambda one: one.layer_index)
     injector = ActivationInjector(model, acting)
-    for strength in strengths:
-        injector.strength = strength  # a strength that cannot be is refused before anything is measured
     dataset = as_dataset(contrast_pairs)
     pairs = [render_pair(tokenizer, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
     (detection,) = detection_auroc(model, tokenizer, dataset, acting[-1], seed=seed)
@@ -131,7 +141,7 @@ def evaluate_vector(
             refusal,
         )
 
-    measured = tuple(measure(strength) for strength in strengths)
+    measured = tuple(map(measure, levels))
     layers = tuple(one.layer_index for one in acting)
     return VectorEvaluation(
         dataset.behavior, layers[-1], layers, len(pairs), detection, coherence.unsteered, measured, seed

@@ -27,6 +27,8 @@ from rotalabs_steer.extraction.pair_pass import PairPass
 from rotalabs_steer.extraction.pair_texts import PairTexts
 from rotalabs_steer.extraction.readout import token_weights
 from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, NEUTRAL, SAMPLES
+from rotalabs_steer.listed import list_of
+from rotalabs_steer.ordinary_numbers import as_integer
 from rotalabs_steer.text_batches import plan_batches
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
@@ -191,6 +193,8 @@ def read_statistics(
         ActivationError: an activation is not finite; layer and pair are named.
     """
     dataset = as_dataset(contrast_pairs)
+    if batch_size is not None and (as_integer(batch_size) or 0) < 1:
+        raise OptionError(f"batch_size is {batch_size!r}; it must be an integer from 1 on, or None.")
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
     places = [(layer, component) for component in components for layer in layers]
     for component in components:
@@ -200,6 +204,10 @@ def read_statistics(
             f"{type(transformers_model(model)).__name__} has an encoder: pairs are read by decoder-only models. "
             "Capture activations with ActivationHook and make SteeringVectors of their differences."
         )
+    if neutral_texts is not None and not (neutral_texts := list_of("neutral_texts", neutral_texts)):
+        raise OptionError("neutral_texts is empty; give some, or None for those of the package.")
+    methods, components = list_of("methods", methods), list_of("components", components)
+    token_positions = list_of("token_positions", token_positions)
     needs = frozenset().union(*(get_method(method).needs for method in methods))
     if needs & {GRADIENT, FISHER} and set(components) != {"residual"}:
         raise OptionError("Methods by gradient are for the residual stream: leave components as it is.")
@@ -219,6 +227,12 @@ def read_statistics(
     return ActivationStatistics(dataset.behavior, found, model_name(model), model_fingerprint(model), dataset.sha256)
 
 
+def check_number_of_pairs(dataset: ContrastPairDataset) -> None:
+    """Refuses a dataset of one pair."""
+    if len(dataset) == 1:
+        raise DatasetError("One pair shows how two texts differ, not what a behaviour is: give at least two pairs.")
+
+
 def render_pairs(
     tokenizer: Any, dataset: ContrastPairDataset, longest: int | None, *, truncate: bool
 ) -> list[RenderedPair]:
@@ -228,8 +242,7 @@ def render_pairs(
         DatasetError: there is only one pair, or one cannot be rendered; see `render_pair`.
         ChatTemplateError: the tokenizer cannot render prompts.
     """
-    if len(dataset) == 1:
-        raise DatasetError("One pair shows how two texts differ, not what a behaviour is: give at least two pairs.")
+    check_number_of_pairs(dataset)
     return [
         render_pair(tokenizer, pair, place=f"pair {number}", max_length=longest, truncate=truncate)
         for number, pair in enumerate(dataset)
@@ -248,7 +261,8 @@ def _extras(
 ) -> dict[int, dict[str, Any]]:
     """What methods need that is no sum over the pairs' activations, by layer and name of the field."""
     fields: dict[str, torch.Tensor] = {}
-    texts = [tuple(tokenizer(text)["input_ids"]) for text in neutral_texts or neutral_passages()]
+    neutral = neutral_passages() if neutral_texts is None else neutral_texts
+    texts = [tuple(tokenizer(text)["input_ids"]) for text in neutral]
     if NEUTRAL in needs:
         fields["neutral_mean"] = _neutral_means(model, texts, layers)
     if GRADIENT in needs:

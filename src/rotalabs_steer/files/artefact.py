@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.reading import l2_norm
+from rotalabs_steer.ordinary_numbers import as_real, json_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,11 +54,14 @@ def stamp(document: Mapping[str, Any]) -> dict[str, Any]:
 def json_bytes(document: Mapping[str, Any]) -> bytes:
     """A document as the content of a JSON file.
 
+    Numbers and arrays of numpy and torch are written as numbers and lists.
+
     Raises:
         FileFormatError: it holds something that JSON does not have.
     """
     try:
-        return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=json_value)
+        return f"{text}\n".encode()
     except (TypeError, ValueError) as error:
         raise FileFormatError(
             f"The metadata cannot be written as JSON: {error}. Keep it to text, finite numbers, lists and dicts. "
@@ -94,7 +98,8 @@ def check_description(document: Mapping[str, Any], vector: Float[torch.Tensor, "
     for name, actual in describe(vector).items():
         claimed = document.get(name, actual)
         if name == "norm":
-            same = isinstance(claimed, float) and math.isclose(claimed, actual, rel_tol=1e-3)
+            number = as_real(claimed)
+            same = number is not None and math.isclose(number, actual, rel_tol=1e-3)
         elif name == "steering":
             same = isinstance(claimed, dict) and all(claimed.get(key, text) == text for key, text in STEERING.items())
         else:

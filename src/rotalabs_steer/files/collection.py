@@ -32,7 +32,7 @@ def download_vectors(
         force: download although the folder is there.
 
     Raises:
-        FileFormatError: a name is no safe file name.
+        FileFormatError: a name is not a safe file name.
         DownloadError: the repository cannot be reached.
         FileNotFoundError: it has no such set.
     """

@@ -64,7 +64,21 @@ def write_set(path: Path, stored: StoredSet, name: str | None = None) -> None:
 
     Raises:
         OptionError: there is no such format.
+        FileFormatError: there is a file where a folder is to be, or a folder where a file is to be.
     """
+    _writer(path, name).write(path, stored)
+
+
+def check_target(path: Path, name: str | None = None) -> None:
+    """Refuses what `write_set` would refuse, for work that takes a while before there is a set to write.
+
+    Raises:
+        OptionError, FileFormatError: as in `write_set`.
+    """
+    _writer(path, name)
+
+
+def _writer(path: Path, name: str | None) -> Format:
     if name is not None and name not in FORMATS:
         raise OptionError(f"Unknown format {name!r}. Use one of {', '.join(FORMATS)}.")
     if name is None and path.suffix == ".gguf":
@@ -76,7 +90,9 @@ def write_set(path: Path, stored: StoredSet, name: str | None = None) -> None:
     chosen = FORMATS[name] if name is not None else by_ending or FORMATS["native"]
     if not chosen.suffix and path.is_file():
         raise FileFormatError(f"{path} is a file; a {chosen.name} set is a folder. Name another path, or remove it.")
-    chosen.write(path, stored)
+    if chosen.suffix and path.is_dir():
+        raise FileFormatError(f"{path} is a folder; a {chosen.name} set is a file. Name another path, or remove it.")
+    return chosen
 
 
 def find_format(path: Path) -> Format | None:

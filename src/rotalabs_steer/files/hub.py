@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.errors import FileFormatError, OptionError
 from rotalabs_steer.files.model_card import CARD_FILE, GENERATED
 from rotalabs_steer.files.names import check_relative
 from rotalabs_steer.files.pretrained import CONFIG_FILE, VECTORS_FILE
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 _LIMITS = {CONFIG_FILE: MAX_JSON_BYTES, VECTORS_FILE: MAX_TENSOR_BYTES}
+_FILE_ENDINGS = {".json", ".pt", ".pth", ".bin", ".safetensors", ".gguf", ".npy", ".npz"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -36,53 +37,107 @@ def find_folder(
     Nothing but `steering_config.json` and `vectors.safetensors` is fetched, and neither if it is too large.
     """
     local = Path(id_or_path)
-    if local.is_dir() or not isinstance(id_or_path, str) or not _could_be_id(id_or_path):
-        if not local.is_dir():
-            raise FileNotFoundError(f"There is no folder {id_or_path}, and no repository can have that name.")
+    if local.is_dir():
         return local.joinpath(*check_relative(subfolder))
+    repo_id, revision = split_revision(os.fspath(id_or_path), revision)
+    if not isinstance(id_or_path, str) or not _could_be_id(repo_id):
+        raise FileNotFoundError(f"There is no folder {id_or_path}, and no repository can have that name.")
     check_relative(subfolder)
-    return _download(id_or_path, subfolder or None, revision, token, options)
+    return _download(repo_id, subfolder or None, revision, token, options)
 
 
-def find_vectors(source: str | os.PathLike[str]) -> Path:
+def find_vectors(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
+) -> Path:
     """Where vectors are that somebody names: a path, or `owner/name[@revision]` on the Hugging Face Hub, which is then
     downloaded.
 
     Raises:
         FileNotFoundError: there is nothing at the path, and no such repository.
+        OptionError: `source` is not a name, or a revision is given for a path or in two ways.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise OptionError(f"Vectors are named by a path or a repository, not by a {type(source).__name__}.")
+    text = os.fspath(source)
+    if not text.strip():
+        raise OptionError("No vectors are named: give a path, or OWNER/NAME on the Hugging Face Hub.")
     path = Path(source).expanduser()
     if path.exists() or path.with_name(f"{path.name}.json").exists():
-        return path
-    repo_id, _, revision = os.fspath(source).partition("@")
-    reason: str | None = "it is no id of a repository"
-    if repo_id.count("/") == 1 and not Path(repo_id).parent.is_dir():
-        reason = missing_from_hub(repo_id, CONFIG_FILE, revision=revision or None)
+        if revision is not None:
+            raise OptionError(f"{source} is a path here and has no revision {revision!r}; repositories have.")
+        inner = path.joinpath(*check_relative(subfolder))
+        if subfolder and not inner.exists():
+            raise FileNotFoundError(f"{source} has no folder {subfolder}.")
+        return inner
+    repo_id, revision = split_revision(text, revision)
+    wanted = "/".join([*check_relative(subfolder), CONFIG_FILE])
+    reason = _why_not_an_id(repo_id, revision) or missing_from_hub(repo_id, wanted, revision=revision, token=token)
     if reason is not None:
         raise FileNotFoundError(
             f"There are no steering vectors at {source}: neither a folder of sets, nor {path.name}.json with its .pt, "
             f"nor a repository that the Hugging Face Hub gives ({reason})."
         )
-    return find_folder(repo_id, revision=revision or None)
+    return find_folder(repo_id, revision=revision, subfolder=subfolder, token=token)
 
 
-def missing_from_hub(repo_id: str, *names: str, revision: str | None = None) -> str | None:
+def split_revision(text: str, revision: str | None = None) -> tuple[str, str | None]:
+    """The id and the revision of `owner/name[@revision]`; `revision` is one that is given apart from it.
+
+    Raises:
+        OptionError: nothing follows the @, or both revisions are given and differ.
+    """
+    repo_id, at, named = text.partition("@")
+    if not at:
+        return text, revision
+    if not named or revision not in (None, named):
+        raise OptionError(
+            f"{text} has no revision behind the @."
+            if not named
+            else f"{text} names the revision {named!r}, and {revision!r} is given, too. Give one of them."
+        )
+    return repo_id, named
+
+
+def _why_not_an_id(repo_id: str, revision: str | None) -> str | None:
+    """Why a name is not taken for a repository's; None if it is."""
+    if repo_id.count("/") != 1 or not _could_be_id(repo_id):
+        return "it is not the id of a repository"
+    if revision is None and Path(repo_id).suffix in _FILE_ENDINGS:
+        return "it has the name of a file"
+    if revision is None and Path(repo_id).parent.is_dir():
+        return f"{Path(repo_id).parent} is a folder here, so it is not taken for the id of a repository"
+    return None
+
+
+def missing_from_hub(
+    repo_id: str, *names: str, revision: str | None = None, token: str | bool | None = None
+) -> str | None:
     """Why a repository cannot be had, found out with one request; None if it can, or a file of these names is cached.
 
     The clients ask for several files, and again and again where nobody answers: this comes before them, for ids that
     somebody typed.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        if any(isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str) for name in names):
-            return None
-        get_hf_file_metadata(hf_hub_url(repo_id, names[0], revision=revision))
+        if not any(isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str) for name in names):
+            get_hf_file_metadata(hf_hub_url(repo_id, names[0], revision=revision), token=token)
+    except RevisionNotFoundError:
+        return f"it has no revision {revision!r}"
     except EntryNotFoundError:
-        return None  # it exists; what it lacks, its reader says
+        pass  # it exists; what it lacks, its reader says
     except HFValidationError:
-        return "it is no id of a repository"
+        return "it is not the id of a repository"
     except RepositoryNotFoundError:
         return "there is no such repository, or none that your token may see"
     except Exception as error:  # of the HTTP client, which is another one from release to release
@@ -106,6 +161,9 @@ def push_files(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     parts = check_relative(subfolder)
+    repo_id, revision = split_revision(repo_id, revision)
+    if not _could_be_id(repo_id):
+        raise OptionError(f"{repo_id!r:.200} cannot be the id of a repository. Give OWNER/NAME.")
     api = HfApi(token=token, library_name="rotalabs-steer")
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:

@@ -5,9 +5,10 @@ models, as they are shown to others.
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import PureWindowsPath
 
-from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.errors import FileFormatError, OptionError
 
 _MAX_BYTES = 200
 """Systems allow 255; what is written beside a file has a longer name."""
@@ -33,13 +34,32 @@ def check_name(name: str) -> str:
     if len(name.encode("utf-8", "replace")) > _MAX_BYTES:
         reasons.append("it is too long")
     if reasons:
-        raise FileFormatError(f"{name!r:.120} is no safe file name: {reasons[0]}.")
+        raise FileFormatError(f"{name!r:.120} is not a safe file name: {reasons[0]}.")
     return name
+
+
+def check_behavior_folder(behavior: str) -> str:
+    """The name of a behaviour, if a folder can be called by it.
+
+    Raises:
+        OptionError: some system would take it for a path, a device or another file.
+    """
+    try:
+        return check_name(behavior)
+    except FileFormatError as error:
+        raise OptionError(
+            f"The behaviour {behavior!r:.120} gets a folder of its own, but {error} Give it another name in its file."
+        ) from error
 
 
 def check_relative(path: str) -> list[str]:
     """The parts of a relative path with forward slashes, each a safe name; none for an empty path."""
     return [check_name(part) for part in path.split("/")] if path else []
+
+
+def folded(name: str) -> str:
+    """The same for names that macOS or Windows take for one: case and the way of writing an accent do not count."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def shown_model_name(model: str) -> str:

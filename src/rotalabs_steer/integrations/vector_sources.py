@@ -10,6 +10,7 @@ from rotalabs_steer.errors import OptionError, VectorError
 from rotalabs_steer.files.formats import find_sets
 from rotalabs_steer.files.hub import find_vectors
 from rotalabs_steer.injection import MultiVectorInjector
+from rotalabs_steer.ordinary_numbers import as_real
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
@@ -77,16 +78,21 @@ def strength_by_behavior(
     """
     if isinstance(strength, Mapping):
         return dict(strength)
+    text = str(strength) if isinstance(strength, str) else ""
+    named = [part.rpartition(":") for part in text.split(";")] if ":" in text else []
     try:
-        if isinstance(strength, str) and ":" in strength:
-            named = [part.rpartition(":") for part in strength.split(";")]
-            return {behavior.strip(): float(number) for behavior, _, number in named}
-        return dict.fromkeys(sets, float(strength))
-    except (TypeError, ValueError):
+        found = {behavior.strip(): float(number) for behavior, _, number in named}
+        one = as_real(float(text) if text and not named else strength)
+    except ValueError:
+        found, one = {}, None
+    if not found and one is None:
         raise OptionError(
             f"strength is {strength!r}; give a number, or one for each behaviour such as "
             f"{';'.join(f'{behavior}:1.0' for behavior in sets)!r}."
-        ) from None
+        )
+    if len(found) < len(named):
+        raise OptionError(f"strength {text!r} names a behaviour twice.")
+    return found if one is None else dict.fromkeys(sets, one)
 
 
 def steer_model(

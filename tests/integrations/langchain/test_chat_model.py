@@ -345,3 +345,13 @@ def test_the_real_model_in_a_batch_and_alone(real_chat):
     alone = [real_chat.invoke(prompt, one).content for prompt, one in zip(prompts, configs, strict=True)]
     assert [answer.content for answer in real_chat.batch(prompts, configs)] == alone
     assert real_chat.invoke(prompts[1]).content != alone[1]
+
+
+def test_options_for_generate_may_be_lists(chat):
+    plain = chat.invoke("Hi!").content
+    first = chat.tokenizer(plain, add_special_tokens=False)["input_ids"][0]
+    options = {"generation_kwargs": {"suppress_tokens": [first]}}
+    alone = chat.invoke("Hi!", **options).content
+    assert alone != plain
+    assert [answer.content for answer in chat.batch(["Hi!", "Hi!"], **options)] == [alone, alone]
+    assert "".join(piece.content for piece in chat.stream("Hi!", **options)) == alone

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.ordinary_numbers import as_integer, plain_value
 from rotalabs_steer.positions import SCOPES
 
 DEFAULT_MAX_STRENGTH = 10.0
@@ -68,6 +69,7 @@ def _name(name: Any) -> str:
 
 
 def _strength(name: str, strength: Any, most: float) -> float:
+    strength = plain_value(strength)
     if isinstance(strength, bool) or not isinstance(strength, (int, float)):
         raise OptionError(f"The strength of {_shown(name)} is {_shown(strength)}; it must be a number.")
     if not -most <= strength <= most:  # False for NaN, too
@@ -87,8 +89,10 @@ def _layers(value: Any, behaviors: Mapping[str, float]) -> dict[str, tuple[int, 
 
 
 def _indices(layers: Any) -> tuple[int, ...]:
-    indices = layers if isinstance(layers, Sequence) and not isinstance(layers, str) else [layers]
-    if not indices or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in indices):
+    value = plain_value(layers)
+    given = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    indices = [number for number in map(as_integer, given) if number is not None and number >= 0]
+    if not indices or len(indices) < len(given):
         raise OptionError(f"steering has layers {_shown(layers)}; give 0-based decoder layers, as in [12, 14].")
     if len(set(indices)) < len(indices):
         raise OptionError(f"steering has layers {_shown(layers)}, which name a layer twice.")

@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import queue
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,7 +49,7 @@ class Request:
     """One prompt, as token ids, with the strengths that it is answered at."""
 
     ids: tuple[int, ...]
-    strengths: Mapping[str, float] = field(hash=False)
+    strengths: Mapping[str, float]
     sampling: Sampling
 
 
@@ -91,8 +91,13 @@ class Generator:
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers to requests, in their order: one batch for each way of sampling, strengths by row."""
         answers: dict[int, Answer] = {}
-        for sampling in dict.fromkeys(request.sampling for request in requests):
-            numbers = [number for number, request in enumerate(requests) if request.sampling == sampling]
+        left = list(range(len(requests)))
+        while left:
+            sampling = requests[left[0]].sampling
+            numbers = [
+                number for number in left if requests[number].sampling == sampling
+            ]  # options need not be hashable
+            left = [number for number in left if number not in numbers]
             batch = [requests[number] for number in numbers]
             for number, request, (row, finished) in zip(numbers, batch, self.generate(batch), strict=True):
                 text = self.tokenizer.decode(row, skip_special_tokens=True)

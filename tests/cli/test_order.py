@@ -1,0 +1,152 @@
+"""What is wrong with data, names and options is said before a model is loaded: the model here does not exist."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rotalabs_steer import SteeringVector, SteeringVectorSet, __version__
+from rotalabs_steer.cli.app import app
+from rotalabs_steer.cli.pairs import parse_columns, read_pairs_of
+from rotalabs_steer.cli.steering_options import parse_steer
+from rotalabs_steer.cli.tuning import _datasets
+from rotalabs_steer.errors import DatasetError, OptionError
+from rotalabs_steer.files.names import folded
+
+UNSAFE = ["../../etc/evil", "/etc/evil", "a/b", "..", "a\\b", "C:up", "NUL", "con.json", "dot.", " space", "~root",
+          "x" * 300, "line\nbreak", "star*"]  # fmt: skip
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "400"})
+
+
+def pair_file(folder, behavior, count=12, name="pairs.json", **columns):
+    fields = {"prompt": "prompt", "positive": "positive", "negative": "negative"} | columns
+    rows = [{column: f"{field} {n}" for field, column in fields.items()} for n in range(count)]
+    (folder / name).write_text(json.dumps({"behavior": behavior, "pairs": rows}), "utf-8")
+    return folder / name
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a vector set `calm`, pairs of several kinds, a file and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    SteeringVectorSet("calm", [SteeringVector("calm", 1, torch.ones(8), "m")]).save("calm")
+    pair_file(tmp_path, "calm")
+    pair_file(tmp_path, "calm", 1, name="one.json")
+    pair_file(tmp_path, "calm", name="renamed.json", positive="chosen", negative="rejected")
+    (tmp_path / "broken.json").write_text('{"pairs": [', "utf-8")
+    (tmp_path / "text.txt").write_text("hello", "utf-8")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+NO_MODEL = "There is no folder ./none"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["extract", "./none", "one.json", "--output", "o"], "give at least two pairs"),
+    (["extract", "./none", "broken.json", "--output", "o"], "broken.json is not valid JSON"),
+    (["extract", "./none", "renamed.json", "--output", "o"], "--column positive=chosen"),
+    (["extract", "./none", "empty", "--output", "o"], "empty is a folder; give one file of pairs"),
+    (["extract", "./none", "pairs.json", "--output", "text.txt"], "text.txt is a file; a native set is a folder"),
+    (["extract", "./none", "pairs.json", "--output", "o", "--method", "best"], "Unknown method 'best'"),
+    (["extract", "./none", "pairs.json", "--output", "o", "--position", "end"], "Unknown token position 'end'"),
+    (["extract", "./none", "pairs.json", "--output", "o", "--column", "positive"], "not of the form FIELD=COLUMN"),
+    (["extract", "./none", "humor", "--output", "o", "--column", "positive=a"], "--column is for files; humor is"),
+    (["tune", "./none", "--behavior", "one.json"], "Tuning needs at least 10 pairs"),
+    (["tune", "./none", "--behavior", "pairs.json", "--output", "text.txt"], "text.txt is a file; each behaviour"),
+    (["tune", "./none", "--behavior", "pairs.json", "--finalists", "0"], "finalists is 0; it must be an integer"),
+    (["tune", "./none", "--behavior", "renamed.json"], "--column positive=chosen"),
+    (["evaluate", "./none", "nothing"], "There are no steering vectors at nothing"),
+    (["evaluate", "./none", "calm", "--pairs", "broken.json"], "broken.json is not valid JSON"),
+    (["evaluate", "./none", "calm", "--pairs", "pairs.json", "--strength", "0"], "cannot be compared with 0"),
+    (["evaluate", "./none", "calm", "--pairs", "pairs.json", "--strength", "nan"], "Strength nan is not a finite"),
+    (["evaluate", "./none", "calm", "--pairs", "pairs.json", "--max-new-tokens", "0"], "max_new_tokens"),
+    (["bake", "./none", "nothing", "o"], "There are no steering vectors at nothing"),
+    (["bake", "./none", "calm", "o", "--strength", "inf"], "Strength inf is not a finite number"),
+    (["export", "calm", "empty"], "empty is a folder; give the name of the GGUF file"),
+    (["generate", "./none", "hi", "--steer", "nothing"], "There are no steering vectors at nothing"),
+    (["generate", "./none", "hi", "--steer", "calm=nan"], "is not of the form VECTORS=STRENGTH"),
+    (["generate", "./none", "hi", "--steer", "calm=1", "--steer", "calm=2"], "--steer names calm twice"),
+    (["generate", "./none", "hi", "--steer", "=2"], "is not of the form VECTORS=STRENGTH"),
+    (["generate", "./none", "hi", "--steer", "calm", "--scope", "some"], "Unknown scope 'some'"),
+    (["generate", "./none", "hi", "--steer", "calm", "--intervention", "mul"], "Unknown intervention 'mul'"),
+    (["chat", "./none", "--steer", "nothing"], "There are no steering vectors at nothing"),
+    (["chat", "./none", "--scope", "some"], "Unknown scope 'some'"),
+    (["playground", "./none", "--vectors", "nothing"], "There are no steering vectors at nothing"),
+    (["report", "calm", "--model", "./none"], "calm holds no tuning"),
+    (["report", "calm", "--output", "empty"], "empty is a folder; give the name of the HTML file"),
+    (["report", "calm", "--column", "positive=a"], "--column is for a file of pairs: give --pairs, too"),
+    (["vectors", "verify", "nothing", "--model", "./none"], "There are no steering vectors at nothing"),
+])  # fmt: skip
+def test_a_mistake_is_said_before_the_model_is_loaded(place, arguments, message):
+    before = sorted(place.rglob("*"))
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert message in " ".join(result.output.split())
+    assert NO_MODEL not in result.output
+    assert "Traceback" not in result.output
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [
+    ["extract", "./none", "renamed.json", "--output", "o"],
+    ["tune", "./none", "--behavior", "renamed.json"],
+    ["evaluate", "./none", "calm", "--pairs", "renamed.json"],
+])  # fmt: skip
+def test_verbs_take_the_columns_that_the_error_speaks_of(place, arguments):
+    result = run(*arguments, "--column", "positive=chosen", "--column", "negative=rejected")
+    assert NO_MODEL in result.output, "the pairs are read, and the model is looked for"
+
+
+def test_columns_are_given_once():
+    assert parse_columns(["positive=chosen", "negative=a=b"]) == {"positive": "chosen", "negative": "a=b"}
+    with pytest.raises(OptionError, match="--column names the column of 'positive' twice"):
+        parse_columns(["positive=a", "positive=b"])
+
+
+@pytest.mark.parametrize("behavior", UNSAFE)
+def test_a_behaviour_that_is_no_folder_name_is_not_made_one(tmp_path, behavior):
+    with pytest.raises(OptionError, match=r"gets a folder of its own, but .* is not a safe file name"):
+        _datasets([str(pair_file(tmp_path, behavior))], {})
+
+
+@pytest.mark.parametrize("pair", [("Calm", "calm"), ("caf\u00e9", "cafe\u0301"), ("STRASSE", "stra\u00dfe")])
+def test_behaviours_that_one_folder_would_hold_are_refused(tmp_path, pair):
+    files = [str(pair_file(tmp_path, behavior, name=f"{n}.json")) for n, behavior in enumerate(pair)]
+    assert folded(pair[0]) == folded(pair[1])
+    with pytest.raises(OptionError, match=f"Two of the behaviours are called {pair[0]}, {pair[1]}; each needs"):
+        _datasets(files, {})
+
+
+@pytest.mark.parametrize("behavior", ["very calm", "höflich", "冷静", "v1.5"])
+def test_ordinary_names_of_behaviours_are_folders(tmp_path, behavior):
+    (dataset,) = _datasets([str(pair_file(tmp_path, behavior))], {})
+    assert dataset.behavior == behavior
+
+
+@pytest.mark.parametrize("behavior", [7, None, ["calm"], {"a": 1}])
+def test_a_behaviour_that_is_no_text_is_a_fault_of_the_file(tmp_path, behavior):
+    path = pair_file(tmp_path, behavior)
+    with pytest.raises(DatasetError, match=r"'behavior' is .*, expected a text"):
+        read_pairs_of(str(path))
+
+
+def test_a_path_with_an_equals_sign_is_a_path(place):
+    (place / "runs=3").mkdir()
+    assert parse_steer(["runs=3", "calm=0.5", "me/x@v1=-2"]) == {"runs=3": 1.0, "calm": 0.5, "me/x@v1": -2.0}
+    assert parse_steer(["runs=3=0.5"]) == {"runs=3": 0.5}
+
+
+def test_the_package_is_a_program():
+    result = subprocess.run(
+        [sys.executable, "-m", "rotalabs_steer", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == __version__
