@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.datasets.rendering import render_prompt
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.decoder import check_layer_indices
 from rotalabs_steer.errors import DatasetError, OptionError, VectorError
 from rotalabs_steer.hooks import extract_activations
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jaxtyping import Bool, Float
+
+    from rotalabs_steer.datasets.conversations import Prompt
 
 MEASURES = ("cosine", "projection")
 
@@ -99,16 +101,21 @@ def prompt_scores(
 def fit_condition(
     model: torch.nn.Module,
     tokenizer: Any,
-    positive_prompts: Sequence[str],
-    negative_prompts: Sequence[str],
+    positive_prompts: Sequence[Prompt],
+    negative_prompts: Sequence[Prompt],
     layers: Sequence[int],
     *,
     measure: str = "cosine",
+    template_options: Mapping[str, Any] | None = None,
 ) -> FittedCondition:
     """The condition that best tells two kinds of prompts apart.
 
     For each layer the vector is the difference of the mean unit activations of both kinds, and the threshold the one
     of largest F1.
+
+    Args:
+        positive_prompts, negative_prompts: texts, or conversations as lists of messages.
+        template_options: for the chat template, as in `{"enable_thinking": False}`; those that the model is asked with.
 
     Raises:
         DatasetError: a side has no prompts.
@@ -117,8 +124,9 @@ def fit_condition(
         raise DatasetError("A condition is fitted on prompts it should act on and prompts it should not: give both.")
     check_layer_indices(model, layers)
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    for prompt in (*positive_prompts, *negative_prompts):
-        ids = torch.tensor([render_prompt(tokenizer, prompt)])
+    chat = ChatTokenizer.of(tokenizer, template_options)
+    for row in [chat.prompt(prompt) for prompt in (*positive_prompts, *negative_prompts)]:
+        ids = torch.tensor([row])
         for layer, hidden in extract_activations(model, {"input_ids": ids}, layers, token_position="all").items():
             found[layer].append(hidden[0].float())
 

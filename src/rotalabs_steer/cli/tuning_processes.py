@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 from rotalabs_steer.cli.loading import load_model, resolve_model
+from rotalabs_steer.datasets.conversations import prompt_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,4 +69,5 @@ def _tuner(model: str, options: TuningOptions, processes: int) -> Tuner:
 
 
 def _length(dataset: ContrastPairDataset) -> int:
-    return sum(len(text or "") for pair in dataset for text in (pair.system, pair.prompt, pair.positive, pair.negative))
+    texts = ((prompt_text(pair.prompt), pair.system, pair.positive, pair.negative) for pair in dataset)
+    return sum(len(text or "") for row in texts for text in row)

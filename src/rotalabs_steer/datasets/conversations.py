@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ Prompt = str | list[Message]
 """What a model is asked: a user's text, or a conversation whose last message it answers."""
 
 _ANSWERED_ROLES = ("user", "tool")
+_WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
 _SYSTEM_ROLES = ("system", "developer")
 
 
@@ -32,6 +34,11 @@ def check_prompt(prompt: Any, system: Any = None, name: str = "prompt") -> Promp
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DatasetError(f"The {name} of a pair is empty; leave it out (None) or give a text.")
+        if _WRITTEN_MESSAGES.match(prompt):
+            raise DatasetError(
+                f"The {name} {prompt!r:.60} is a conversation written as a text, as tables and CSV files hold it. Give "
+                "the list of messages itself; JSON Lines keep it."
+            )
         return prompt
     if not isinstance(prompt, Iterable) or isinstance(prompt, Mapping | bytes):
         raise DatasetError(

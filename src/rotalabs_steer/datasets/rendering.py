@@ -60,12 +60,10 @@ def render_pair(
             would stand inside a block of thoughts.
         DatasetError: the sides have the same tokens, one has none, or one is longer than `max_length`.
     """
-    system = pair.system if pair.negative_system is None else pair.negative_system or None
-    prompt = pair.prompt if pair.negative_prompt is None else pair.negative_prompt
     chat = ChatTokenizer.of(tokenizer)
     sides = [
-        _render_side(chat, pair.prompt, pair.system, pair.positive, pair.positive_span),
-        _render_side(chat, prompt, system, pair.negative, pair.negative_span),
+        _render_side(chat, *pair.positive_side, pair.positive, pair.positive_span),
+        _render_side(chat, *pair.negative_side, pair.negative, pair.negative_span),
     ]
     for number, name in enumerate(("positive", "negative")):
         side = sides[number]

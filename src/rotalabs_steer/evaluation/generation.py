@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.datasets.rendering import render_prompt
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.extraction.forward_pass import evaluating
 
 if TYPE_CHECKING:
@@ -14,31 +14,34 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from rotalabs_steer.datasets.conversations import Prompt
+
 
 def generate_tokens(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     max_new_tokens: int = 64,
     *,
-    system: str | Sequence[str | None] | None = None,
+    system: str | None = None,
     **options: Any,
 ) -> list[list[int]]:
     """The model's greedy answer to each prompt as token ids, up to and without the end-of-sequence token.
 
     Args:
-        system: a system message before every prompt, or one (or None) for each.
+        system: a system message before every prompt.
         options: for `model.generate`, where greedy decoding is not wanted.
     """
-    systems = [system] * len(prompts) if system is None or isinstance(system, str) else system
-    rows = [render_prompt(tokenizer, prompt, own) for prompt, own in zip(prompts, systems, strict=True)]
-    return continue_rows(model, tokenizer, rows, max_new_tokens, **options)
+    chat = ChatTokenizer.of(tokenizer)
+    rows = [chat.prompt(prompt, system) for prompt in prompts]
+    return continue_rows(model, chat, rows, max_new_tokens, **options)
 
 
 def continue_rows(
     model: nn.Module, tokenizer: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, **options: Any
 ) -> list[list[int]]:
     """What the model writes after each row of token ids, as `generate_tokens` gives it."""
+    tokenizer = ChatTokenizer.of(tokenizer).tokenizer
     length = max(len(row) for row in rows)
     device = next(model.parameters()).device
     ends = _end_tokens(model, tokenizer)
@@ -57,11 +60,11 @@ def continue_rows(
 
 
 def generate_texts(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 64, **options: Any
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int = 64, **options: Any
 ) -> list[str]:
     """The model's greedy answer to each prompt."""
     tokens = generate_tokens(model, tokenizer, prompts, max_new_tokens, **options)
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens]
+    return [ChatTokenizer.of(tokenizer).decode(row).strip() for row in tokens]
 
 
 def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.datasets.conversations import as_messages, prompt_key
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.evaluation.curves import FRACTIONS, LayerCurve, measure_curve
 from rotalabs_steer.evaluation.finalists import Answers
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from rotalabs_steer.datasets.conversations import Prompt
     from rotalabs_steer.datasets.pairs import ContrastPair
     from rotalabs_steer.evaluation.coherence import Calibration, CoherenceProbe
     from rotalabs_steer.vectors import SteeringVector
@@ -46,9 +48,8 @@ class HeldOut:
     ) -> None:
         self._model, self._tokenizer, self._probe = model, tokenizer, probe
         self.pairs = [render_pair(tokenizer, pair) for pair in pairs]
-        asked = list(dict.fromkeys((pair.prompt or "", pair.system) for pair in pairs))[:prompts]
-        self._prompts = [prompt for prompt, _ in asked]
-        self._systems = [system for _, system in asked]
+        asked = {(prompt_key(pair.prompt), pair.system): _asked(pair) for pair in pairs}
+        self._prompts = list(asked.values())[:prompts]
         self._max_new_tokens = max_new_tokens
         self._unsteered_propensities: torch.Tensor | None = None
 
@@ -79,5 +80,10 @@ class HeldOut:
         return tuple(self._generate())
 
     def _generate(self, times: int = 1) -> list[str]:
-        prompts, systems = self._prompts * times, self._systems * times
-        return generate_texts(self._model, self._tokenizer, prompts, self._max_new_tokens, system=systems)
+        return generate_texts(self._model, self._tokenizer, self._prompts * times, self._max_new_tokens)
+
+
+def _asked(pair: ContrastPair) -> Prompt:
+    """What the positive side of a pair answers, with its system message."""
+    prompt = pair.prompt or ""
+    return prompt if pair.system is None else as_messages(prompt, pair.system)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
@@ -14,10 +15,11 @@ from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import compare_paired, wilson_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
+    from rotalabs_steer.datasets.conversations import Prompt
     from rotalabs_steer.vectors import SteeringVector
 
 EVALUATION_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -37,7 +39,7 @@ def answers_at_strengths(
     model: nn.Module,
     tokenizer: Any,
     vector: SteeringVector,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     strengths: Sequence[float],
     sampling: Sampling | None = None,
     *,
@@ -91,13 +93,14 @@ def outcomes(texts: Sequence[str], shows_behavior: Callable[[str], bool]) -> tup
 def evaluate_steering_strength(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     steering_vector: SteeringVector,
     is_target_behavior_fn: Callable[[str], bool],
     strengths: Sequence[float] | None = None,
     show_progress: bool = True,
     *,
     sampling: Sampling | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> list[BehaviorMetrics]:
     """The rate of a behaviour at each strength (0 to 2 in steps of a half), with its interval and a paired test.
 
@@ -105,6 +108,7 @@ def evaluate_steering_strength(
 
     Args:
         is_target_behavior_fn: whether a text shows the behaviour.
+        template_options: for the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
         OptionError: there are no prompts or strengths, or the function returned None.
@@ -113,7 +117,7 @@ def evaluate_steering_strength(
     sampling = sampling or Sampling()
     unsteered, measured = answers_at_strengths(
         model,
-        tokenizer,
+        ChatTokenizer.of(tokenizer, template_options),
         steering_vector,
         prompts,
         EVALUATION_STRENGTHS if strengths is None else strengths,
@@ -148,12 +152,13 @@ def strength_sweep(
     model: nn.Module,
     tokenizer: Any,
     steering_vector: SteeringVector,
-    test_prompts: Sequence[str],
+    test_prompts: Sequence[Prompt],
     is_target_behavior_fn: Callable[[str], bool],
     strengths: Sequence[float] | None = None,
     show_progress: bool = True,
     *,
     sampling: Sampling | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """As `evaluate_steering_strength`, in plain dictionaries, at strengths 0 to 2.
 
@@ -175,6 +180,7 @@ def strength_sweep(
             SWEEP_STRENGTHS if strengths is None else strengths,
             show_progress,
             sampling=sampling,
+            template_options=template_options,
         )
     ]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
@@ -48,6 +49,7 @@ class ActivationStatistics:
 
     Attributes:
         layers: the statistics of each layer, by (component, name of the token position).
+        template_options: what the chat template was given.
     """
 
     behavior: str
@@ -55,6 +57,7 @@ class ActivationStatistics:
     model_name: str
     fingerprint: Mapping[str, str | int]
     dataset_sha256: str
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def vectors(
         self, method: str = DEFAULT_METHOD, token_position: str | None = None, component: str = "residual"
@@ -83,6 +86,8 @@ class ActivationStatistics:
             "dataset_sha256": self.dataset_sha256,
             "fingerprint": dict(self.fingerprint),
         }
+        if self.template_options:
+            about["template_options"] = dict(self.template_options)
         vectors = [self._vector(method, statistics, about) for statistics in layers]
         return SteeringVectorSet(self.behavior, vectors)
 
@@ -163,6 +168,7 @@ def read_statistics(
     truncate: bool = False,
     neutral_texts: Sequence[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
+    template_options: Mapping[str, Any] | None = None,
     show_progress: bool = True,
 ) -> ActivationStatistics:
     """Runs the model once over the pairs and keeps what the methods need.
@@ -180,12 +186,13 @@ def read_statistics(
         truncate: cut texts longer than the model's context at their beginning instead of refusing them.
         neutral_texts: for methods that compare with neutral text; by default those of the package.
         resume: a file. It keeps the state of an extraction that is stopped and continues it, to the same result.
+        template_options: for the chat template, as in `{"enable_thinking": False}`; the vectors record them.
 
     Raises:
         DatasetError, ChatTemplateError, LayerError, OptionError: the input cannot be used; the model has not run.
         ActivationError: an activation is not finite; layer and pair are named.
     """
-    dataset = as_dataset(contrast_pairs)
+    dataset, chat = as_dataset(contrast_pairs), ChatTokenizer.of(tokenizer, template_options)
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
     places = [(layer, component) for component in components for layer in layers]
     for layer, component in places:
@@ -199,10 +206,10 @@ def read_statistics(
     if needs & {GRADIENT, FISHER} and set(components) != {"residual"}:
         raise OptionError("Methods by gradient are for the residual stream: leave components as it is.")
     longest = getattr(text_config(transformers_model(model)), "max_position_embeddings", None)
-    pairs = render_pairs(tokenizer, dataset, longest, truncate=truncate)
+    pairs = render_pairs(chat, dataset, longest, truncate=truncate)
     texts = PairTexts(pairs, token_positions)
     sums = PairPass(model, texts, places, needs, batch_size).run(resume, show_progress=show_progress)
-    extras = _extras(model, tokenizer, pairs, layers, needs, neutral_texts, show_progress=show_progress)
+    extras = _extras(model, chat, pairs, layers, needs, neutral_texts, show_progress=show_progress)
     found = {
         (component, position): {
             layer: replace(sums[position].layer(places.index((layer, component)), layer), **extras[layer])
@@ -211,7 +218,9 @@ def read_statistics(
         for component in components
         for position in texts.position_names
     }
-    return ActivationStatistics(dataset.behavior, found, model_name(model), model_fingerprint(model), dataset.sha256)
+    return ActivationStatistics(
+        dataset.behavior, found, model_name(model), model_fingerprint(model), dataset.sha256, chat.template_options
+    )
 
 
 def render_pairs(
@@ -233,7 +242,7 @@ def render_pairs(
 
 def _extras(
     model: nn.Module,
-    tokenizer: Any,
+    chat: ChatTokenizer,
     pairs: Sequence[RenderedPair],
     layers: Sequence[int],
     needs: frozenset[str],
@@ -243,7 +252,7 @@ def _extras(
 ) -> dict[int, dict[str, Any]]:
     """What methods need that is no sum over the pairs' activations, by layer and name of the field."""
     fields: dict[str, torch.Tensor] = {}
-    texts = [tuple(tokenizer(text)["input_ids"]) for text in neutral_texts or neutral_passages()]
+    texts = [chat.ids(text, special=True) for text in neutral_texts or neutral_passages()]
     if NEUTRAL in needs:
         fields["neutral_mean"] = _neutral_means(model, texts, layers)
     if GRADIENT in needs:
