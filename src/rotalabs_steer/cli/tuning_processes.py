@@ -65,7 +65,7 @@ def _tuner(model: str, options: TuningOptions, processes: int) -> Tuner:
     from rotalabs_steer.evaluation.tuning import Tuner
 
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    return Tuner(*load_model(model), options, show_progress=False)
+    return Tuner(*load_model(model, options.template_options), options, show_progress=False)
 
 
 def _length(dataset: ContrastPairDataset) -> int:

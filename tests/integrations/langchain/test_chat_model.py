@@ -9,10 +9,11 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessageChunk, HumanMessage
 from langchain_core.runnables import RunnableLambda
 
+from chat_templates import OPENS, Processor, byte_tokenizer
 from rotalabs_steer import ActivationInjector, MultiVectorInjector
 from rotalabs_steer.errors import ChatTemplateError, LayerError, OptionError, VectorError
 from rotalabs_steer.integrations.langchain import SteeredChatModel
-from tiny import count_hooks, make_vector
+from tiny import count_hooks, make_vector, tiny_llama
 
 PROMPTS = ["How do I boil an egg?", "Hi!", "Name three rivers of Europe and the seas they reach.", "Why?"]
 STRENGTHS = [{"formality": 0.0}, {"formality": 1.5}, {"formality": -1.5, "refusal": 1.0}, {"refusal": -1.0}]
@@ -322,3 +323,20 @@ def test_the_real_model_in_a_batch_and_alone(real_chat):
     alone = [real_chat.invoke(prompt, one).content for prompt, one in zip(prompts, configs, strict=True)]
     assert [answer.content for answer in real_chat.batch(prompts, configs)] == alone
     assert real_chat.invoke(prompts[1]).content != alone[1]
+
+
+def test_a_chat_takes_template_options_and_processors():
+    tokenizer, vectors = byte_tokenizer("{{ bos_token }}" + OPENS), make_vector(tiny_llama(), 1)
+    model = tiny_llama(vocab_size=272, max_position_embeddings=512)
+    given = {"test": {"vectors": vectors}}
+    settings = {"model": model, "steering_configs": given, "temperature": 0, "max_new_tokens": 2}
+    chat = SteeredChatModel(tokenizer=tokenizer, template_options={"enable_thinking": False}, **settings)
+    thinking = SteeredChatModel(tokenizer=tokenizer, **settings)
+    lengths = [each.invoke("Hi!").usage_metadata["input_tokens"] for each in (chat, thinking)]
+    assert lengths[0] - lengths[1] == len("\n\n</think>\n\n")
+    assert chat._identifying_params["template_options"] == {"enable_thinking": False}
+    assert thinking._identifying_params != chat._identifying_params
+    processor = SteeredChatModel(tokenizer=Processor(tokenizer), **settings)
+    assert processor.invoke("Hi!").content == thinking.invoke("Hi!").content
+    with pytest.raises(OptionError, match="never mentions the option 'thinkin'"):
+        SteeredChatModel(tokenizer=tokenizer, template_options={"thinkin": False}, **settings)
