@@ -19,7 +19,7 @@ from chat_templates import (
 )
 from rotalabs_steer.datasets import ContrastPair
 from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
-from rotalabs_steer.datasets.checked_chat import closes_thought, open_thought
+from rotalabs_steer.datasets.checked_chat import closes_thought, open_thought, without_thoughts
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.errors import ChatTemplateError, DatasetError, OptionError
 
@@ -136,6 +136,19 @@ def test_an_open_block_of_thoughts_is_noticed_in_every_spelling(tag):
 def test_a_closed_block_of_thoughts_is_none(end):
     assert not open_thought(f"<|assistant|>\n{end}")
     assert chat(CHATML + end).prompt("2+2?", response="Four.")
+
+
+@pytest.mark.parametrize(("answer", "said"), [
+    ("<think>Hm.</think>\nFour.", "\nFour."),
+    ("\n<think>\nHm", None),
+    ("[THINK]Hm.[/THINK]Four.", "Four."),
+    ("Four.", "Four."),
+    ("The tag <think> opens a block.", "The tag <think> opens a block."),
+    ("<think>I could write <think> or not.</think>Four.", "Four."),
+    ("", ""),
+])  # fmt: skip
+def test_what_an_answer_says_follows_its_thoughts(answer, said):
+    assert without_thoughts(answer) == said
 
 
 def test_a_response_is_not_read_as_a_thought():

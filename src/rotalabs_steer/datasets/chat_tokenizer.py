@@ -87,6 +87,10 @@ class ChatTokenizer:
             self._check_place(chat, response)
         return self.ids(chat.text, special=False)
 
+    def open_thought(self, prompt: Prompt, system: str | None = None) -> str:
+        """The tag of the block of thoughts that the template opens for the answer; "" where it opens none."""
+        return self._render(as_messages(prompt, system), {}).thought
+
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """A conversation as a text, up to and with the header of the assistant's answer.
 

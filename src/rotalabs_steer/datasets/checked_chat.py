@@ -89,6 +89,15 @@ def closes_thought(text: str) -> bool:
     return bool(tags) and _CLOSING.search(tags[0]) is not None
 
 
+def without_thoughts(text: str) -> str | None:
+    """What an answer says after the thoughts that it begins with; None where these do not come to an end."""
+    begin = _THOUGHT_TAG.match(text.lstrip())
+    if begin is None or _CLOSING.search(begin[0]):
+        return text
+    end = next((tag for tag in _THOUGHT_TAG.finditer(text, begin.end()) if _CLOSING.search(tag[0])), None)
+    return None if end is None else text[end.end() :]
+
+
 def _mark(number: int) -> str:
     return f"zqx{number}xqz"
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.datasets.checked_chat import without_thoughts
+from rotalabs_steer.errors import OptionError
 from rotalabs_steer.extraction.forward_pass import evaluating
 
 if TYPE_CHECKING:
@@ -65,6 +67,27 @@ def generate_texts(
     """The model's greedy answer to each prompt."""
     tokens = generate_tokens(model, tokenizer, prompts, max_new_tokens, **options)
     return [ChatTokenizer.of(tokenizer).decode(row).strip() for row in tokens]
+
+
+def spoken(
+    tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str], system: str | None = None
+) -> tuple[str, ...]:
+    """What answers say after the model's thoughts, which is what can be judged.
+
+    Raises:
+        OptionError: an answer ends before its thoughts do.
+    """
+    chat = ChatTokenizer.of(tokenizer)
+    asked = zip(prompts, answers, strict=True)
+    found = [without_thoughts(chat.open_thought(prompt, system) + answer) for prompt, answer in asked]
+    said = tuple(text.strip() for text in found if text is not None)
+    if len(said) < len(found):
+        raise OptionError(
+            f"{len(found) - len(said)} of {len(found)} answers end inside the model's thoughts, so there is nothing to "
+            "judge. Pass template_options={'enable_thinking': False} (--template enable_thinking=false) if the chat "
+            "template has such an option, or raise max_new_tokens."
+        )
+    return said
 
 
 def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:

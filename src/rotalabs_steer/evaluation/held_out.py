@@ -9,7 +9,7 @@ from rotalabs_steer.datasets.conversations import as_messages, prompt_key
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.evaluation.curves import FRACTIONS, LayerCurve, measure_curve
 from rotalabs_steer.evaluation.finalists import Answers
-from rotalabs_steer.evaluation.generation import generate_texts
+from rotalabs_steer.evaluation.generation import generate_texts, spoken
 from rotalabs_steer.evaluation.propensity import PairScorer
 from rotalabs_steer.injection import ActivationInjector
 
@@ -67,7 +67,7 @@ class HeldOut:
         count = len(self._prompts)
         with ActivationInjector(self._model, [vector], [-unit] * count + [unit] * count):
             steered = self._generate(times=2)
-        texts = {-1.0: tuple(steered[:count]), 0.0: self._unsteered_answers, 1.0: tuple(steered[count:])}
+        texts = {-1.0: steered[:count], 0.0: self._unsteered_answers, 1.0: steered[count:]}
         scores = {sign: tuple(judge(written).tolist()) for sign, written in texts.items()}
         return Answers(tuple(self._prompts), texts, scores)
 
@@ -77,10 +77,12 @@ class HeldOut:
 
     @cached_property
     def _unsteered_answers(self) -> tuple[str, ...]:
-        return tuple(self._generate())
+        return self._generate()
 
-    def _generate(self, times: int = 1) -> list[str]:
-        return generate_texts(self._model, self._tokenizer, self._prompts * times, self._max_new_tokens)
+    def _generate(self, times: int = 1) -> tuple[str, ...]:
+        prompts = self._prompts * times
+        texts = generate_texts(self._model, self._tokenizer, prompts, self._max_new_tokens)
+        return spoken(self._tokenizer, prompts, texts)
 
 
 def _asked(pair: ContrastPair) -> Prompt:

@@ -10,6 +10,7 @@ from rotalabs_steer.datasets.conversations import prompt_text
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
+from rotalabs_steer.evaluation.generation import spoken
 from rotalabs_steer.evaluation.metrics import EvaluationResult, RefusalCounts, RefusalMetrics
 from rotalabs_steer.evaluation.refusal import is_refusal
 from rotalabs_steer.evaluation.strengths import outcomes
@@ -49,7 +50,7 @@ def evaluate_refusal(
 
     Args:
         benign_prompts: harmless prompts; those that sound harmful show over-refusal best.
-        is_refusal_fn: whether a response is a refusal.
+        is_refusal_fn: whether a response is a refusal. Of a model that thinks first it is given what follows.
         injector: steers in place of `steering_vector`, at its own strength.
         strength: of `steering_vector`; for a `MultiVectorInjector`, which has several, it is only recorded.
         coherence_fn: a score of a response; None for one that could not be scored, which is then left out.
@@ -72,20 +73,24 @@ def evaluate_refusal(
     def answer(description: str) -> TimedAnswers:
         return answer_prompts(model, chat, prompts, sampling, show_progress=show_progress, description=description)
 
+    def said(answers: TimedAnswers) -> tuple[str, ...]:
+        return spoken(chat, prompts, answers.texts, sampling.system_prompt)
+
     before, kl_cost = None, None
     if injector is not None:
-        before = outcomes(answer("unsteered").texts, is_refusal_fn)
+        before = outcomes(said(answer("unsteered")), is_refusal_fn)
         probe = CoherenceProbe(model, chat)
     with injector or contextlib.nullcontext():
         answers = answer("steered" if injector else "unsteered")
         if injector is not None:
             kl_cost = probe.cost()
-    refused = outcomes(answers.texts, is_refusal_fn)
+    texts = said(answers)
+    refused = outcomes(texts, is_refusal_fn)
     acting = _strength(injector, strength)
-    scores = [coherence_fn(text) if coherence_fn else None for text in answers.texts]
+    scores = [coherence_fn(text) if coherence_fn else None for text in texts]
     coherence = mean_of(scores, sampling.seed)
     shown = list(map(prompt_text, prompts))
-    answered = zip(shown[split:], answers.texts[split:], strict=True)
+    answered = zip(shown[split:], texts[split:], strict=True)
     helpfulness = mean_of([helpfulness_fn(*pair) if helpfulness_fn else None for pair in answered], sampling.seed)
     harmful, benign = rate_of(refused[:split]), rate_of(refused[split:])
     baseline = rate_of(before[:split]) if before else None

@@ -9,6 +9,7 @@ from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
+from rotalabs_steer.evaluation.generation import spoken
 from rotalabs_steer.evaluation.metrics import BehaviorMetrics
 from rotalabs_steer.evaluation.text_measures import measure_texts
 from rotalabs_steer.injection import ActivationInjector
@@ -107,27 +108,32 @@ def evaluate_steering_strength(
     The baseline is the unsteered model on the same prompts, whether or not 0 is among the strengths.
 
     Args:
-        is_target_behavior_fn: whether a text shows the behaviour.
+        is_target_behavior_fn: whether a text shows the behaviour. Of a model that thinks first it is given what
+        follows.
         template_options: for the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
         OptionError: there are no prompts or strengths, or the function returned None.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
     """
-    sampling = sampling or Sampling()
+    sampling, chat = sampling or Sampling(), ChatTokenizer.of(tokenizer, template_options)
+
+    def shown(run: SteeredAnswers) -> tuple[bool, ...]:
+        return outcomes(spoken(chat, prompts, run.answers.texts, sampling.system_prompt), is_target_behavior_fn)
+
     unsteered, measured = answers_at_strengths(
         model,
-        ChatTokenizer.of(tokenizer, template_options),
+        chat,
         steering_vector,
         prompts,
         EVALUATION_STRENGTHS if strengths is None else strengths,
         sampling,
         show_progress=show_progress,
     )
-    before = outcomes(unsteered.answers.texts, is_target_behavior_fn)
+    before = shown(unsteered)
     metrics = []
     for run in measured:
-        after = before if run is unsteered else outcomes(run.answers.texts, is_target_behavior_fn)
+        after = before if run is unsteered else shown(run)
         rate = wilson_interval(sum(after), len(after))
         metrics.append(
             BehaviorMetrics(
