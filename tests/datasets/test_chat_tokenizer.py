@@ -179,9 +179,21 @@ def test_a_template_without_an_option_against_thoughts_leaves_two_ways():
 
 
 def test_a_missing_header_is_an_error_where_a_response_follows():
-    with pytest.raises(ChatTemplateError, match=r"ignores add_generation_prompt: it writes '<\|assistant\|>' before"):
+    with pytest.raises(ChatTemplateError, match=r"writes '<\|assistant\|>' before an answer, but not at the end"):
         chat(NO_HEADER).prompt("2+2?", response="Four.")
     assert chat(MISTRAL).prompt("2+2?", response="Four.")  # has none, before answers too
+
+
+def test_a_header_that_the_model_writes_itself_begins_the_response():
+    final = "{% if m.role == 'assistant' %}<|channel|>final<|message|>{% endif %}"
+    template = CHATML.replace("{{ m.content }}", final + "{{ m.content }}")
+    with pytest.raises(ChatTemplateError, match="Begin each response with it"):
+        chat(template).prompt("2+2?", response="Four.")
+    assert chat(template).prompt("2+2?", response="<|channel|>final<|message|>Four.") == chat(template).prompt("2+2?")
+    thinks = CHATML.replace(
+        "{{ m.content }}", "{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
+    )
+    assert chat(thinks).prompt("2+2?", response="Four.")
 
 
 def test_template_options_reach_the_template():

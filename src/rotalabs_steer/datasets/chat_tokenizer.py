@@ -51,7 +51,7 @@ class ChatTokenizer:
         """
         if isinstance(tokenizer, cls):
             chat = tokenizer
-        elif getattr(tokenizer, "tokenizer", None) is not None:  # a processor
+        elif callable(getattr(tokenizer, "tokenizer", None)):  # a processor
             chat = cls(tokenizer.tokenizer, processor_template=getattr(tokenizer, "chat_template", None))
         else:
             chat = cls(tokenizer)
@@ -164,11 +164,11 @@ class ChatTokenizer:
 
     def _check_place(self, chat: CheckedChat, response: str) -> None:
         """A response must stand where the model would write its answer."""
-        if chat.missing_header:
+        if not response.lstrip().startswith(chat.missing_header):
             raise ChatTemplateError(
-                f"The tokenizer's chat template ignores add_generation_prompt: it writes {chat.missing_header!r} "
-                "before an answer, but not at the end of a prompt, so a response would stand in the message before it. "
-                "Set a tokenizer.chat_template that writes it there."
+                f"The tokenizer's chat template writes {chat.missing_header!r} before an answer, but not at the end of "
+                "a prompt, so the model would not read a response there as its answer. Begin each response with it, or "
+                "set a tokenizer.chat_template that writes it with add_generation_prompt."
             )
         if not chat.thought or closes_thought(response):
             return
