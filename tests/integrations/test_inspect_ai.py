@@ -82,6 +82,8 @@ def test_prompts_begin_once_and_take_template_options(reasoner):
     assert ids.count(api.tokenizer.bos_token_id) == 1
     api.close()
     assert reasoner(enable_thinking=True).api.hf_chat([ChatMessageUser(content="2+2?")], []).endswith("<think>")
+    terse = "{% for m in messages %}{{ m.content }}>{% endfor %}"
+    assert reasoner(chat_template=terse).api.hf_chat([ChatMessageUser(content="2+2?")], []) == "2+2?>"
     with pytest.raises(OptionError, match="never mentions the option 'thinkin'"):
         reasoner(template_options={"thinkin": False})
 

@@ -56,6 +56,8 @@ def rotalabs_steer() -> type[ModelAPI]:
             given = parse_template_options(template_options)
             if self.enable_thinking is not None:
                 given = {"enable_thinking": self.enable_thinking, **given}
+            if isinstance(self.chat_template, str):
+                given = {"chat_template": self.chat_template, **given}
             self._chat = ChatTokenizer.of(self.tokenizer, given)
             if self.use_chat_template is not False and (self.chat_template or self.tokenizer.chat_template):
                 # The template writes the beginning of the sequence, to which Inspect would add a second one.
@@ -69,8 +71,7 @@ def rotalabs_steer() -> type[ModelAPI]:
         ) -> str:
             """The conversation as a text, in which no message is lost."""
             messages = [message.model_dump(exclude_none=True) for message in hf_messages]
-            chosen = {} if chat_template is None else {"chat_template": chat_template}
-            return self._chat.render(messages, tools=tools_list or None, **chosen)
+            return self._chat.render(messages, tools=tools_list or None)
 
         def close(self) -> None:
             self.injector.detach()
