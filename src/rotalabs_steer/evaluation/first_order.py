@@ -116,11 +116,11 @@ def score_layers(
     Raises:
         DatasetError: there are fewer than four pairs.
     """
-    chat = ChatTokenizer.of(tokenizer, template_options)
     dataset = as_dataset(contrast_pairs)
     if len(dataset) < 4:
         raise DatasetError(f"Scoring layers halves the pairs, so it needs at least four; there are {len(dataset)}.")
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
+    chat = ChatTokenizer.of(tokenizer, template_options)
     halves = [ContrastPairDataset(dataset.behavior, dataset[start::2]) for start in (0, 1)]
     cost = NeutralCost.measure(model, chat, layers)
     totals = dict.fromkeys(layers, 0.0)

@@ -109,7 +109,7 @@ def evaluate_steering_strength(
 
     Args:
         is_target_behavior_fn: whether a text shows the behaviour. Of a model that thinks first it is given what
-        follows.
+            follows.
         template_options: for the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
