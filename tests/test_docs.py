@@ -7,11 +7,13 @@ import torch
 
 import pages
 import rotalabs_steer
+from chat_templates import OPENS, byte_tokenizer
 from made_up_tuning import tuned_steering
 from pages import SAMPLE
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.extraction import METHODS
 from rotalabs_steer.sample_model import sample_model_path
+from tiny import tiny_llama
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -39,6 +41,11 @@ doc_to_choice: choices
 
 def vector_set(behavior):
     return SteeringVectorSet(behavior, [SteeringVector(behavior, n, torch.randn(576), "SmolLM2") for n in (14, 15)])
+
+
+def test_chat_templates(capsys):
+    run("chat-templates.md", {"model": tiny_llama(vocab_size=272), "tokenizer": byte_tokenizer(OPENS)})
+    assert "{'enable_thinking': False}" in capsys.readouterr().out
 
 
 @pytest.mark.real_model

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.attachment import unsteered
-from rotalabs_steer.datasets.rendering import render_prompt
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.decoder import check_layer_indices
 from rotalabs_steer.errors import DatasetError, OptionError, VectorError
 from rotalabs_steer.hooks import extract_activations
@@ -20,9 +20,11 @@ from rotalabs_steer.listed import list_of
 from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jaxtyping import Bool, Float
+
+    from rotalabs_steer.datasets.conversations import Prompt
 
 MEASURES = ("cosine", "projection")
 
@@ -112,16 +114,21 @@ def prompt_scores(
 def fit_condition(
     model: torch.nn.Module,
     tokenizer: Any,
-    positive_prompts: Sequence[str],
-    negative_prompts: Sequence[str],
+    positive_prompts: Sequence[Prompt],
+    negative_prompts: Sequence[Prompt],
     layers: Sequence[int],
     *,
     measure: str = "cosine",
+    template_options: Mapping[str, Any] | None = None,
 ) -> FittedCondition:
     """The condition that best tells two kinds of prompts apart, by the activations of the unsteered model.
 
     For each layer the vector is the difference of the mean unit activations of both kinds, and the threshold the one
     of largest F1.
+
+    Args:
+        positive_prompts, negative_prompts: texts, or conversations as lists of messages.
+        template_options: for the chat template, as in `{"enable_thinking": False}`; those that the model is asked with.
 
     Raises:
         DatasetError: a side has no prompts.
@@ -132,9 +139,11 @@ def fit_condition(
         raise DatasetError("A condition is fitted on prompts it should act on and prompts it should not: give both.")
     layers = check_layer_indices(model, layers)
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    chat = ChatTokenizer.of(tokenizer, template_options)
+    asked = [chat.prompt(prompt) for prompt in (*positive_prompts, *negative_prompts)]
     with unsteered(model):
-        for prompt in (*positive_prompts, *negative_prompts):
-            ids = torch.tensor([render_prompt(tokenizer, prompt)])
+        for prompt in asked:
+            ids = torch.tensor([prompt])
             for layer, hidden in extract_activations(model, {"input_ids": ids}, layers, token_position="all").items():
                 found[layer].append(hidden[0].float())
 

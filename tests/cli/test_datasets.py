@@ -181,3 +181,11 @@ def test_every_verb_shares_one_way_to_fail(monkeypatch):
     assert result.exit_code == 1
     assert result.stderr == 'error: pip install "rotalabs-steer[quality]"\n'
     assert CliRunner().invoke(app, ["--version"]).stdout.strip() == __version__
+
+
+def test_show_prints_the_turns_of_a_conversation(tmp_path):
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}]
+    row = {"positive": "a", "negative": "b", "prompt": [*turns, {"role": "user", "content": "Bye."}]}
+    (tmp_path / "f.jsonl").write_text(json.dumps(row))
+    result = CliRunner().invoke(app, ["datasets", "show", str(tmp_path / "f.jsonl")])
+    assert "prompt: user: Hi.\nassistant: Hello!\nuser: Bye.\n" in result.output

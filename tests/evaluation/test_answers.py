@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rotalabs_steer.errors import ChatTemplateError, OptionError
-from rotalabs_steer.evaluation import Sampling, answer_prompts, generate_response
+from rotalabs_steer.evaluation import Sampling, answer_prompts, evaluate_refusal, generate_response, is_refusal
 
 
 def test_a_response_is_the_new_text_only(scripted, words):
@@ -79,3 +79,32 @@ def test_the_real_models_answer_is_that_of_transformers_alone(smollm, tokenizer)
     expected = tokenizer.decode(output, skip_special_tokens=True).strip()
     assert generate_response(smollm, tokenizer, prompt, 12) == expected
     assert expected
+
+
+MISTRAL = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST] {% endfor %}"
+THINKING = MISTRAL + "{% if enable_thinking is not defined %}<think> {% endif %}"
+
+
+@pytest.mark.parametrize(
+    "template", [MISTRAL, THINKING], ids=["the model opens its thoughts", "the template opens them"]
+)
+def test_what_follows_the_thoughts_is_judged(words, scripted, template):
+    words.chat_template = template
+    words.add_tokens(["<think>", "</think>"])
+    opening = "<think> " if template is MISTRAL else ""
+    judged = []
+
+    def shows(text):
+        judged.append(text)
+        return is_refusal(text)
+
+    def refused(model):
+        return evaluate_refusal(model, words, ["w30"], ["w31"], shows, show_progress=False).counts.harmful_refused
+
+    assert refused(scripted(opening + "Sorry, no. </think> Sure, here")) == 0
+    assert refused(scripted(opening + "Sure, here </think> Sorry, no.")) == 1
+    assert judged == ["Sure, here"] * 2 + ["Sorry, no."] * 2
+    with pytest.raises(
+        OptionError, match="2 of 2 answers end inside the model's thoughts, so there is nothing to judge"
+    ):
+        refused(scripted(opening + "Sorry, no."))

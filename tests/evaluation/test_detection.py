@@ -68,7 +68,7 @@ def test_what_cannot_be_projected_is_an_error(llama, words):
         project(llama, words, ["w20 " * 300], vector)
     with pytest.raises(VectorError, match="nothing to project on"):
         project(llama, words, ["w20 w21"], [])
-    slow = type("Slow", (), {"is_fast": False})()
+    slow = type("Slow", (), {"is_fast": False, "__call__": lambda self, text: {}})()
     with pytest.raises(OptionError, match="use_fast=True"):
         project(llama, slow, ["w20 w21"], vector)
 

@@ -6,14 +6,15 @@ import pytest
 from inspect_ai import Task
 from inspect_ai import eval as inspect_eval
 from inspect_ai.dataset import json_dataset
-from inspect_ai.model import get_model
+from inspect_ai.model import ChatMessageUser, get_model
 from inspect_ai.scorer import includes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from chat_templates import OPENS, byte_tokenizer
 from rotalabs_steer import MultiVectorInjector
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.vector_sources import load_vector_sets
-from tiny import count_hooks
+from tiny import count_hooks, tiny_llama
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Inspect's own
@@ -58,6 +59,33 @@ def test_a_task_runs_steered(small_folder, vector_folder, tmp_path):
     assert count_hooks(inner) > 0
     model.api.close()
     assert count_hooks(inner) == 0
+
+
+@pytest.fixture
+def reasoner(vector_folder, tmp_path):
+    """A tiny model with a BOS of its tokenizer's and one of its template's, that thinks unless it is told not to."""
+    tiny_llama(vocab_size=272, max_position_embeddings=512).save_pretrained(tmp_path / "reasoner")
+    byte_tokenizer("{{ bos_token }}" + OPENS).save_pretrained(tmp_path / "reasoner")
+
+    def make(**options):
+        given = {"vectors": str(vector_folder), "device": "cpu", "do_sample": False, "memoize": False} | options
+        return get_model(f"rotalabs_steer/{tmp_path / 'reasoner'}", **given)
+
+    return make
+
+
+def test_prompts_begin_once_and_take_template_options(reasoner):
+    api = reasoner(template_options="enable_thinking=false").api
+    text = api.hf_chat([ChatMessageUser(content="2+2?")], [])
+    assert text == "<s><|user|>\n2+2?\n<|assistant|>\n<think>\n\n</think>\n\n"
+    ids = api.tokenizer(text, **api.tokenizer_call_args)["input_ids"]
+    assert ids.count(api.tokenizer.bos_token_id) == 1
+    api.close()
+    assert reasoner(enable_thinking=True).api.hf_chat([ChatMessageUser(content="2+2?")], []).endswith("<think>")
+    terse = "{% for m in messages %}{{ m.content }}>{% endfor %}"
+    assert reasoner(chat_template=terse).api.hf_chat([ChatMessageUser(content="2+2?")], []) == "2+2?>"
+    with pytest.raises(OptionError, match="never mentions the option 'thinkin'"):
+        reasoner(template_options={"thinkin": False})
 
 
 def test_vectors_are_needed(small_folder):

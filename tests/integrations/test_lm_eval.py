@@ -9,10 +9,12 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from chat_templates import NO_SYSTEM, OPENS, byte_tokenizer
 from rotalabs_steer import MultiVectorInjector
-from rotalabs_steer.errors import OptionError
-from rotalabs_steer.integrations.lm_eval import main
+from rotalabs_steer.errors import ChatTemplateError, OptionError
+from rotalabs_steer.integrations.lm_eval import SteeredLM, main
 from rotalabs_steer.integrations.vector_sources import load_vector_sets
+from tiny import tiny_llama
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the harness's own
@@ -121,3 +123,22 @@ def test_the_command_line(tasks, small_folder, vector_folder, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", command)
     main()
     assert "|steer_choice|" in capsys.readouterr().out
+
+
+def test_chats_take_template_options_and_lose_no_message(vector_folder, tmp_path):
+    def steered(template, **options):
+        folder = tmp_path / str(hash(template))
+        tiny_llama(vocab_size=272, max_position_embeddings=512).save_pretrained(folder)
+        byte_tokenizer(template).save_pretrained(folder)
+        return SteeredLM(str(folder), str(vector_folder), device="cpu", **options)
+
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
+    model = steered(OPENS, template_options="enable_thinking=false")
+    assert model.apply_chat_template(asked).endswith("<think>\n\n</think>\n\n")
+    prefilled = [*asked, {"role": "assistant", "content": "The answer"}]
+    assert model.apply_chat_template(prefilled, add_generation_prompt=False).endswith("The answer")
+    assert steered(OPENS).apply_chat_template(asked).endswith("<think>")
+    with pytest.raises(ChatTemplateError, match="loses the system message"):
+        steered(NO_SYSTEM).apply_chat_template(asked)
+    with pytest.raises(OptionError, match="never mentions the option 'thinkin'"):
+        steered(OPENS, template_options={"thinkin": False})

@@ -23,6 +23,8 @@ from rotalabs_steer.cli import (
     vectors,
 )
 from rotalabs_steer.cli.failures import VerbGroup
+from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
+from rotalabs_steer.integrations.template_options import parse_template_options
 
 app = typer.Typer(
     name="rotalabs-steer",
@@ -70,8 +72,9 @@ def demo(
     ] = "sample",
     behavior: Annotated[str, typer.Option(help="One of the built-in behaviours.")] = "uncertainty",
     output: Annotated[Path, typer.Option(help="Folder for vectors and report.")] = Path("steering-demo"),
+    template: Template = None,
 ) -> None:
     """Extract, choose, steer, save: the whole way from contrast pairs to steered text, in a few minutes."""
     from rotalabs_steer.cli.demo import run_demo
 
-    run_demo(Console(), model, behavior, output)
+    run_demo(Console(), model, behavior, output, parse_template_options(template))

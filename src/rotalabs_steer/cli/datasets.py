@@ -85,6 +85,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """What a dataset holds, and its first pairs."""
+    from rotalabs_steer.datasets.conversations import prompt_text
     from rotalabs_steer.datasets.saving import columns_of
 
     reading = _read(name, column)
@@ -113,7 +114,8 @@ def show(
         console.rule(f"{row}  {escape(pair.category)}", align="left")
         for field, value in columns_of(pair).items():
             if field != "category":
-                console.print(f"[cyan]{escape(field)}:[/] {escape(str(value))}", highlight=False)
+                text = prompt_text(value) if field in {"prompt", "negative_prompt"} else str(value)
+                console.print(f"[cyan]{escape(field)}:[/] {escape(text)}", highlight=False)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rotalabs_steer.cli.loading import SAMPLE, load_model
 from rotalabs_steer.datasets import ContrastPairDataset, behavior_names, describe_behavior, load_behavior
+from rotalabs_steer.datasets.conversations import prompt_text
 from rotalabs_steer.datasets.splits import split_pairs, spread
 from rotalabs_steer.decoder import decoder_layers
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
@@ -23,12 +24,13 @@ from rotalabs_steer.sample_model import SAMPLE_MODEL
 from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from rich.console import Console
     from torch import nn
 
+    from rotalabs_steer.datasets.conversations import Prompt
     from rotalabs_steer.evaluation.tuned import TunedSteering
 
 _PAIRS = {"train": 60, "validation": 10, "test": 20}
@@ -37,13 +39,15 @@ _PROMPTS_SHOWN = 3
 _NEW_TOKENS = 40
 
 
-def run_demo(console: Console, model_name: str, behavior: str, output: Path) -> None:
+def run_demo(
+    console: Console, model_name: str, behavior: str, output: Path, template_options: Mapping[str, Any] | None = None
+) -> None:
     """Runs the demo, printing as it goes."""
     about = describe_behavior(behavior)  # an unknown behaviour is an error before a model is loaded
     started = time.perf_counter()
 
     console.rule("[bold]1  The model")
-    model, tokenizer = load_model(model_name)
+    model, tokenizer = load_model(model_name, template_options)
     shown_name = f"{SAMPLE_MODEL} (dequantised to fp32)" if model_name == SAMPLE else model_name
     console.print(f"{shown_name}: {len(decoder_layers(model))} layers", highlight=False)
 
@@ -116,12 +120,12 @@ def _print_side_by_side(console: Console, tuned: TunedSteering) -> None:
     for heading in ("prompt", "strength −1", "unsteered", "strength +1"):
         table.add_column(heading, ratio=2 if heading == "prompt" else 3)
     for row in zip(answers.prompts[:_PROMPTS_SHOWN], *(answers.texts[sign] for sign in (-1.0, 0.0, 1.0)), strict=False):
-        table.add_row(*(escape(text) for text in row))
+        table.add_row(*(escape(prompt_text(text)) for text in row))
     console.print(table)
 
 
 def _same_tokens(
-    model: nn.Module, tokenizer: Any, saved: SteeringVectorSet, loaded: SteeringVectorSet, prompts: Sequence[str]
+    model: nn.Module, tokenizer: Any, saved: SteeringVectorSet, loaded: SteeringVectorSet, prompts: Sequence[Prompt]
 ) -> bool:
     tokens = []
     for vectors in (saved, loaded):
@@ -131,14 +135,14 @@ def _same_tokens(
 
 
 def _two_behaviors(
-    console: Console, model: nn.Module, tokenizer: Any, first: SteeringVectorSet, other: str, prompt: str
+    console: Console, model: nn.Module, tokenizer: Any, first: SteeringVectorSet, other: str, prompt: Prompt
 ) -> None:
     layer = first.get_best().layer_index
     vectors = extract_caa_vectors(model, tokenizer, load_behavior(other, "train")[:16], [layer])
     unit = CoherenceProbe(model, tokenizer).strength_at(ActivationInjector(model, vectors), 1.0)
     strengths = {first.behavior: 0.7, other: 0.7 * unit}
     injector = MultiVectorInjector(model, {first.behavior: first, other: vectors}, strengths)
-    console.print(f"[bold]{escape(prompt)}")
+    console.print(f"[bold]{escape(prompt_text(prompt))}")
     with injector:
         for strength in (0.7, -0.7):
             injector.set_strength(other, strength * unit)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rotalabs_steer.cli.pairs import Columns, parse_columns, read_pairs_of
+from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
+from rotalabs_steer.integrations.template_options import parse_template_options
 
 if TYPE_CHECKING:
     from rotalabs_steer.evaluation.vector_evaluation import VectorEvaluation
@@ -40,6 +42,7 @@ def evaluate(
         bool | None, typer.Option(help="Answer refusal prompts, too; by default where the behaviour is refusal.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="An answer is cut there.")] = 40,
+    template: Template = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Effect on held-out pairs, coherence cost, what the model still knows, and the vector as a detector."""
@@ -62,7 +65,7 @@ def evaluate(
 
     with Console(stderr=True).status("measuring"):
         evaluation = evaluate_vector(
-            *load_model(model),
+            *load_model(model, parse_template_options(template)),
             chosen,
             held_out,
             strengths,

@@ -81,7 +81,7 @@ def bake(
     loaded, tokenizer = load_model(model)
     baked = bake_model(loaded, chosen, strength, intervention=intervention.value)
     baked.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    tokenizer.tokenizer.save_pretrained(target)
     _say(f"{type(baked).__name__} with {_describe(chosen)} at strength {strength:g} written to {target}")
 
 

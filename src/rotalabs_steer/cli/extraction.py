@@ -9,7 +9,9 @@ import typer
 from rich.console import Console
 
 from rotalabs_steer.cli.pairs import Columns, parse_columns, read_pairs_of
+from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.integrations.template_options import parse_template_options
 
 
 def extract(
@@ -32,6 +34,7 @@ def extract(
         Path | None,
         typer.Option(help="A file: keeps the state of an extraction that is stopped, and continues it."),
     ] = None,
+    template: Template = None,
 ) -> None:
     """Makes a steering vector for each layer from contrast pairs, in one pass over the model."""
     dataset = read_pairs_of(pairs, "train", parse_columns(column))
@@ -49,7 +52,7 @@ def extract(
     check_target(output)
 
     vectors = extract_vectors(
-        *load_model(model),
+        *load_model(model, parse_template_options(template)),
         dataset,
         chosen,
         method=method,

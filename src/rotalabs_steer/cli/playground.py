@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
+from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.integrations.template_options import parse_template_options
 
 
 def playground(
@@ -23,6 +26,7 @@ def playground(
         str, typer.Option(help="Address to listen on; on any but this machine's own the choice is fixed.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
+    template: Template = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="VLLM_API_KEY", help="The server's key; better set in VLLM_API_KEY.")
     ] = None,
@@ -36,9 +40,12 @@ def playground(
         raise OptionError("A server has its own model and vectors: give --server, or a model and --vectors.")
     if (model is None) is not (vectors is None):
         raise OptionError("A model and its vectors go together: give both, as in: playground sample --vectors tuned")
+    options = parse_template_options(template)
+    if server is not None and options:
+        raise OptionError("A server renders the prompts itself: start it with the template options instead.")
     engine = TRANSFORMERS if server is None else VLLM
     run_playground(
-        load_model,
+        partial(load_model, template_options=options),
         Choice(engine, model or "", vectors or "", server or ""),
         host=host,
         port=port,

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rotalabs_steer.cli.pairs import Columns, parse_columns, read_pairs_of
+from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.files.names import check_behavior_folder, folded
+from rotalabs_steer.integrations.template_options import parse_template_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +38,7 @@ def tune(
     processes: Annotated[
         int, typer.Option(help="Behaviours tuned at once, each with a model of its own; for processor cores.", min=1)
     ] = 1,
+    template: Template = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Chooses layer and strength by what the model writes, and checks the choice on pairs used for nothing else.
@@ -44,7 +47,13 @@ def tune(
     """
     from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions
 
-    options = TuningOptions(budget=budget, finalists=finalists, prompts=prompts, max_new_tokens=max_new_tokens)
+    options = TuningOptions(
+        budget=budget,
+        finalists=finalists,
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        template_options=parse_template_options(template),
+    )
     datasets = _datasets(behavior, parse_columns(column))
     if output.exists() and not output.is_dir():
         raise OptionError(f"{output} is a file; each behaviour gets a folder of its own in --output. Name a folder.")
@@ -60,7 +69,7 @@ def tune(
     if processes > 1:
         found = tune_side_by_side(model, options, datasets, output, processes, say)
     else:
-        tuner, found = Tuner(*load_model(model), options), []
+        tuner, found = Tuner(*load_model(model, options.template_options), options), []
         for dataset in datasets:
             found.append(tuner.tune(dataset, output / dataset.behavior))
             say(found[-1])

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 from rotalabs_steer.cli.loading import load_model, resolve_model
+from rotalabs_steer.datasets.conversations import prompt_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,8 +65,9 @@ def _tuner(model: str, options: TuningOptions, processes: int) -> Tuner:
     from rotalabs_steer.evaluation.tuning import Tuner
 
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    return Tuner(*load_model(model), options, show_progress=False)
+    return Tuner(*load_model(model, options.template_options), options, show_progress=False)
 
 
 def _length(dataset: ContrastPairDataset) -> int:
-    return sum(len(text or "") for pair in dataset for text in (pair.system, pair.prompt, pair.positive, pair.negative))
+    texts = ((prompt_text(pair.prompt), pair.system, pair.positive, pair.negative) for pair in dataset)
+    return sum(len(text or "") for row in texts for text in row)

@@ -17,6 +17,7 @@ from rotalabs_steer.datasets.builtin import (
     load_tool_restraint_pairs,
     load_uncertainty_pairs,
 )
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.loading import load_pairs
 from rotalabs_steer.datasets.pairs import (
     ContrastPair,
@@ -30,6 +31,7 @@ from rotalabs_steer.datasets.row_files import read_rows
 from rotalabs_steer.datasets.saving import save_csv, save_jsonl
 
 __all__ = [
+    "ChatTokenizer",
     "ContrastPair",
     "ContrastPairDataset",
     "EvaluationDataset",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.datasets.conversations import prompt_key
 from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
 from rotalabs_steer.datasets.row_files import Row, RowFile, open_rows
 from rotalabs_steer.errors import DatasetError, OptionError
@@ -17,7 +18,10 @@ from rotalabs_steer.errors import DatasetError, OptionError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rotalabs_steer.datasets.conversations import Prompt
+
 TEXT_FIELDS = tuple(field.name for field in dataclasses.fields(ContrastPair) if field.name != "metadata")
+_PROMPT_FIELDS = ("prompt", "negative_prompt")
 _REQUIRED = ("positive", "negative")
 _CAA_COLUMNS = {
     "prompt": "question",
@@ -65,7 +69,7 @@ def load_pairs(
             "answer_not_matching_behavior", whose answers lose the blanks around them.
         behavior: name of the behaviour; by default the file's own, else its name, else "custom".
         columns: the source's column for a field, as in `{"positive": "chosen", "negative": "rejected"}`. Fields are
-            those of `ContrastPair`; every other column goes into the metadata.
+            those of `ContrastPair`; every other column goes into the metadata. A prompt may be a list of messages.
         keep_duplicates: accept rows that occur twice.
 
     Raises:
@@ -166,7 +170,7 @@ def _pair_of(row: Row, columns: Mapping[str, str]) -> ContrastPair:
         )
     fields = {name: row.values.get(sources[name]) for name in TEXT_FIELDS}
     for name, value in fields.items():
-        if value is not None and not isinstance(value, str):
+        if value is not None and not isinstance(value, str) and name not in _PROMPT_FIELDS:
             raise DatasetError(f"{sources[name]!r} is of type {type(value).__name__}, expected text{_hint(value)}.")
     metadata = row.values.get(sources["metadata"]) or {}
     if not isinstance(metadata, Mapping):
@@ -180,17 +184,13 @@ def _make_pair(fields: dict[str, Any], metadata: dict[str, Any]) -> ContrastPair
     given = {name: value for name, value in fields.items() if value is not None}
     texts = {name: given.get(name, "") for name in _REQUIRED}
     pair = ContrastPair(**{**given, **texts}, metadata=metadata)
-    if _side(pair.prompt, pair.system, pair.positive) == _side(
-        pair.negative_prompt or pair.prompt,
-        pair.system if pair.negative_system is None else pair.negative_system,
-        pair.negative,
-    ):
+    if _side(*pair.positive_side, pair.positive) == _side(*pair.negative_side, pair.negative):
         raise DatasetError(f"both sides are the same text ({pair.positive!r:.40}).")
     return pair
 
 
-def _side(prompt: str | None, system: str | None, text: str) -> tuple[str, str, str]:
-    return (prompt or "").strip(), (system or "").strip(), text.strip()
+def _side(prompt: Prompt | None, system: str | None, text: str) -> tuple[str, str, str]:
+    return (prompt_key(prompt) or "").strip(), (system or "").strip(), text.strip()
 
 
 def _caa_answers(fields: Mapping[str, str | None]) -> dict[str, str]:
@@ -205,7 +205,7 @@ def _caa_answers(fields: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def _identity(pair: ContrastPair) -> tuple[str | None, ...]:
-    asked = (pair.prompt, pair.system, pair.negative_prompt, pair.negative_system)
+    asked = (prompt_key(pair.prompt), pair.system, prompt_key(pair.negative_prompt), pair.negative_system)
     return (*asked, pair.positive, pair.negative)
 
 

@@ -12,12 +12,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
+from rotalabs_steer.datasets.conversations import check_prompt, prompt_text
 from rotalabs_steer.errors import DatasetError
 from rotalabs_steer.files.atomic import write_atomically
 from rotalabs_steer.ordinary_numbers import json_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rotalabs_steer.datasets.conversations import Prompt
 
 _Row = TypeVar("_Row")
 _ROWS_SHOWN = 5
@@ -32,21 +35,24 @@ class ContrastPair:
     one, they are two texts taken as they are.
 
     Attributes:
+        prompt: what the user says, or a conversation: a list of messages, as in
+            `[{"role": "user", "content": "Hello!"}]`, of which the last is a user's or a tool's.
         negative_prompt, negative_system: the negative side's own prompt or system message, where the sides differ in
             what the model is asked rather than in what it answers; the responses may then be empty.
         positive_span, negative_span: words of either side, for reading the activations of just these.
 
     Raises:
-        DatasetError: a side is empty, a system message has no prompt, or a span is not in its text.
+        DatasetError: a side is empty, a prompt is malformed, a system message has no prompt, or a span is not in its
+            text.
     """
 
     positive: str
     negative: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    prompt: str | None = None
+    prompt: Prompt | None = None
     system: str | None = None
     category: str = ""
-    negative_prompt: str | None = None
+    negative_prompt: Prompt | None = None
     negative_system: str | None = None
     positive_span: str | None = None
     negative_span: str | None = None
@@ -56,14 +62,28 @@ class ContrastPair:
         for side, text in (("positive", self.positive), ("negative", self.negative)):
             if not isinstance(text, str) or (not text.strip() and not may_be_empty):
                 raise DatasetError(f"The {side} text of a pair is empty ({text!r:.40}); a pair needs both texts.")
-        for prompt in (self.prompt, self.negative_prompt):
-            if prompt is not None and not prompt.strip():
-                raise DatasetError("The prompt of a pair is empty; leave it out (None) or give a text.")
         if self.prompt is None and (self.system is not None or self.asks_differently):
             raise DatasetError("A pair with a system message or a negative_prompt needs a prompt.")
+        negative_system = self.system if self.negative_system is None else self.negative_system
+        for name, system in (("prompt", self.system), ("negative_prompt", negative_system)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_prompt(getattr(self, name), system, name))
+        if self.prompt is not None and self.negative_prompt is None:
+            check_prompt(self.prompt, negative_system)
         for span, text in ((self.positive_span, self.positive), (self.negative_span, self.negative)):
             if span is not None and (not span or span not in text):
                 raise DatasetError(f"The span {span!r:.40} does not occur in its text {text!r:.40}.")
+
+    @property
+    def positive_side(self) -> tuple[Prompt | None, str | None]:
+        """The prompt and the system message of the positive text."""
+        return self.prompt, self.system
+
+    @property
+    def negative_side(self) -> tuple[Prompt | None, str | None]:
+        """The prompt and the system message of the negative text. An empty `negative_system` stands for none."""
+        prompt = self.prompt if self.negative_prompt is None else self.negative_prompt
+        return prompt, self.system if self.negative_system is None else self.negative_system or None
 
     @property
     def asks_differently(self) -> bool:
@@ -187,10 +207,10 @@ class ContrastPairDataset(_Dataset[ContrastPair]):
     def _repr_html_(self) -> str:
         """What a notebook shows: the first pairs as a table."""
         names = ("prompt", "positive", "negative")
-        rows = [[getattr(pair, name) for name in names] for pair in self[:_ROWS_SHOWN]]
+        rows = [[prompt_text(pair.prompt), pair.positive, pair.negative] for pair in self[:_ROWS_SHOWN]]
         head = "".join(f'<th style="text-align: left">{name}</th>' for name in names)
         cell = '<td style="text-align: left; vertical-align: top">'
-        body = "".join("<tr>" + "".join(f"{cell}{escape(text or '')}</td>" for text in row) + "</tr>" for row in rows)
+        body = "".join("<tr>" + "".join(f"{cell}{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
         return f"<p>{escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     @staticmethod

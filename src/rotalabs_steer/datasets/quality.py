@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rotalabs_steer.datasets.bag_of_words import BagOfWords, measure_bag_of_words
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.datasets.conversations import prompt_text
 from rotalabs_steer.datasets.overlap import overlapping_rows, split_words
 from rotalabs_steer.errors import DatasetError
 
@@ -123,7 +125,7 @@ def _overlap_findings(
 
 
 def _prompts(pair: ContrastPair) -> tuple[str, ...]:
-    return tuple(prompt for prompt in (pair.prompt, pair.negative_prompt) if prompt)
+    return tuple(prompt_text(prompt) for prompt in (pair.prompt, pair.negative_prompt) if prompt)
 
 
 def _category_findings(pairs: Sequence[ContrastPair], rows: Sequence[int], count: int) -> Iterator[Finding]:
@@ -152,7 +154,8 @@ def _lengths(pairs: Sequence[ContrastPair], tokenizer: Any) -> NDArray[np.int64]
     sides = ([pair.positive for pair in pairs], [pair.negative for pair in pairs])
     if tokenizer is None:
         return np.array([[len(split_words(text)) for text in side] for side in sides]).T
-    return np.array([[len(ids) for ids in tokenizer(side, add_special_tokens=False)["input_ids"]] for side in sides]).T
+    chat = ChatTokenizer.of(tokenizer)
+    return np.array([[len(chat.ids(text, special=False)) for text in side] for side in sides]).T
 
 
 def _length_findings(

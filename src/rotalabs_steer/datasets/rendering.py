@@ -10,11 +10,13 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.errors import ChatTemplateError, DatasetError
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from rotalabs_steer.datasets.conversations import Prompt
     from rotalabs_steer.datasets.pairs import ContrastPair
 
 
@@ -54,14 +56,14 @@ def render_pair(
         truncate: cut a longer text at its beginning, so that the end of the response stays, instead of refusing it.
 
     Raises:
-        ChatTemplateError: the pair has a prompt and the tokenizer no usable chat template.
+        ChatTemplateError: the pair has a prompt and the tokenizer no chat template that renders it, or the response
+            would stand inside a block of thoughts.
         DatasetError: the sides have the same tokens, one has none, or one is longer than `max_length`.
     """
-    system = pair.system if pair.negative_system is None else pair.negative_system or None
-    prompt = pair.prompt if pair.negative_prompt is None else pair.negative_prompt
+    chat = ChatTokenizer.of(tokenizer)
     sides = [
-        _render_side(tokenizer, pair.prompt, pair.system, pair.positive, pair.positive_span),
-        _render_side(tokenizer, prompt, system, pair.negative, pair.negative_span),
+        _render_side(chat, *pair.positive_side, pair.positive, pair.positive_span),
+        _render_side(chat, *pair.negative_side, pair.negative, pair.negative_span),
     ]
     for number, name in enumerate(("positive", "negative")):
         side = sides[number]
@@ -80,55 +82,23 @@ def render_pair(
     return RenderedPair(positive, negative)
 
 
-def render_prompt(tokenizer: Any, prompt: str, system: str | None = None) -> tuple[int, ...]:
-    """A user's turn, ready for the model to answer.
-
-    Raises:
-        ChatTemplateError: the tokenizer has no chat template, or its template refuses the messages.
-    """
-    messages = [{"role": "user", "content": prompt}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    text = render_messages(tokenizer, messages)
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+def render_prompt(tokenizer: Any, prompt: Prompt, system: str | None = None) -> tuple[int, ...]:
+    """A user's turn or a conversation, ready for the model to answer; see `ChatTokenizer.prompt`."""
+    return ChatTokenizer.of(tokenizer).prompt(prompt, system)
 
 
-def render_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-    """A conversation as text, up to and with the header of the assistant's turn.
-
-    Args:
-        messages: dicts with `role` and `content`, and what else the template knows.
-        options: for the template, such as `tools`.
-
-    Raises:
-        ChatTemplateError: the tokenizer has no chat template, or its template refuses the messages.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise ChatTemplateError(
-            "The tokenizer has no chat template, so a prompt cannot be rendered as the model expects it. Set "
-            "tokenizer.chat_template (for a base model, for example \"{% for m in messages %}{{ m['content'] }}\\n"
-            '{% endfor %}"), or give pairs without prompts: two plain texts.'
-        )
-    try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
-    except Exception as error:  # templates raise whatever their author chose
-        raise ChatTemplateError(
-            f"The tokenizer's chat template refused the messages (roles {[m['role'] for m in messages]}): {error}. "
-            "If it has no system role, put the system message into the prompt."
-        ) from error
-    return str(text)
-
-
-def _render_side(tokenizer: Any, prompt: str | None, system: str | None, text: str, span: str | None) -> RenderedText:
-    start = () if prompt is None else render_prompt(tokenizer, prompt, system)
-    special = {} if prompt is None else {"add_special_tokens": False}
+def _render_side(
+    chat: ChatTokenizer, prompt: Prompt | None, system: str | None, text: str, span: str | None
+) -> RenderedText:
+    start = () if prompt is None else chat.prompt(prompt, system, text)
+    plain = prompt is None
     if span is None:
-        return RenderedText(array("i", (*start, *tokenizer(text, **special)["input_ids"])), len(start))
-    if not getattr(tokenizer, "is_fast", False):
+        return RenderedText(array("i", (*start, *chat.ids(text, special=plain))), len(start))
+    if not getattr(chat.tokenizer, "is_fast", False):
         raise DatasetError("Reading a span needs to know which tokens it has: load the tokenizer with use_fast=True.")
-    encoded = tokenizer(text, return_offsets_mapping=True, **special)
-    tokens = _tokens_of(encoded["offset_mapping"], text.index(span), len(span), len(start))
-    return RenderedText(array("i", (*start, *encoded["input_ids"])), len(start), tokens)
+    ids, offsets = chat.with_offsets(text, special=plain)
+    tokens = _tokens_of(offsets, text.index(span), len(span), len(start))
+    return RenderedText(array("i", (*start, *ids)), len(start), tokens)
 
 
 def _tokens_of(offsets: list[tuple[int, int]], begin: int, length: int, shift: int) -> tuple[int, int]:

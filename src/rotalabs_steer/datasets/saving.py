@@ -29,12 +29,14 @@ def save_csv(pairs: Iterable[ContrastPair], path: str | os.PathLike[str]) -> Non
     """Writes a CSV file with a header, atomically. Metadata that are not text are written as JSON.
 
     Raises:
-        DatasetError: a pair with an empty `negative_system`, which CSV cannot tell from none.
+        DatasetError: a pair with an empty `negative_system`, which CSV cannot tell from none, or with a conversation.
     """
     rows = [columns_of(pair) for pair in pairs]
     for number, row in enumerate(rows, 1):
         if row.get("negative_system") == "":
             raise DatasetError(f"Pair {number} has an empty negative_system, which CSV cannot hold. Use JSON Lines.")
+        if any(isinstance(row.get(name), list) for name in ("prompt", "negative_prompt")):
+            raise DatasetError(f"The prompt of pair {number} is a conversation, which CSV cannot hold. Use JSON Lines.")
     header = list(dict.fromkeys(column for row in rows for column in row))
     content = io.StringIO(newline="")
     writer = csv.DictWriter(content, header)

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.decoder import input_device
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.generation import generate_tokens
+from rotalabs_steer.evaluation.generation import continue_rows
 from rotalabs_steer.listed import list_of
 from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
+
+    from rotalabs_steer.datasets.conversations import Prompt
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,28 @@ class TimedAnswers:
 def answer_prompts(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     sampling: Sampling | None = None,
     *,
+    template_options: Mapping[str, Any] | None = None,
     show_progress: bool = False,
     description: str = "answering",
 ) -> TimedAnswers:
     """The answers of the model, as it is steered now, in batches of prompts of similar length.
 
+    Args:
+        prompts: texts, or conversations as lists of messages.
+        template_options: for the chat template, as in `{"enable_thinking": False}`.
+
     Raises:
-        OptionError: `prompts` is one string.
-        ChatTemplateError: the tokenizer cannot render a prompt as a chat.
+        OptionError: `prompts` is one string, or the template does not know an option.
+        ChatTemplateError, DatasetError: a prompt cannot be rendered as a chat; the model has not run.
     """
     prompts = list_of("prompts", prompts)
     sampling = sampling or Sampling()
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    chat = ChatTokenizer.of(tokenizer, template_options)
+    asked = [chat.prompt(prompt, sampling.system_prompt) for prompt in prompts]
+    order = sorted(range(len(asked)), key=lambda index: len(asked[index]))
     batches = [order[start : start + sampling.batch_size] for start in range(0, len(order), sampling.batch_size)]
     options = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature else {}
     texts, tokens, seconds = [""] * len(prompts), [0] * len(prompts), [0.0] * len(prompts)
@@ -114,18 +124,11 @@ def answer_prompts(
         torch.manual_seed(sampling.seed)
         for batch in batches:
             start = time.perf_counter()
-            rows = generate_tokens(
-                model,
-                tokenizer,
-                [prompts[index] for index in batch],
-                sampling.max_new_tokens,
-                system=sampling.system_prompt,
-                **options,
-            )
+            rows = continue_rows(model, chat, [asked[index] for index in batch], sampling.max_new_tokens, **options)
             taken = time.perf_counter() - start
             total += taken
             for index, row in zip(batch, rows, strict=True):
-                texts[index] = tokenizer.decode(row, skip_special_tokens=True).strip()
+                texts[index] = chat.decode(row).strip()
                 tokens[index], seconds[index] = len(row), taken
             progress.update(len(batch))
     return TimedAnswers(tuple(texts), tuple(tokens), tuple(seconds), total)
@@ -134,22 +137,25 @@ def answer_prompts(
 def generate_response(
     model: nn.Module,
     tokenizer: Any,
-    prompt: str,
+    prompt: Prompt,
     max_new_tokens: int = 150,
     temperature: float = 0.0,
     system_prompt: str | None = None,
     *,
     seed: int = 0,
+    template_options: Mapping[str, Any] | None = None,
 ) -> str:
     """The model's answer to one prompt: the tokens it generated, decoded, with nothing cut out of them.
 
     Args:
+        prompt: a text, or a conversation as a list of messages.
         temperature: 0 is greedy decoding.
         seed: for a temperature above 0; the state of torch's generators is restored afterwards.
+        template_options: for the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
-        ChatTemplateError: the tokenizer cannot render the prompt as a chat.
-        OptionError: a number is out of range.
+        ChatTemplateError, DatasetError: the prompt cannot be rendered as a chat.
+        OptionError: a number is out of range, or the template does not know an option.
     """
     sampling = Sampling(max_new_tokens, temperature, seed, 1, system_prompt)
-    return answer_prompts(model, tokenizer, [prompt], sampling).texts[0]
+    return answer_prompts(model, tokenizer, [prompt], sampling, template_options=template_options).texts[0]

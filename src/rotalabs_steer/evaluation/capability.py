@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.attachment import unsteered
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset, as_dataset, parse_pair
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
 from rotalabs_steer.evaluation.propensity import response_log_probs
@@ -96,6 +97,7 @@ def capability_check(
     questions: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]] | None = None,
     injector: ActivationInjector | MultiVectorInjector | None = None,
     *,
+    template_options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> CapabilityCheck:
     """Accuracy on questions, and what an injector changes in it.
@@ -104,16 +106,18 @@ def capability_check(
         questions: pairs of a right (positive) and a wrong answer to a prompt; by default those of the package. Answers
             may be letters, "(A)" and "(B)": then either should be right as often as the other.
         injector: steers all positions at its own strength; without one the model is measured as it is.
+        template_options: for the chat template, as in `{"enable_thinking": False}`.
         seed: of bootstrap and test.
 
     Raises:
         DatasetError: there are no questions, or both answers of one are the same.
         ChatTemplateError: the tokenizer cannot render a question as a chat.
     """
+    chat = ChatTokenizer.of(tokenizer, template_options)
     if injector is None:
-        return CapabilityProbe(model, tokenizer, questions, seed=seed).unsteered
+        return CapabilityProbe(model, chat, questions, seed=seed).unsteered
     with unsteered(model):
-        probe = CapabilityProbe(model, tokenizer, questions, seed=seed)
+        probe = CapabilityProbe(model, chat, questions, seed=seed)
         with injector.scoped():
             return probe.measure()
 

@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import kl_div, nll_loss
 
 from rotalabs_steer.attachment import unsteered
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.evaluation.repeated_calls import RepeatedCall
 from rotalabs_steer.extraction.forward_pass import evaluating
@@ -73,7 +74,8 @@ class CoherenceProbe:
         self, model: nn.Module, tokenizer: Any, passages: Sequence[str] | None = None, max_tokens: int = 32
     ) -> None:
         self._model = model
-        texts = [tokenizer(text)["input_ids"][:max_tokens] for text in passages or neutral_passages()]
+        chat = ChatTokenizer.of(tokenizer)
+        texts = [chat.ids(text, special=True)[:max_tokens] for text in passages or neutral_passages()]
         batch = padded_batch(model, list(range(len(texts))), texts)
         self._call, self._slots = RepeatedCall(model, batch.inputs), torch.cat(batch.slots)
         self._next = torch.tensor([token for text in texts for token in [*text[1:], _NOTHING]])

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.pairs import as_dataset
-from rotalabs_steer.datasets.rendering import RenderedText, render_pair, render_prompt
+from rotalabs_steer.datasets.rendering import RenderedText, render_pair
 from rotalabs_steer.decoder import text_config, transformers_model
 from rotalabs_steer.errors import DatasetError, OptionError, VectorError
 from rotalabs_steer.evaluation.projected_text import ProjectedText
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from rotalabs_steer.datasets.conversations import Prompt
     from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
 
 
@@ -61,7 +63,8 @@ def project(
     texts: Sequence[str],
     vectors: SteeringVector | Iterable[SteeringVector],
     *,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[Prompt] | None = None,
+    template_options: Mapping[str, Any] | None = None,
     show_progress: bool = False,
 ) -> list[ProjectedText]:
     """Per-token and per-text scores of texts, for any number of vectors in one pass.
@@ -70,7 +73,9 @@ def project(
 
     Args:
         vectors: one, several, or a set.
-        prompts: where the texts are answers, what each answers; the scores are those of the answers' tokens.
+        prompts: where the texts are answers, what each answers; the scores are those of the answers' tokens. Where the
+            chat template opens a block of thoughts, a text is read as what the model wrote into it.
+        template_options: for the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
         DatasetError: a text has no token that counts, or is longer than the model's context.
@@ -83,15 +88,16 @@ def project(
     prompts = None if prompts is None else list_of("prompts", prompts)
     if prompts is not None and len(prompts) != len(texts):
         raise OptionError(f"{len(prompts)} prompts for {len(texts)} texts: give one for each text, or none.")
-    if not getattr(tokenizer, "is_fast", False):
+    chat = ChatTokenizer.of(tokenizer, template_options)
+    if not getattr(chat.tokenizer, "is_fast", False):
         raise OptionError("Projecting needs to know where tokens are in a text: load the tokenizer with use_fast=True.")
     rendered, described = [], []
-    asked: Sequence[str | None] = [None] * len(texts) if prompts is None else prompts
+    asked: Sequence[Prompt | None] = [None] * len(texts) if prompts is None else prompts
     for text, prompt in zip(texts, asked, strict=True):
-        start = () if prompt is None else render_prompt(tokenizer, prompt)
-        encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=prompt is None)
-        rendered.append(RenderedText((*start, *encoded["input_ids"]), len(start)))
-        described.append(_described(tokenizer, text, encoded["input_ids"], encoded["offset_mapping"]))
+        start = () if prompt is None else chat.prompt(prompt)
+        ids, offsets = chat.with_offsets(text, special=prompt is None)
+        rendered.append(RenderedText((*start, *ids), len(start)))
+        described.append(_described(chat.tokenizer, text, ids, offsets))
     projections = _project(model, rendered, vectors, "text {}".format, show_progress=show_progress)
     return [
         ProjectedText(
@@ -111,6 +117,7 @@ def detection_auroc(
     contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
     vectors: SteeringVector | Iterable[SteeringVector],
     *,
+    template_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     show_progress: bool = False,
 ) -> list[Detection]:
@@ -125,8 +132,9 @@ def detection_auroc(
     """
     vectors = _as_list(vectors)
     longest = _context(model)
+    chat = ChatTokenizer.of(tokenizer, template_options)
     pairs = [
-        render_pair(tokenizer, pair, place=f"pair {number}", max_length=longest)
+        render_pair(chat, pair, place=f"pair {number}", max_length=longest)
         for number, pair in enumerate(as_dataset(contrast_pairs))
     ]
     sides = [side for pair in pairs for side in (pair.positive, pair.negative)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.evaluation.capability import CapabilityCheck, capability_check
 from rotalabs_steer.evaluation.detection import Detection, detection_auroc, project
@@ -102,7 +103,7 @@ def gather_evidence(
     tuned: TunedSteering,
     pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]] | None = None,
 ) -> Evidence:
-    """Measures what a report of this tuning shows besides.
+    """Measures what a report of this tuning shows besides, with the template options of the tuning.
 
     Args:
         pairs: to detect the behaviour in; none that made the vectors or chose between them.
@@ -110,6 +111,8 @@ def gather_evidence(
     Raises:
         VectorError, LayerError, ModelMismatchError: it was another model that was tuned.
     """
+    options = tuned.provenance.get("options", {}).get("template_options")
+    tokenizer = ChatTokenizer.of(tokenizer, options)
     vector = tuned.vectors[tuned.layer_index]
     capability = capability_check(model, tokenizer, injector=ActivationInjector(model, vector))
     answers = tuned.answers

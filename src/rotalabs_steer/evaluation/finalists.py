@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from rotalabs_steer.datasets.conversations import Prompt
+
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What the model wrote at minus one unit, unsteered and at plus one unit, and the judge's scores, by strength."""
+    """What the model wrote at minus one unit, unsteered and at plus one unit, and the judge's scores, by strength.
 
-    prompts: tuple[str, ...]
+    Attributes:
+        prompts: a conversation where there is a system message or an earlier turn.
+    """
+
+    prompts: tuple[Prompt, ...]
     texts: Mapping[float, tuple[str, ...]]
     scores: Mapping[float, tuple[float, ...]]
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.datasets.pairs import ContrastPairDataset, as_dataset
 from rotalabs_steer.datasets.rendering import render_pair
@@ -45,7 +46,7 @@ class NeutralCost:
     @classmethod
     def measure(cls, model: nn.Module, tokenizer: Any, layers: Sequence[int]) -> NeutralCost:
         """From the neutral passages of the package. Serves every behaviour of this model."""
-        texts = [tokenizer(text)["input_ids"] for text in neutral_passages()]
+        texts = [ChatTokenizer.of(tokenizer).ids(text, special=True) for text in neutral_passages()]
         return cls(dict(zip(layers, fisher_scores(model, texts, layers), strict=True)))
 
     def curvature(self, vector: SteeringVector) -> float:
@@ -104,6 +105,7 @@ def score_layers(
     *,
     method: str = DEFAULT_METHOD,
     token_position: Readout | None = None,
+    template_options: Mapping[str, Any] | None = None,
     show_progress: bool = True,
 ) -> dict[int, float]:
     """The first-order score of each layer, from one set of pairs.
@@ -118,20 +120,21 @@ def score_layers(
     if len(dataset) < 4:
         raise DatasetError(f"Scoring layers halves the pairs, so it needs at least four; there are {len(dataset)}.")
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
+    chat = ChatTokenizer.of(tokenizer, template_options)
     halves = [ContrastPairDataset(dataset.behavior, dataset[start::2]) for start in (0, 1)]
-    cost = NeutralCost.measure(model, tokenizer, layers)
+    cost = NeutralCost.measure(model, chat, layers)
     totals = dict.fromkeys(layers, 0.0)
     for made_from, judged_by in (halves, halves[::-1]):
         vectors = extract_vectors(
             model,
-            tokenizer,
+            chat,
             made_from,
             layers,
             method=method,
             token_position=token_position,
             show_progress=show_progress,
         )
-        rendered = [render_pair(tokenizer, pair) for pair in judged_by]
+        rendered = [render_pair(chat, pair) for pair in judged_by]
         first_order = FirstOrder.measure(model, rendered, layers, cost, show_progress=show_progress)
         for layer, score in first_order.scores(vectors).items():
             totals[layer] += score / 2

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.datasets.rendering import render_prompt
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.datasets.checked_chat import without_thoughts
 from rotalabs_steer.decoder import input_device
+from rotalabs_steer.errors import OptionError
 from rotalabs_steer.extraction.forward_pass import evaluating
 from rotalabs_steer.listed import list_of
 
@@ -16,32 +18,34 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from rotalabs_steer.datasets.conversations import Prompt
+
 
 def generate_tokens(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     max_new_tokens: int = 64,
     *,
-    system: str | Sequence[str | None] | None = None,
+    system: str | None = None,
     **options: Any,
 ) -> list[list[int]]:
     """The model's greedy answer to each prompt as token ids, up to and without the end-of-sequence token.
 
     Args:
-        system: a system message before every prompt, or one (or None) for each.
+        system: a system message before every prompt.
         options: for `model.generate`, where greedy decoding is not wanted.
     """
-    prompts = list_of("prompts", prompts)
-    systems = [system] * len(prompts) if system is None or isinstance(system, str) else system
-    rows = [render_prompt(tokenizer, prompt, own) for prompt, own in zip(prompts, systems, strict=True)]
-    return continue_rows(model, tokenizer, rows, max_new_tokens, **options)
+    chat = ChatTokenizer.of(tokenizer)
+    rows = [chat.prompt(prompt, system) for prompt in list_of("prompts", prompts)]
+    return continue_rows(model, chat, rows, max_new_tokens, **options)
 
 
 def continue_rows(
     model: nn.Module, tokenizer: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, **options: Any
 ) -> list[list[int]]:
     """What the model writes after each row of token ids, as `generate_tokens` gives it."""
+    tokenizer = ChatTokenizer.of(tokenizer).tokenizer
     length = max(len(row) for row in rows)
     device = input_device(model)
     ends = _end_tokens(model, tokenizer)
@@ -60,11 +64,32 @@ def continue_rows(
 
 
 def generate_texts(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 64, **options: Any
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int = 64, **options: Any
 ) -> list[str]:
     """The model's greedy answer to each prompt."""
     tokens = generate_tokens(model, tokenizer, prompts, max_new_tokens, **options)
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens]
+    return [ChatTokenizer.of(tokenizer).decode(row).strip() for row in tokens]
+
+
+def spoken(
+    tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str], system: str | None = None
+) -> tuple[str, ...]:
+    """What answers say after the model's thoughts, which is what can be judged.
+
+    Raises:
+        OptionError: an answer ends before its thoughts do.
+    """
+    chat = ChatTokenizer.of(tokenizer)
+    asked = zip(prompts, answers, strict=True)
+    found = [without_thoughts(chat.open_thought(prompt, system) + answer) for prompt, answer in asked]
+    said = tuple(text.strip() for text in found if text is not None)
+    if len(said) < len(found):
+        raise OptionError(
+            f"{len(found) - len(said)} of {len(found)} answers end inside the model's thoughts, so there is nothing to "
+            "judge. Pass template_options={'enable_thinking': False} (--template enable_thinking=false) if the chat "
+            "template has such an option, or raise max_new_tokens."
+        )
+    return said
 
 
 def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.datasets.conversations import as_messages, prompt_key
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.evaluation.curves import FRACTIONS, LayerCurve, measure_curve
 from rotalabs_steer.evaluation.finalists import Answers
-from rotalabs_steer.evaluation.generation import generate_texts
+from rotalabs_steer.evaluation.generation import generate_texts, spoken
 from rotalabs_steer.evaluation.propensity import PairScorer
 from rotalabs_steer.injection import ActivationInjector
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from rotalabs_steer.datasets.conversations import Prompt
     from rotalabs_steer.datasets.pairs import ContrastPair
     from rotalabs_steer.evaluation.coherence import Calibration, CoherenceProbe
     from rotalabs_steer.vectors import SteeringVector
@@ -46,9 +48,8 @@ class HeldOut:
     ) -> None:
         self._model, self._tokenizer, self._probe = model, tokenizer, probe
         self.pairs = [render_pair(tokenizer, pair) for pair in pairs]
-        asked = list(dict.fromkeys((pair.prompt or "", pair.system) for pair in pairs))[:prompts]
-        self._prompts = [prompt for prompt, _ in asked]
-        self._systems = [system for _, system in asked]
+        asked = {(prompt_key(pair.prompt), pair.system): _asked(pair) for pair in pairs}
+        self._prompts = list(asked.values())[:prompts]
         self._max_new_tokens = max_new_tokens
         self._unsteered_propensities: torch.Tensor | None = None
 
@@ -66,7 +67,7 @@ class HeldOut:
         count = len(self._prompts)
         with ActivationInjector(self._model, [vector], [-unit] * count + [unit] * count):
             steered = self._generate(times=2)
-        texts = {-1.0: tuple(steered[:count]), 0.0: self._unsteered_answers, 1.0: tuple(steered[count:])}
+        texts = {-1.0: steered[:count], 0.0: self._unsteered_answers, 1.0: steered[count:]}
         scores = {sign: tuple(judge(written).tolist()) for sign, written in texts.items()}
         return Answers(tuple(self._prompts), texts, scores)
 
@@ -76,8 +77,15 @@ class HeldOut:
 
     @cached_property
     def _unsteered_answers(self) -> tuple[str, ...]:
-        return tuple(self._generate())
+        return self._generate()
 
-    def _generate(self, times: int = 1) -> list[str]:
-        prompts, systems = self._prompts * times, self._systems * times
-        return generate_texts(self._model, self._tokenizer, prompts, self._max_new_tokens, system=systems)
+    def _generate(self, times: int = 1) -> tuple[str, ...]:
+        prompts = self._prompts * times
+        texts = generate_texts(self._model, self._tokenizer, prompts, self._max_new_tokens)
+        return spoken(self._tokenizer, prompts, texts)
+
+
+def _asked(pair: ContrastPair) -> Prompt:
+    """What the positive side of a pair answers, with its system message."""
+    prompt = pair.prompt or ""
+    return prompt if pair.system is None else as_messages(prompt, pair.system)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.attachment import unsteered
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.datasets.conversations import prompt_text
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
+from rotalabs_steer.evaluation.generation import spoken
 from rotalabs_steer.evaluation.metrics import EvaluationResult, RefusalCounts, RefusalMetrics
 from rotalabs_steer.evaluation.refusal import is_refusal
 from rotalabs_steer.evaluation.strengths import outcomes
@@ -17,10 +20,11 @@ from rotalabs_steer.intervals import Estimate, PairedComparison, compare_paired,
 from rotalabs_steer.listed import list_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
+    from rotalabs_steer.datasets.conversations import Prompt
     from rotalabs_steer.injection import MultiVectorInjector
     from rotalabs_steer.vectors import SteeringVector
 
@@ -28,8 +32,8 @@ if TYPE_CHECKING:
 def evaluate_refusal(
     model: nn.Module,
     tokenizer: Any,
-    harmful_prompts: Sequence[str],
-    benign_prompts: Sequence[str],
+    harmful_prompts: Sequence[Prompt],
+    benign_prompts: Sequence[Prompt],
     is_refusal_fn: Callable[[str], bool] = is_refusal,
     steering_vector: SteeringVector | None = None,
     injector: ActivationInjector | MultiVectorInjector | None = None,
@@ -39,6 +43,7 @@ def evaluate_refusal(
     coherence_fn: Callable[[str], float | None] | None = None,
     helpfulness_fn: Callable[[str, str], float | None] | None = None,
     sampling: Sampling | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> RefusalMetrics:
     """Refusal rates, precision, recall and F1, against the unsteered model on the same prompts.
 
@@ -46,11 +51,12 @@ def evaluate_refusal(
 
     Args:
         benign_prompts: harmless prompts; those that sound harmful show over-refusal best.
-        is_refusal_fn: whether a response is a refusal.
+        is_refusal_fn: whether a response is a refusal. Of a model that thinks first it is given what follows.
         injector: steers in place of `steering_vector`, at its own strength.
         strength: of `steering_vector`; for a `MultiVectorInjector`, which has several, it is only recorded.
         coherence_fn: a score of a response; None for one that could not be scored, which is then left out.
         helpfulness_fn: a score of a benign prompt and the response to it.
+        template_options: for the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
         OptionError: there are no prompts, the function returned None, or both a vector and an injector are given.
@@ -65,26 +71,31 @@ def evaluate_refusal(
         raise OptionError("Give either steering_vector or injector: with both it is unclear what steers.")
     if steering_vector is not None:
         injector = ActivationInjector(model, [steering_vector], strength)
-    sampling = sampling or Sampling()
+    sampling, chat = sampling or Sampling(), ChatTokenizer.of(tokenizer, template_options)
 
     def answer(description: str) -> TimedAnswers:
-        return answer_prompts(model, tokenizer, prompts, sampling, show_progress=show_progress, description=description)
+        return answer_prompts(model, chat, prompts, sampling, show_progress=show_progress, description=description)
+
+    def said(answers: TimedAnswers) -> tuple[str, ...]:
+        return spoken(chat, prompts, answers.texts, sampling.system_prompt)
 
     before, kl_cost = None, None
     if injector is None:
         answers = answer("as it is")
     else:
         with unsteered(model):
-            before = outcomes(answer("unsteered").texts, is_refusal_fn)
-            probe = CoherenceProbe(model, tokenizer)
+            before = outcomes(said(answer("unsteered")), is_refusal_fn)
+            probe = CoherenceProbe(model, chat)
             with injector.scoped():
                 answers = answer("steered")
                 kl_cost = probe.cost()
-    refused = outcomes(answers.texts, is_refusal_fn)
+    texts = said(answers)
+    refused = outcomes(texts, is_refusal_fn)
     acting = _strength(injector, strength)
-    scores = [coherence_fn(text) if coherence_fn else None for text in answers.texts]
+    scores = [coherence_fn(text) if coherence_fn else None for text in texts]
     coherence = mean_of(scores, sampling.seed)
-    answered = zip(benign_prompts, answers.texts[split:], strict=True)
+    shown = list(map(prompt_text, prompts))
+    answered = zip(shown[split:], texts[split:], strict=True)
     helpfulness = mean_of([helpfulness_fn(*pair) if helpfulness_fn else None for pair in answered], sampling.seed)
     harmful, benign = rate_of(refused[:split]), rate_of(refused[split:])
     baseline = rate_of(before[:split]) if before else None
@@ -116,7 +127,7 @@ def evaluate_refusal(
         results=tuple(
             EvaluationResult(prompt, text, found, number < split, acting, score)
             for number, (prompt, text, found, score) in enumerate(
-                zip(prompts, answers.texts, refused, scores, strict=True)
+                zip(shown, answers.texts, refused, scores, strict=True)
             )
         ),
     )

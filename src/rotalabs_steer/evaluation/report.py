@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.datasets.conversations import prompt_text
 from rotalabs_steer.errors import missing_dependency
 from rotalabs_steer.evaluation import plots
 from rotalabs_steer.evaluation.projected_text import ColorScale, color_of
@@ -144,7 +145,7 @@ def _side_by_side(tuned: TunedSteering) -> list[dict[str, Any]]:
     answers = tuned.answers
     return [
         {
-            "prompt": prompt,
+            "prompt": prompt_text(prompt),
             "sides": [
                 {
                     "name": _STRENGTH_NAMES[sign],

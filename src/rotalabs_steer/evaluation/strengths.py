@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.attachment import on_plain_model
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
+from rotalabs_steer.evaluation.generation import spoken
 from rotalabs_steer.evaluation.metrics import BehaviorMetrics
 from rotalabs_steer.evaluation.text_measures import measure_texts
 from rotalabs_steer.injection import ActivationInjector
@@ -17,10 +19,11 @@ from rotalabs_steer.listed import list_of
 from rotalabs_steer.plans import check_strength
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
+    from rotalabs_steer.datasets.conversations import Prompt
     from rotalabs_steer.vectors import SteeringVector
 
 EVALUATION_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -41,7 +44,7 @@ def answers_at_strengths(
     model: nn.Module,
     tokenizer: Any,
     vector: SteeringVector,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     strengths: Sequence[float],
     sampling: Sampling | None = None,
     *,
@@ -106,20 +109,23 @@ def outcomes(texts: Sequence[str], shows_behavior: Callable[[str], bool]) -> tup
 def evaluate_steering_strength(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     steering_vector: SteeringVector,
     is_target_behavior_fn: Callable[[str], bool],
     strengths: Sequence[float] | None = None,
     show_progress: bool = True,
     *,
     sampling: Sampling | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> list[BehaviorMetrics]:
     """The rate of a behaviour at each strength (0 to 2 in steps of a half), with its interval and a paired test.
 
     The baseline is the unsteered model on the same prompts, whether or not 0 is among the strengths.
 
     Args:
-        is_target_behavior_fn: whether a text shows the behaviour.
+        is_target_behavior_fn: whether a text shows the behaviour. Of a model that thinks first it is given what
+            follows.
+        template_options: for the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
         OptionError: there are no prompts or strengths, or the function returned None.
@@ -127,20 +133,24 @@ def evaluate_steering_strength(
     """
     if not callable(is_target_behavior_fn):
         raise OptionError(f"is_target_behavior_fn is {is_target_behavior_fn!r:.80}; it must be a function of a text.")
-    sampling = sampling or Sampling()
+    sampling, chat = sampling or Sampling(), ChatTokenizer.of(tokenizer, template_options)
+
+    def shown(run: SteeredAnswers) -> tuple[bool, ...]:
+        return outcomes(spoken(chat, prompts, run.answers.texts, sampling.system_prompt), is_target_behavior_fn)
+
     unsteered, measured = answers_at_strengths(
         model,
-        tokenizer,
+        chat,
         steering_vector,
         prompts,
         EVALUATION_STRENGTHS if strengths is None else strengths,
         sampling,
         show_progress=show_progress,
     )
-    before = outcomes(unsteered.answers.texts, is_target_behavior_fn)
+    before = shown(unsteered)
     metrics = []
     for run in measured:
-        after = before if run is unsteered else outcomes(run.answers.texts, is_target_behavior_fn)
+        after = before if run is unsteered else shown(run)
         rate = wilson_interval(sum(after), len(after))
         metrics.append(
             BehaviorMetrics(
@@ -165,12 +175,13 @@ def strength_sweep(
     model: nn.Module,
     tokenizer: Any,
     steering_vector: SteeringVector,
-    test_prompts: Sequence[str],
+    test_prompts: Sequence[Prompt],
     is_target_behavior_fn: Callable[[str], bool],
     strengths: Sequence[float] | None = None,
     show_progress: bool = True,
     *,
     sampling: Sampling | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """As `evaluate_steering_strength`, in plain dictionaries, at strengths 0 to 2.
 
@@ -192,6 +203,7 @@ def strength_sweep(
             SWEEP_STRENGTHS if strengths is None else strengths,
             show_progress,
             sampling=sampling,
+            template_options=template_options,
         )
     ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 import rotalabs_steer
 from rotalabs_steer.attachment import unsteered
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.pairs import ContrastPairDataset, as_dataset
 from rotalabs_steer.datasets.splits import split_pairs, spread
 from rotalabs_steer.decoder import decoder_layers, model_fingerprint, model_name
@@ -67,6 +68,7 @@ class TuningOptions:
         validation_pairs: how many of them score the layers and draw the finalists' curves, evenly over the split.
         prompts: how many prompts of a split are answered.
         max_new_tokens: an answer is cut there.
+        template_options: for the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
         OptionError: a number is not above zero, or not an integer where it counts something.
@@ -79,6 +81,7 @@ class TuningOptions:
     validation_pairs: int = 8
     prompts: int = 12
     max_new_tokens: int = 32
+    template_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("budget", "finalists", "validation_pairs", "prompts", "max_new_tokens"):
@@ -134,8 +137,9 @@ class Tuner:
     def __init__(
         self, model: nn.Module, tokenizer: Any, options: TuningOptions | None = None, *, show_progress: bool = True
     ) -> None:
-        self._model, self._tokenizer = model, tokenizer
-        self.options = options or TuningOptions()
+        options = options or TuningOptions()
+        self._model, self._tokenizer = model, ChatTokenizer.of(tokenizer, options.template_options)
+        self.options = dataclasses.replace(options, template_options=dict(self._tokenizer.template_options))
         self._show_progress = show_progress
         self._layers = list(range(len(decoder_layers(model))))
 

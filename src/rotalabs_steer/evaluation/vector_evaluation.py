@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.acting import acting_vectors
 from rotalabs_steer.attachment import on_plain_model
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.errors import OptionError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.acting import Vectors
+    from rotalabs_steer.datasets.conversations import Prompt
     from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
     from rotalabs_steer.evaluation.answers import Sampling
     from rotalabs_steer.evaluation.metrics import RefusalMetrics
@@ -94,8 +96,9 @@ def evaluate_vector(
     contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
     strengths: Sequence[float] = (-1.0, 1.0),
     *,
-    refusal_prompts: tuple[Sequence[str], Sequence[str]] | None = None,
+    refusal_prompts: tuple[Sequence[Prompt], Sequence[Prompt]] | None = None,
     sampling: Sampling | None = None,
+    template_options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> VectorEvaluation:
     """Effect, cost, capability and detection of a vector.
@@ -104,6 +107,7 @@ def evaluate_vector(
         vector: a vector; or a set, whose acting layers are steered together.
         contrast_pairs: none that made the vector.
         refusal_prompts: harmful and harmless prompts, to be answered at every strength.
+        template_options: for the chat template, as in `{"enable_thinking": False}`.
         seed: of bootstraps and tests.
 
     Raises:
@@ -114,10 +118,11 @@ def evaluate_vector(
     levels = check_strengths(strengths)
     acting = sorted(acting_vectors(vector), key=lambda one: one.layer_index)
     injector = ActivationInjector(model, acting)
+    chat = ChatTokenizer.of(tokenizer, template_options)
     dataset = as_dataset(contrast_pairs)
-    pairs = [render_pair(tokenizer, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
-    (detection,) = detection_auroc(model, tokenizer, dataset, acting[-1], seed=seed)
-    coherence, knowledge = CoherenceProbe(model, tokenizer), CapabilityProbe(model, tokenizer, seed=seed)
+    pairs = [render_pair(chat, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
+    (detection,) = detection_auroc(model, chat, dataset, acting[-1], seed=seed)
+    coherence, knowledge = CoherenceProbe(model, chat), CapabilityProbe(model, chat, seed=seed)
     scorer = PairScorer(model, pairs)
     before = scorer.propensities().tolist()
 
@@ -130,7 +135,7 @@ def evaluate_vector(
         refusal = None
         if refusal_prompts is not None:
             refusal = evaluate_refusal(
-                model, tokenizer, *refusal_prompts, injector=injector, show_progress=False, sampling=sampling
+                model, chat, *refusal_prompts, injector=injector, show_progress=False, sampling=sampling
             )
         return StrengthEvaluation(
             strength,

@@ -56,7 +56,8 @@ def extract_caa_vectors(
         token_position: "last", "first", "mean" (over all tokens), "response" (mean over the response) or another of
             `read_statistics`. None for "response" where a pair has a prompt and "last" where it has none.
         batch_size: most texts a batch; None for about 500 tokens.
-        options: of `read_statistics`: `truncate`, `resume`, `components`' singular `component`.
+        options: of `extract_vectors`: `method`, `component`, `truncate`, `neutral_texts`, `resume`,
+            `template_options`.
 
     Returns:
         Vectors `[hidden]` in fp32. Each vector's metadata has `num_pairs`, `token_position`, `pos_mean_norm`,

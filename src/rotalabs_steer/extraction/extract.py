@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
@@ -53,6 +54,7 @@ class ActivationStatistics:
 
     Attributes:
         layers: the statistics of each layer, by (component, name of the token position).
+        template_options: what the chat template was given.
     """
 
     behavior: str
@@ -60,6 +62,7 @@ class ActivationStatistics:
     model_name: str
     fingerprint: Mapping[str, str | int]
     dataset_sha256: str
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def vectors(
         self, method: str = DEFAULT_METHOD, token_position: str | None = None, component: str = "residual"
@@ -88,6 +91,8 @@ class ActivationStatistics:
             "dataset_sha256": self.dataset_sha256,
             "fingerprint": dict(self.fingerprint),
         }
+        if self.template_options:
+            about["template_options"] = dict(self.template_options)
         vectors = [self._vector(method, statistics, about) for statistics in layers]
         return SteeringVectorSet(self.behavior, vectors)
 
@@ -170,6 +175,7 @@ def read_statistics(
     truncate: bool = False,
     neutral_texts: Sequence[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
+    template_options: Mapping[str, Any] | None = None,
     show_progress: bool = True,
 ) -> ActivationStatistics:
     """Runs the model once over the pairs and keeps what the methods need.
@@ -187,12 +193,13 @@ def read_statistics(
         truncate: cut texts longer than the model's context at their beginning instead of refusing them.
         neutral_texts: for methods that compare with neutral text; by default those of the package.
         resume: a file. It keeps the state of an extraction that is stopped and continues it, to the same result.
+        template_options: for the chat template, as in `{"enable_thinking": False}`; the vectors record them.
 
     Raises:
         DatasetError, ChatTemplateError, LayerError, OptionError: the input cannot be used; the model has not run.
         ActivationError: an activation is not finite; layer and pair are named.
     """
-    dataset = as_dataset(contrast_pairs)
+    dataset, chat = as_dataset(contrast_pairs), ChatTokenizer.of(tokenizer, template_options)
     if batch_size is not None and (as_integer(batch_size) or 0) < 1:
         raise OptionError(f"batch_size is {batch_size!r}; it must be an integer from 1 on, or None.")
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
@@ -212,10 +219,10 @@ def read_statistics(
     if needs & {GRADIENT, FISHER} and set(components) != {"residual"}:
         raise OptionError("Methods by gradient are for the residual stream: leave components as it is.")
     longest = getattr(text_config(transformers_model(model)), "max_position_embeddings", None)
-    pairs = render_pairs(tokenizer, dataset, longest, truncate=truncate)
+    pairs = render_pairs(chat, dataset, longest, truncate=truncate)
     texts = PairTexts(pairs, token_positions)
     sums = PairPass(model, texts, places, needs, batch_size).run(resume, show_progress=show_progress)
-    extras = _extras(model, tokenizer, pairs, layers, needs, neutral_texts, show_progress=show_progress)
+    extras = _extras(model, chat, pairs, layers, needs, neutral_texts, show_progress=show_progress)
     found = {
         (component, position): {
             layer: replace(sums[position].layer(places.index((layer, component)), layer), **extras[layer])
@@ -224,7 +231,9 @@ def read_statistics(
         for component in components
         for position in texts.position_names
     }
-    return ActivationStatistics(dataset.behavior, found, model_name(model), model_fingerprint(model), dataset.sha256)
+    return ActivationStatistics(
+        dataset.behavior, found, model_name(model), model_fingerprint(model), dataset.sha256, chat.template_options
+    )
 
 
 def check_number_of_pairs(dataset: ContrastPairDataset) -> None:
@@ -251,7 +260,7 @@ def render_pairs(
 
 def _extras(
     model: nn.Module,
-    tokenizer: Any,
+    chat: ChatTokenizer,
     pairs: Sequence[RenderedPair],
     layers: Sequence[int],
     needs: frozenset[str],
@@ -262,7 +271,7 @@ def _extras(
     """What methods need that is no sum over the pairs' activations, by layer and name of the field."""
     fields: dict[str, torch.Tensor] = {}
     neutral = neutral_passages() if neutral_texts is None else neutral_texts
-    texts = [tuple(tokenizer(text)["input_ids"]) for text in neutral]
+    texts = [chat.ids(text, special=True) for text in neutral]
     if NEUTRAL in needs:
         fields["neutral_mean"] = _neutral_means(model, texts, layers)
     if GRADIENT in needs:

@@ -18,7 +18,9 @@ except ImportError as error:
     raise missing_dependency("The Inspect integration", "inspect", error) from error
 
 if TYPE_CHECKING:
-    from inspect_ai.model import ModelAPI
+    from collections.abc import Mapping
+
+    from inspect_ai.model import ChatMessage, ModelAPI
 
 
 @modelapi(name="rotalabs_steer")
@@ -26,10 +28,13 @@ def rotalabs_steer() -> type[ModelAPI]:
     """Inspect's Hugging Face provider, steered in every call.
 
     Model arguments: `vectors` (path of a set, a single vector, or a folder of sets); `strength` (one number, or
-    `{behavior: number}`); `layer`; `injection_mode`; `check_model`; and those of the provider, such as `device`.
+    `{behavior: number}`); `layer`; `injection_mode`; `check_model`; `template_options` (a dict, or
+    "enable_thinking=false;reasoning_effort=high"); and those of the provider, such as `device`.
     """
     from inspect_ai.model._providers.hf import HuggingFaceAPI
 
+    from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+    from rotalabs_steer.integrations.template_options import parse_template_options
     from rotalabs_steer.integrations.vector_sources import steer_model
 
     class SteeredHuggingFaceAPI(HuggingFaceAPI):
@@ -42,14 +47,31 @@ def rotalabs_steer() -> type[ModelAPI]:
             layer: int | None = None,
             injection_mode: str = "all",
             check_model: bool = True,
+            template_options: str | Mapping[str, Any] | None = None,
             **options: Any,
         ) -> None:
             if vectors is None:
                 raise OptionError("Say which vectors steer the model: -M vectors=FOLDER.")
             super().__init__(model_name, *args, **options)
+            given = parse_template_options(template_options)
+            if self.enable_thinking is not None:
+                given = {"enable_thinking": self.enable_thinking, **given}
+            if isinstance(self.chat_template, str):
+                given = {"chat_template": self.chat_template, **given}
+            self._chat = ChatTokenizer.of(self.tokenizer, given)
+            if self.use_chat_template is not False and (self.chat_template or self.tokenizer.chat_template):
+                # The template writes the beginning of the sequence, to which Inspect would add a second one.
+                self.tokenizer_call_args = {"add_special_tokens": False} | (self.tokenizer_call_args or {})
             self.injector = steer_model(
                 self.model, vectors, strength, layer=layer, injection_mode=injection_mode, check_model=check_model
             )
+
+        def _apply_chat_template(
+            self, hf_messages: list[ChatMessage], tools_list: list[dict[str, Any]], chat_template: str | None
+        ) -> str:
+            """The conversation as a text, in which no message is lost."""
+            messages = [message.model_dump(exclude_none=True) for message in hf_messages]
+            return self._chat.render(messages, tools=tools_list or None)
 
         def close(self) -> None:
             self.injector.detach()

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError, missing_dependency
+from rotalabs_steer.integrations.template_options import parse_template_options
 from rotalabs_steer.integrations.vector_sources import steer_model
 
 try:
@@ -36,6 +38,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         strength: one number for every behaviour; or by behaviour, as a dict or as "formality:1.0;refusal:-0.5".
         layer: the one layer at which every behaviour acts; by default each acts at its set's acting layers.
         injection_mode, check_model: as in `MultiVectorInjector`. Tasks that score given answers take "all" or "first".
+        template_options: for the chat template, as a dict or as "enable_thinking=false;reasoning_effort=high".
         options: for the harness's own model.
     """
 
@@ -47,13 +50,22 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         layer: int | None = None,
         injection_mode: str = "all",
         check_model: bool = True,
+        template_options: str | Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(pretrained=pretrained, **options)
+        self.chat_template_args: dict[str, Any] = self.chat_template_args | parse_template_options(template_options)
+        self._chat = ChatTokenizer.of(self.tokenizer, self.chat_template_args)
         self.injector = steer_model(
             self.model, vectors, strength, layer=layer, injection_mode=injection_mode, check_model=check_model
         )
         self._vectors = vectors
+
+    def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """A conversation as a text, in which no message is lost; the harness calls it with `--apply_chat_template`."""
+        if add_generation_prompt:
+            return self._chat.render(chat_history)
+        return str(super().apply_chat_template(chat_history, add_generation_prompt))
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
         """Scores are of whole texts in one call, so "the last token" or "the prompt" would mean another place there

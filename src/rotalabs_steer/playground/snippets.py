@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "VLLM_API_KEY"
 
 
-def request_body(request: Request, model: str) -> dict[str, Any]:
+def request_body(request: Request, model: str, template_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The body of the request to `/v1/chat/completions` of `rotalabs-steer serve`."""
     body: dict[str, Any] = {
         "model": model,
@@ -24,20 +24,30 @@ def request_body(request: Request, model: str) -> dict[str, Any]:
         "temperature": request.temperature,
         "seed": request.seed,
     }
+    if template_options:
+        body["chat_template_kwargs"] = dict(template_options)
     if request.acting:
         body["steering"] = {"behaviors": request.acting, "scope": request.scope}
     return body
 
 
-def json_snippet(request: Request, model: str) -> str:
+def json_snippet(request: Request, model: str, template_options: Mapping[str, Any] | None = None) -> str:
     """The body as text. An intervention that a server does not have stands in it, so that a server refuses it."""
-    body = request_body(request, model)
+    body = request_body(request, model, template_options)
     if request.acting and request.intervention != "add":
         body["steering"]["intervention"] = request.intervention
     return json.dumps(body, indent=2, ensure_ascii=False)
 
 
-def curl_snippet(request: Request, model: str, server: str, *, key: bool = False, remark: str = "") -> str:
+def curl_snippet(
+    request: Request,
+    model: str,
+    server: str,
+    *,
+    key: bool = False,
+    remark: str = "",
+    template_options: Mapping[str, Any] | None = None,
+) -> str:
     """A command for the shell.
 
     Args:
@@ -51,18 +61,24 @@ def curl_snippet(request: Request, model: str, server: str, *, key: bool = False
         f"curl {shlex.quote(f'{server}/chat/completions')}",
         "-H 'Content-Type: application/json'",
         *([f'-H "Authorization: Bearer ${KEY_VARIABLE}"'] if key else []),
-        f"-d {shlex.quote(json_snippet(request, model))}",
+        f"-d {shlex.quote(json_snippet(request, model, template_options))}",
     ]
     comment = "".join(f"# {line}\n" for line in remark.splitlines())
     return comment + " \\\n  ".join(lines) + "\n"
 
 
-def python_snippet(request: Request, model: str, folders: Mapping[str, Path]) -> str:
+def python_snippet(
+    request: Request,
+    model: str,
+    folders: Mapping[str, Path],
+    template_options: Mapping[str, Any] | None = None,
+) -> str:
     """A program for transformers.
 
     Args:
         folders: of the vector sets, by behaviour.
     """
+    given = f"    **{dict(template_options)!r},\n" if template_options else ""
     imports = ["import torch", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
     injector, steered = "", ""
     if request.acting:
@@ -86,7 +102,8 @@ def python_snippet(request: Request, model: str, folders: Mapping[str, Path]) ->
         + injector
         + f'chat = [{{"role": "user", "content": {_text(request.prompt)}}}]\n'
         + "inputs = tokenizer.apply_chat_template(\n"
-        + '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True\n'
+        + '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True'
+        + (f",\n{given}" if given else "\n")
         + ")\n"
         + f"torch.manual_seed({request.seed})\n"
         + f"{steered}output = model.generate(**inputs, max_new_tokens={request.max_new_tokens}, {drawn})\n"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.generation.streamers import BaseStreamer
 
 from rotalabs_steer.acting import acting_vectors
-from rotalabs_steer.datasets.rendering import render_prompt
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.decoder import model_name, text_config, transformers_model
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.detection import project
@@ -70,6 +70,11 @@ class TransformersBackend:
         return cls(network, tokenizer, sets, dict(zip(sets, set_places(source), strict=True)), source)
 
     @property
+    def chat(self) -> ChatTokenizer:
+        """The tokenizer with the options of its chat template."""
+        return ChatTokenizer.of(self.tokenizer)
+
+    @property
     def model(self) -> str:
         """The name or path that the model was loaded from."""
         return model_name(self.network)
@@ -97,7 +102,7 @@ class TransformersBackend:
         Raises:
             OptionError: prompt and answer do not fit the model's context, or an option is unknown.
         """
-        ids = render_prompt(self.tokenizer, request.prompt)
+        ids = self.chat.prompt(request.prompt)
         window = getattr(text_config(transformers_model(self.network)), "max_position_embeddings", None)
         if window is not None and len(ids) + request.max_new_tokens > window:
             raise OptionError(
@@ -134,10 +139,11 @@ class TransformersBackend:
     def snippets(self, request: Request) -> Snippets:
         """Python for this model and folder; the rest for a server that is started with them."""
         remark = f"For a server that is started with:\nrotalabs-steer serve {self.model} --vectors {self.source}"
+        options = self.chat.template_options
         return Snippets(
-            python_snippet(request, self.model, self.folders),
-            json_snippet(request, self.model),
-            curl_snippet(request, self.model, _SERVER, remark=remark),
+            python_snippet(request, self.model, self.folders, options),
+            json_snippet(request, self.model, options),
+            curl_snippet(request, self.model, _SERVER, remark=remark, template_options=options),
         )
 
     def _write(
@@ -167,7 +173,7 @@ class TransformersBackend:
             turns.leave(number)
 
     def _text(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return self.chat.decode(ids)
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]

@@ -9,11 +9,12 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessageChunk, HumanMessage
 from langchain_core.runnables import RunnableLambda
 
+from chat_templates import OPENS, Processor, byte_tokenizer
 from rotalabs_steer import ActivationInjector, MultiVectorInjector, SteeringVectorSet
 from rotalabs_steer.acting import NotSteeringWarning
 from rotalabs_steer.errors import ChatTemplateError, LayerError, OptionError, VectorError
 from rotalabs_steer.integrations.langchain import SteeredChatModel
-from tiny import count_hooks, make_vector
+from tiny import count_hooks, make_vector, tiny_llama
 
 PROMPTS = ["How do I boil an egg?", "Hi!", "Name three rivers of Europe and the seas they reach.", "Why?"]
 STRENGTHS = [{"formality": 0.0}, {"formality": 1.5}, {"formality": -1.5, "refusal": 1.0}, {"refusal": -1.0}]
@@ -355,3 +356,20 @@ def test_options_for_generate_may_be_lists(chat):
     assert alone != plain
     assert [answer.content for answer in chat.batch(["Hi!", "Hi!"], **options)] == [alone, alone]
     assert "".join(piece.content for piece in chat.stream("Hi!", **options)) == alone
+
+
+def test_a_chat_takes_template_options_and_processors():
+    tokenizer, vectors = byte_tokenizer("{{ bos_token }}" + OPENS), make_vector(tiny_llama(), 1)
+    model = tiny_llama(vocab_size=272, max_position_embeddings=512)
+    given = {"test": {"vectors": vectors}}
+    settings = {"model": model, "steering_configs": given, "temperature": 0, "max_new_tokens": 2}
+    chat = SteeredChatModel(tokenizer=tokenizer, template_options={"enable_thinking": False}, **settings)
+    thinking = SteeredChatModel(tokenizer=tokenizer, **settings)
+    lengths = [each.invoke("Hi!").usage_metadata["input_tokens"] for each in (chat, thinking)]
+    assert lengths[0] - lengths[1] == len("\n\n</think>\n\n")
+    assert chat._identifying_params["template_options"] == {"enable_thinking": False}
+    assert thinking._identifying_params != chat._identifying_params
+    processor = SteeredChatModel(tokenizer=Processor(tokenizer), **settings)
+    assert processor.invoke("Hi!").content == thinking.invoke("Hi!").content
+    with pytest.raises(OptionError, match="never mentions the option 'thinkin'"):
+        SteeredChatModel(tokenizer=tokenizer, template_options={"thinkin": False}, **settings)

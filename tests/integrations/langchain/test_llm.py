@@ -5,9 +5,11 @@ import asyncio
 import pytest
 from langchain_core.caches import InMemoryCache
 
+from chat_templates import byte_tokenizer
 from rotalabs_steer import MultiVectorInjector
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.integrations.langchain import SteeredChatModel
+from rotalabs_steer.integrations.langchain import SteeredChatModel, SteeredLLM
+from tiny import make_vector, tiny_llama
 
 PROMPTS = ["The capital of France is", "Once upon a time there was", "The capital of France is"]
 STRENGTHS = [{"formality": 0.0}, {"formality": 1.5}, {"refusal": -1.5}]
@@ -74,3 +76,11 @@ def test_a_chat_model_on_the_same_strengths(llm):
     chat.disable_steering()
     assert llm.strengths == {"formality": 0.0, "refusal": 0.0}
     assert chat.invoke("Hi!").content != before
+
+
+def test_a_text_that_has_its_beginning_gets_no_second_one():
+    tokenizer = byte_tokenizer()
+    given = {"test": {"vectors": make_vector(tiny_llama())}}
+    llm = SteeredLLM(model=tiny_llama(vocab_size=272), tokenizer=tokenizer, steering_configs=given)
+    begun, plain = llm._requests(["<s>Once", "Once"], None, {})
+    assert begun.ids == plain.ids == tuple(tokenizer("Once")["input_ids"])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.engines.vllm.capture import PROBE_ARG, WEIGHTS_ARG
 from rotalabs_steer.engines.vllm.settings import CONFIG_KEY, SteeringSettings, served_model
@@ -54,6 +55,7 @@ def extract_vectors(
     method: str = DEFAULT_METHOD,
     token_position: Readout | None = None,
     truncate: bool = False,
+    template_options: Mapping[str, Any] | None = None,
     show_progress: bool = True,
 ) -> SteeringVectorSet:
     """Steering vectors as `rotalabs_steer.extraction.extract_vectors` makes them, read by an `extraction_engine`.
@@ -61,6 +63,7 @@ def extract_vectors(
     Args:
         layer_indices: 0-based decoder layers; None for all.
         method: one that needs no gradient or neutral text.
+        template_options: for the chat template, as in `{"enable_thinking": False}`; the vectors record them.
 
     Raises:
         OptionError: the engine was not made by `extraction_engine`, or the method needs more than activations.
@@ -78,8 +81,9 @@ def extract_vectors(
     if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(model.num_layers)):
         raise LayerError(f"Layers {layers}: name each once, from 0 to {model.num_layers - 1} ({model.name}).")
     dataset = as_dataset(contrast_pairs)
+    chat = ChatTokenizer.of(llm.get_tokenizer(), template_options)
     longest = llm.llm_engine.vllm_config.model_config.max_model_len - 1  # vLLM generates one token
-    texts = PairTexts(render_pairs(llm.get_tokenizer(), dataset, longest, truncate=truncate), [token_position])
+    texts = PairTexts(render_pairs(chat, dataset, longest, truncate=truncate), [token_position])
     (position,) = texts.position_names
     sums = {position: PairSums(len(layers), model.hidden_size, texts.num_pairs, needs)}
     _probe(llm)
@@ -88,7 +92,12 @@ def extract_vectors(
         texts.add(sums, chunk, _read(llm, texts, chunk, layers, show_progress=show_progress))
     found = {layer: sums[position].layer(place, layer) for place, layer in enumerate(layers)}
     statistics = ActivationStatistics(
-        dataset.behavior, {("residual", position): found}, model.name, dict(model.fingerprint), dataset.sha256
+        dataset.behavior,
+        {("residual", position): found},
+        model.name,
+        dict(model.fingerprint),
+        dataset.sha256,
+        chat.template_options,
     )
     return statistics.vectors(method)
 

@@ -234,7 +234,7 @@ class _Call:
         self._forced = forced_beginning(choice, self._names)
         ends = () if not tools else (RESULT_START,) if self._forced is None else (RESULT_START, CALL_END)
         sampling = chat._sampling(stop, options, *ends)
-        prompt = render_chat(chat.tokenizer, messages, tools) + (self._forced or "")
+        prompt = render_chat(chat._generator.chat, messages, tools) + (self._forced or "")
         self.request: Request = chat._generator.request(prompt, self._strengths, sampling, special=False)
         self._shown = ""
 

@@ -19,6 +19,7 @@ from rotalabs_steer.evaluation.generation import continue_rows
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
     from rotalabs_steer.integrations.langchain.steering import Steering
 
 
@@ -70,18 +71,19 @@ class Answer:
 class Generator:
     """A model with its tokenizer and steering."""
 
-    def __init__(self, tokenizer: Any, steering: Steering) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, chat: ChatTokenizer, steering: Steering) -> None:
+        self.chat = chat
+        self.tokenizer = chat.tokenizer
         self.steering = steering
         self.window: int | None = getattr(text_config(steering.model), "max_position_embeddings", None)
 
     def request(self, text: str, strengths: Mapping[str, float], sampling: Sampling, *, special: bool) -> Request:
-        """A rendered prompt as a request. `special`: the text is plain, so special tokens such as BOS are still to add.
+        """A rendered prompt as a request. `special`: it is a plain text, so special tokens are added to it.
 
         Raises:
             OptionError: the prompt is empty or fills the model's context.
         """
-        ids = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        ids = self.chat.ids(text, special=special)
         if not ids:
             raise OptionError("The prompt is empty: there is nothing to answer.")
         if self.window is not None and len(ids) >= self.window:

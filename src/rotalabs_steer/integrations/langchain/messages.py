@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
-from rotalabs_steer.datasets.rendering import render_messages
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.errors import ChatTemplateError, OptionError
 
 if TYPE_CHECKING:
@@ -51,14 +51,15 @@ def render_chat(tokenizer: Any, messages: Sequence[BaseMessage], tools: Sequence
         ChatTemplateError: there is no chat template, or it refuses the messages.
         OptionError: a message holds something that is no text.
     """
+    renderer = ChatTokenizer.of(tokenizer)
     chat = [_as_dict(message) for message in messages]
     if not chat:
         raise OptionError("The conversation is empty: there is nothing to answer.")
     if not tools and not any(message["role"] == "tool" or "tool_calls" in message for message in chat):
-        return render_messages(tokenizer, chat)
-    if _knows_tools(tokenizer):
-        return render_messages(tokenizer, chat, tools=list(tools) or None)
-    return render_messages(tokenizer, _spelled_out(tokenizer, chat, tools))
+        return renderer.render(chat)
+    if _knows_tools(renderer):
+        return renderer.render(chat, tools=list(tools) or None)
+    return renderer.render(_spelled_out(renderer, chat, tools))
 
 
 def text_of(message: BaseMessage) -> str:
@@ -101,7 +102,7 @@ def _as_dict(message: BaseMessage) -> dict[str, Any]:
 
 
 def _spelled_out(
-    tokenizer: Any, chat: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
+    tokenizer: ChatTokenizer, chat: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """The conversation for a template that knows nothing of tools."""
     result_role = "tool" if _shows_role(tokenizer, "tool") else "user"
@@ -123,17 +124,17 @@ def _spelled_out(
     return plain
 
 
-def _knows_tools(tokenizer: Any) -> bool:
+def _knows_tools(tokenizer: ChatTokenizer) -> bool:
     """Whether the template shows a tool that it is given."""
     parameters = {"type": "object", "properties": {}}
     probe = {"type": "function", "function": {"name": _PROBE, "description": "", "parameters": parameters}}
-    return _PROBE in render_messages(tokenizer, [{"role": "user", "content": "?"}], tools=[probe])
+    return _PROBE in tokenizer.render([{"role": "user", "content": "?"}], tools=[probe])
 
 
-def _shows_role(tokenizer: Any, role: str) -> bool:
+def _shows_role(tokenizer: ChatTokenizer, role: str) -> bool:
     """Whether the template shows what a role says, rather than drop or refuse it."""
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "?"}, {"role": role, "content": _PROBE}]
     try:
-        return _PROBE in render_messages(tokenizer, chat)
+        return _PROBE in tokenizer.render(chat)
     except ChatTemplateError:
         return False

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.runnables import ensure_config
 from pydantic import AliasChoices, BaseModel, Field, PrivateAttr
 
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.langchain.generation import Generator, Sampling
 from rotalabs_steer.integrations.langchain.steering import Steering
@@ -37,6 +38,7 @@ class SteeredModelFields(BaseModel):
         max_batch_size: how many inputs of `batch` are answered at once.
         injection_mode, check_model: as in `MultiVectorInjector`.
         generation_kwargs: more for `model.generate`, such as `top_p`.
+        template_options: for the chat template, as in `{"enable_thinking": False}`.
         model, tokenizer: loaded already, instead of `model_name`. Several steered models may share them.
     """
 
@@ -52,6 +54,7 @@ class SteeredModelFields(BaseModel):
     injection_mode: Any = "all"
     check_model: bool = True
     generation_kwargs: dict[str, Any] = Field(default_factory=dict)
+    template_options: dict[str, Any] = Field(default_factory=dict)
     model: Any = Field(default=None, exclude=True, repr=False)
     tokenizer: Any = Field(default=None, exclude=True, repr=False)
 
@@ -69,7 +72,7 @@ class SteeredModelFields(BaseModel):
             raise OptionError("A loaded model needs its tokenizer: give tokenizer as well.")
         self.model_name = self.model_name or getattr(self.model.config, "name_or_path", "") or "a loaded model"
         self._steering = Steering(self.model, self.steering_configs, self.injection_mode, check_model=self.check_model)
-        self._generator = Generator(self.tokenizer, self._steering)
+        self._generator = Generator(ChatTokenizer.of(self.tokenizer, self.template_options), self._steering)
 
     @property
     def strengths(self) -> dict[str, float]:
@@ -116,6 +119,7 @@ class SteeredModelFields(BaseModel):
             "do_sample": self.do_sample,
             "default_stop": self.stop,
             "generation_kwargs": self.generation_kwargs,
+            "template_options": dict(self._generator.chat.template_options),
         }
 
     def _call_strengths(self, config: RunnableConfig | None, given: Mapping[str, float] | None) -> dict[str, float]:

@@ -1,0 +1,251 @@
+import pytest
+
+from chat_templates import (
+    CHATML,
+    CUTTING,
+    FORGETS_THOUGHTS,
+    HYBRID,
+    LAST_ONLY,
+    LLAMA,
+    MISTRAL,
+    NO_HEADER,
+    NO_SYSTEM,
+    OPENS,
+    PARTS,
+    PARTS_BY_INDEX,
+    TRIMMING,
+    Processor,
+    byte_tokenizer,
+)
+from rotalabs_steer.datasets import ContrastPair
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.datasets.checked_chat import closes_thought, open_thought, without_thoughts
+from rotalabs_steer.datasets.rendering import render_pair
+from rotalabs_steer.errors import ChatTemplateError, DatasetError, OptionError
+
+QUESTION = [{"role": "user", "content": "Who wrote Faust?"}]
+ASKED = [{"role": "system", "content": "Be brief."}, *QUESTION]
+TURNS = [
+    {"role": "user", "content": "Hi there"},
+    {"role": "assistant", "content": "Hello!"},
+    {"role": "user", "content": "Hi"},
+]
+
+
+def chat(template, options=None):
+    return ChatTokenizer.of(byte_tokenizer(template), options)
+
+
+@pytest.mark.parametrize("template", [PARTS, PARTS_BY_INDEX])
+def test_a_template_that_wants_parts_is_given_parts(template):
+    text = chat(template).render(ASKED)
+    assert "Be brief." in text
+    assert "Who wrote Faust?" in text
+    parts = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in ASKED]
+    assert text == chat(template).tokenizer.apply_chat_template(parts, tokenize=False, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("template", [CHATML, TRIMMING, LLAMA, MISTRAL, FORGETS_THOUGHTS])
+def test_a_template_that_takes_texts_is_given_texts(template):
+    tokenizer = byte_tokenizer(template)
+    expected = tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
+    assert ChatTokenizer.of(tokenizer).render(TURNS) == expected
+    in_parts = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in TURNS]
+    assert ChatTokenizer.of(tokenizer).render(in_parts) == expected
+
+
+@pytest.mark.parametrize(("template", "messages", "lost"), [
+    (NO_SYSTEM, ASKED, "system message 'Be brief.'"),
+    (LAST_ONLY, TURNS, "user message 'Hi there'"),
+    (CUTTING, QUESTION, "user message 'Who wrote Faust"),
+    ("{% for m in messages %}<|{{ m.role }}|>{% endfor %}", QUESTION, "user message"),
+    # The text also stands in the template itself, and in another message.
+    (LAST_ONLY, [{"role": "user", "content": "user"}, TURNS[1], TURNS[2]], "user message 'user'"),
+    (LAST_ONLY, [{"role": "user", "content": "Hi"}, TURNS[1], TURNS[0]], "user message 'Hi'"),
+])  # fmt: skip
+def test_a_lost_message_is_an_error(template, messages, lost):
+    with pytest.raises(ChatTemplateError, match=f"loses the {lost}.*neither as a text nor as a list of parts"):
+        chat(template).render(messages)
+
+
+def test_texts_that_a_template_changes_on_purpose_are_not_lost():
+    spaced = [{"role": "user", "content": "  two\n\n lines  "}]
+    assert "two\n\n lines" in chat(TRIMMING).render(spaced)
+    escaping = "{% for m in messages %}{{ m.content | tojson }}{% endfor %}"
+    assert '\\"quoted\\"\\n' in chat(escaping).render([{"role": "user", "content": '"quoted"\nöß'}])
+    switch = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | replace('/no_think', '') }}{% endfor %}"
+    assert chat(switch).render([{"role": "system", "content": "/no_think"}, *QUESTION]).startswith("<|system|><|user|>")
+    thought = [TURNS[0], {"role": "assistant", "content": "<think>Hm.</think>Hello!"}, TURNS[2]]
+    assert "Hm." not in chat(FORGETS_THOUGHTS).render(thought)
+    assert "Hello!" in chat(FORGETS_THOUGHTS).render(thought)
+
+
+def test_a_template_that_refuses_both_forms_says_why():
+    with pytest.raises(ChatTemplateError, match=r"roles .'system', 'user'.*: no system role"):
+        chat("{{ raise_exception('no system role') }}").render(ASKED)
+    with pytest.raises(DatasetError, match="has a part of type 'image'"):
+        chat(PARTS).render([{"role": "user", "content": [{"type": "image", "url": "x.png"}]}])
+
+
+def test_no_second_beginning_is_added_to_a_text_that_has_one():
+    tokenizer = byte_tokenizer(LLAMA)
+    templated = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+    asked = render_pair(tokenizer, ContrastPair("Goethe.", "Schiller.", prompt="Who wrote Faust?"))
+    plain = render_pair(tokenizer, ContrastPair(templated + "Goethe.", templated + "Schiller."))
+    assert list(plain.positive.ids) == list(asked.positive.ids)
+    assert list(plain.positive.ids[:2]).count(tokenizer.bos_token_id) == 1
+    assert ChatTokenizer.of(tokenizer).ids("Goethe", special=True) == tuple(tokenizer("Goethe")["input_ids"])
+
+
+def test_a_beginning_of_several_tokens_is_not_added_twice_either():
+    tokenizer = byte_tokenizer(prefix="[gMASK] <sop>")
+    once = tokenizer("[gMASK]<sop>Hi", add_special_tokens=False)["input_ids"]
+    assert ChatTokenizer.of(tokenizer).ids("[gMASK]<sop>Hi", special=True) == tuple(once)
+    assert ChatTokenizer.of(tokenizer).ids("Hi", special=True) == tuple(once)
+
+
+def test_a_span_of_a_text_with_its_own_beginning_is_found():
+    tokenizer = byte_tokenizer()
+    pair = ContrastPair("<s>I never do.", "<s>I always do.", positive_span="never", negative_span="always")
+    rendered = render_pair(tokenizer, pair)
+    start, end = rendered.positive.span
+    assert tokenizer.decode(rendered.positive.ids[start:end]) == "never"
+
+
+def test_a_prompt_that_was_rendered_before_is_refused():
+    with pytest.raises(ChatTemplateError, match="begins with the special token '<s>', so a chat template seems"):
+        chat(LLAMA).prompt("<s><|user|>\nHello\n<|assistant|>\n")
+    assert chat(LLAMA).prompt("What does <s> mean?")
+
+
+@pytest.mark.parametrize("tag", [
+    "<think>", "<thinking>", "<thought>", "[THINK]", "<seed:think>", "◁think▷", "<|START_THINKING|>",
+    "<|begin_of_thought|>", "<reasoning>", "<|channel|>analysis<|message|>", "<|channel>thought", "<longcat_think>",
+])  # fmt: skip
+def test_an_open_block_of_thoughts_is_noticed_in_every_spelling(tag):
+    assert open_thought(f"<|assistant|>\n{tag}\n")
+    with pytest.raises(ChatTemplateError, match="ends the prompt inside a block of thoughts"):
+        chat(CHATML + tag + "\n").prompt("2+2?", response="Four.")
+
+
+@pytest.mark.parametrize("end", [
+    "<think>\n\n</think>\n\n", "[THINK][/THINK]", "◁think▷◁/think▷", "<|START_THINKING|><|END_THINKING|>",
+    "<|channel>thought\n<channel|>", "<|channel|>final<|message|>", "<|begin_of_thought|><|end_of_thought|>", "",
+    "<|nothink|>",
+])  # fmt: skip
+def test_a_closed_block_of_thoughts_is_none(end):
+    assert not open_thought(f"<|assistant|>\n{end}")
+    assert chat(CHATML + end).prompt("2+2?", response="Four.")
+
+
+@pytest.mark.parametrize(("answer", "said"), [
+    ("<think>Hm.</think>\nFour.", "\nFour."),
+    ("\n<think>\nHm", None),
+    ("[THINK]Hm.[/THINK]Four.", "Four."),
+    ("Four.", "Four."),
+    ("The tag <think> opens a block.", "The tag <think> opens a block."),
+    ("<think>I could write <think> or not.</think>Four.", "Four."),
+    ("", ""),
+])  # fmt: skip
+def test_what_an_answer_says_follows_its_thoughts(answer, said):
+    assert without_thoughts(answer) == said
+
+
+def test_a_response_is_not_read_as_a_thought():
+    tokenizer = byte_tokenizer(OPENS)
+    pair = ContrastPair("Four.", "No idea.", prompt="What does <think> mean?")
+    with pytest.raises(
+        ChatTemplateError, match=r"template_options=\{'enable_thinking': False\} \(--template enable_th"
+    ):
+        render_pair(tokenizer, pair)
+    answered = render_pair(ChatTokenizer.of(tokenizer, {"enable_thinking": False}), pair).positive
+    assert tokenizer.decode(answered.ids).endswith("<think>\n\n</think>\n\nFour.")
+    with pytest.raises(ChatTemplateError, match="enable_thinking': False"):
+        render_pair(ChatTokenizer.of(tokenizer, {"enable_thinking": True}), pair)
+    # Without a response, and with one that ends the thoughts itself, nothing is misread.
+    assert ChatTokenizer.of(tokenizer).prompt("2+2?")
+    assert render_pair(tokenizer, ContrastPair("</think>Four.", "</think>No.", prompt="2+2?"))
+    # What a prompt says of thoughts opens none.
+    assert render_pair(byte_tokenizer(CHATML), ContrastPair("Four.", "No.", prompt="What does <think> do?"))
+
+
+def test_a_template_without_an_option_against_thoughts_leaves_two_ways():
+    with pytest.raises(
+        ChatTemplateError, match=r"no option against it: begin each response.*'</think>'.*or set a token"
+    ):
+        chat(CHATML + "<think>\n").prompt("2+2?", response="Four.")
+    assert chat(CHATML + "<think>\n").prompt("2+2?", response="\n</think>\n\nFour.")
+    assert not closes_thought("<think>Hm.</think>Four.")
+
+
+def test_a_missing_header_is_an_error_where_a_response_follows():
+    with pytest.raises(ChatTemplateError, match=r"writes '<\|assistant\|>' before an answer, but not at the end"):
+        chat(NO_HEADER).prompt("2+2?", response="Four.")
+    assert chat(MISTRAL).prompt("2+2?", response="Four.")  # has none, before answers too
+
+
+def test_a_header_that_the_model_writes_itself_begins_the_response():
+    final = "{% if m.role == 'assistant' %}<|channel|>final<|message|>{% endif %}"
+    template = CHATML.replace("{{ m.content }}", final + "{{ m.content }}")
+    with pytest.raises(ChatTemplateError, match="Begin each response with it"):
+        chat(template).prompt("2+2?", response="Four.")
+    assert chat(template).prompt("2+2?", response="<|channel|>final<|message|>Four.") == chat(template).prompt("2+2?")
+    thinks = CHATML.replace(
+        "{{ m.content }}", "{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
+    )
+    assert chat(thinks).prompt("2+2?", response="Four.")
+
+
+def test_template_options_reach_the_template():
+    assert chat(HYBRID, {"enable_thinking": False}).render(QUESTION).endswith("</think>\n\n")
+    assert chat(HYBRID).render(QUESTION).endswith("<|assistant|>\n")
+    both = ChatTokenizer.of(chat(HYBRID + "{{ effort }}", {"enable_thinking": False}), {"effort": "high"})
+    assert both.template_options == {"enable_thinking": False, "effort": "high"}
+    assert both.render(QUESTION).endswith("</think>\n\nhigh")
+
+
+def test_one_of_several_templates_is_chosen_by_name():
+    named = {"default": CHATML, "terse": "{% for m in messages %}{{ m.content }}>{% endfor %}"}
+    assert chat(named).render(QUESTION).endswith("<|assistant|>\n")
+    assert chat(named, {"chat_template": "terse"}).render(QUESTION) == "Who wrote Faust?>"
+    with pytest.raises(ChatTemplateError, match="multiple chat templates with no default"):
+        chat({"a": CHATML}).render(QUESTION)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"enable_thinkin": False}, "never mentions the option 'enable_thinkin'.*Did you mean 'enable_thinking'"),
+    ({"date_string": "1 May"}, "never mentions the option 'date_string', so it would do nothing.$"),
+    ({"enable_thinking": "False"}, "is the text 'False', which templates take for true"),
+    ({"add_generation_prompt": False}, "add_generation_prompt is not an option of a chat template"),
+    ({"continue_final_message": True}, "continue_final_message is not an option"),
+    ({"tokenize": True}, "tokenize is not an option"),
+    ({"enable_thinking": object()}, "a value that JSON does not have"),
+    (["enable_thinking"], "give a mapping"),
+])  # fmt: skip
+def test_options_that_would_do_nothing_are_refused(options, message):
+    with pytest.raises(OptionError, match=message):
+        chat(HYBRID, options)
+
+
+def test_options_need_a_template():
+    with pytest.raises(ChatTemplateError, match="has no chat template, as those of base models have none"):
+        chat(None, {"enable_thinking": False})
+
+
+def test_a_processor_stands_for_its_tokenizer():
+    tokenizer = byte_tokenizer(LLAMA)
+    assert ChatTokenizer.of(Processor(tokenizer, PARTS)).render(QUESTION) == ChatTokenizer.of(tokenizer).render(
+        QUESTION
+    )
+    without = ChatTokenizer.of(Processor(byte_tokenizer(), PARTS))
+    assert without.render(QUESTION) == "USER: Who wrote Faust? ASSISTANT:"
+    assert (
+        without.prompt("Who wrote Faust?")
+        == tuple(byte_tokenizer()("USER: Who wrote Faust? ASSISTANT:")["input_ids"])[1:]
+    )
+
+
+@pytest.mark.parametrize("wrong", ["Qwen/Qwen3-4B", None, 3])
+def test_what_is_not_a_tokenizer_is_named(wrong):
+    with pytest.raises(OptionError, match=r"The tokenizer is .*AutoTokenizer.from_pretrained"):
+        ChatTokenizer.of(wrong)
