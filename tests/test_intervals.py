@@ -72,7 +72,7 @@ def test_few_values_get_no_interval():
     assert (found.mean, found.low, found.high) == (pytest.approx(1.3), None, None)
     assert not found.excludes_zero
     assert not found.above_zero
-    assert str(found) == "+1.30 [no interval]"
+    assert str(found) == "+1.30 (no interval)"
     assert mean_interval([*values, 1.7]).above_zero
     assert len(values) + 1 == FEWEST_VALUES
 
@@ -131,7 +131,7 @@ def test_numbers_that_are_not_finite_have_no_mean(bad):
     (Estimate(0.004, 0.001, 0.007), "+0.004 [+0.001, +0.007]"),
     (Estimate(-0.0004, -0.001, 0.0), "-0.0004 [-0.0010, +0.0000]"),
     (Estimate(0.0, 0.0, 0.0), "+0.00 [+0.00, +0.00]"),
-    (Estimate(0.001, None, None), "+0.001 [no interval]"),
+    (Estimate(0.001, None, None), "+0.001 (no interval)"),
 ])  # fmt: skip
 def test_a_number_that_is_not_zero_does_not_read_as_zero(estimate, text):
     assert str(estimate) == text

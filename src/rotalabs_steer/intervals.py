@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_Z = 1.959963984540054
+Z = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
 
 FEWEST_VALUES = 8
@@ -51,7 +51,7 @@ class Estimate:
     def interval(self) -> str:
         """The interval as text, with as many digits as it takes to tell its ends from zero."""
         if self.low is None or self.high is None:
-            return "[no interval]"
+            return "(no interval)"
         digits = self._digits
         return f"[{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
@@ -116,9 +116,9 @@ def wilson_interval(successes: float, trials: int) -> Estimate:
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise OptionError(f"A rate needs at least one trial and 0 to trials successes, got {successes} of {trials}.")
-    rate, square = successes / trials, _Z**2 / trials
+    rate, square = successes / trials, Z**2 / trials
     centre = rate + square / 2
-    margin = _Z * math.sqrt((rate * (1 - rate) + square / 4) / trials)
+    margin = Z * math.sqrt((rate * (1 - rate) + square / 4) / trials)
     low = 0.0 if successes == 0 else (centre - margin) / (1 + square)
     high = 1.0 if successes == trials else (centre + margin) / (1 + square)
     return Estimate(rate, low, high)
@@ -201,24 +201,25 @@ def _paired_rates(differences: NDArray[np.float64]) -> Estimate:
     count = len(differences) + 2
     up, down = (int((differences == sign).sum()) + 1 for sign in (1, -1))
     centre = (up - down) / count
-    margin = _Z * math.sqrt(((up + down) / count - centre**2) / count)
+    margin = Z * math.sqrt(((up + down) / count - centre**2) / count)
     return Estimate(float(differences.mean()), max(centre - margin, -1.0), min(centre + margin, 1.0))
 
 
 def _student_quantile(freedom: int) -> float:
     """The 97.5 % quantile of Student's t, to four digits from 7 degrees of freedom on (Abramowitz, Stegun 26.7.5)."""
-    powers = {power: _Z**power for power in (1, 3, 5, 7, 9)}
+    powers = {power: Z**power for power in (1, 3, 5, 7, 9)}
     terms = (
         (powers[3] + powers[1]) / 4,
         (5 * powers[5] + 16 * powers[3] + 3 * powers[1]) / 96,
         (3 * powers[7] + 19 * powers[5] + 17 * powers[3] - 15 * powers[1]) / 384,
         (79 * powers[9] + 776 * powers[7] + 1482 * powers[5] - 1920 * powers[3] - 945 * powers[1]) / 92160,
     )
-    return _Z + sum(term / freedom**order for order, term in enumerate(terms, 1))
+    return Z + sum(term / float(freedom) ** order for order, term in enumerate(terms, 1))
 
 
 def _straightened(quantile: float, bend: float) -> float:
     """The studentised mean whose value under Hall's cubic transformation, which removes skewness, is a quantile."""
     if abs(bend) < 1e-6:
         return quantile
-    return (float(np.cbrt(1 + 3 * bend * (quantile - bend / 2))) - 1) / bend
+    root = float(np.cbrt(1 + 3 * bend * (quantile - bend / 2)))
+    return (root - 1) / bend

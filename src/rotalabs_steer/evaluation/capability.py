@@ -103,7 +103,7 @@ def capability_check(
         questions: pairs of a right (positive) and a wrong answer to a prompt; by default those of the package. Answers
             may be letters, "(A)" and "(B)": then either should be right as often as the other.
         injector: steers all positions at its own strength; without one the model is measured as it is.
-        seed: of bootstrap and test.
+        seed: of the test.
 
     Raises:
         DatasetError: there are no questions, or both answers of one are the same.

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 import rotalabs_steer
 from rotalabs_steer.datasets.pairs import ContrastPairDataset, as_dataset
+from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.datasets.splits import split_pairs, spread
 from rotalabs_steer.decoder import decoder_layers, model_fingerprint, model_name
 from rotalabs_steer.errors import OptionError
@@ -33,6 +34,7 @@ from rotalabs_steer.evaluation.text_judge import TextJudge
 from rotalabs_steer.evaluation.tuned import RECORD_FILE, TunedSteering
 from rotalabs_steer.extraction.extract import extract_vectors
 from rotalabs_steer.extraction.methods import DEFAULT_METHOD
+from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
 from rotalabs_steer.extraction.readout import readout_name
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
@@ -102,15 +104,15 @@ def tune(
     """Vectors, layer and strength for a behaviour, with the evidence.
 
     Args:
-        contrast_pairs: with prompts. Their metadata may name a "split" (train, validation, test); else every fifth pair
-            validates and every fifth tests, whole categories together where there are any.
+        contrast_pairs: with prompts and responses. Their metadata may name a "split"; `split_pairs` says which names
+            are understood and how pairs without one are shared out.
         output: a folder for the result (`TunedSteering.save`). Finished steps are kept there on the way: called again
             after it was stopped, `tune` goes on from them, to the same result.
         judge: scores texts, higher for more of the behaviour; by default a `TextJudge` of the training pairs.
         options: fields of `TuningOptions`.
 
     Raises:
-        DatasetError: fewer than ten pairs, or pairs without prompts.
+        DatasetError: fewer than ten pairs, or pairs without prompts or responses.
         OptionError: an option is out of range, or the folder belongs to other work.
     """
     return Tuner(model, tokenizer, TuningOptions(**options), show_progress=show_progress).tune(
@@ -142,6 +144,11 @@ class Tuner:
         """Tunes one behaviour; see the function `tune`."""
         dataset = as_dataset(contrast_pairs)
         splits = split_pairs(dataset)
+        for split in ("validation", "test"):  # pairs without responses are an error before the model runs
+            pairs = [
+                render_pair(self._tokenizer, pair, place=f"{split} pair {n}") for n, pair in enumerate(splits[split])
+            ]
+            check_scorable(sides_of(pairs), partial(_name_in, split))
         folder = None if output is None else Path(output)
         work = self._work(splits, judge)
         if folder is not None and (folder / RECORD_FILE).exists():
@@ -226,7 +233,10 @@ class Tuner:
         """The strength at which a vector spends the budget."""
         budget = self.options.budget
         injector = ActivationInjector(self._model, [vector])
-        return self._probe.calibrate(injector, self._cost.strength_at(vector, budget), budget)
+        try:
+            return self._probe.calibrate(injector, self._cost.strength_at(vector, budget), budget)
+        except OptionError as error:
+            raise OptionError(f"The vector of layer {vector.layer_index} cannot be calibrated. {error}") from error
 
     @cached_property
     def _cost(self) -> NeutralCost:
@@ -257,6 +267,10 @@ class Tuner:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+
+
+def _name_in(split: str, index: int) -> str:
+    return f"{side_name(index)} of the {split} split"
 
 
 def _apart(scores: Mapping[int, float], count: int) -> list[int]:

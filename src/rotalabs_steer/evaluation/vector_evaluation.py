@@ -13,6 +13,7 @@ from rotalabs_steer.evaluation.coherence import CoherenceCost, CoherenceProbe
 from rotalabs_steer.evaluation.detection import Detection, detection_auroc
 from rotalabs_steer.evaluation.propensity import PairScorer
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
+from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import PairedComparison, compare_paired
 
@@ -84,11 +85,12 @@ def evaluate_vector(
     Args:
         contrast_pairs: none that made the vector.
         refusal_prompts: harmful and harmless prompts, to be answered at every strength.
-        seed: of bootstraps and tests.
+        seed: of tests.
 
     Raises:
         OptionError: there are no strengths, or one is 0 or no number.
-        DatasetError, ChatTemplateError: a pair cannot be rendered.
+        DatasetError, ChatTemplateError: a pair cannot be rendered, or a side has no response; the model has not run.
+        ActivationError: an activation or a prediction is not finite.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
     """
     if not strengths or 0.0 in strengths:
@@ -98,7 +100,8 @@ def evaluate_vector(
         injector.strength = strength  # a strength that cannot be is refused before anything is measured
     dataset = as_dataset(contrast_pairs)
     pairs = [render_pair(tokenizer, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
-    (detection,) = detection_auroc(model, tokenizer, dataset, vector, seed=seed)
+    check_scorable(sides_of(pairs), side_name)
+    (detection,) = detection_auroc(model, tokenizer, dataset, vector)
     coherence, knowledge = CoherenceProbe(model, tokenizer), CapabilityProbe(model, tokenizer, seed=seed)
     scorer = PairScorer(model, pairs)
     before = scorer.propensities().tolist()

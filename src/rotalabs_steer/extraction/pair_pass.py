@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rotalabs_steer.decoder import hidden_size, model_fingerprint, model_name
 from rotalabs_steer.extraction.checkpoint import Checkpoint
 from rotalabs_steer.extraction.forward_pass import read_activations
+from rotalabs_steer.extraction.pair_texts import side_name
 from rotalabs_steer.extraction.processes import add_over_processes, own_share, rank_and_size
 from rotalabs_steer.extraction.statistics import PairSums
 from rotalabs_steer.text_batches import plan_batches
@@ -68,7 +69,7 @@ class PairPass:
                 self._places,
                 self._texts.weights,
                 receive,
-                name=self._texts.place_of,
+                name=side_name,
                 show_progress=show_progress,
             )
         finally:
