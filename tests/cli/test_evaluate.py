@@ -12,7 +12,7 @@ from made_up_tuning import tuned_steering
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.cli.app import app
 from rotalabs_steer.datasets import load_formality_pairs, save_jsonl
-from rotalabs_steer.datasets.pairs import ContrastPairDataset
+from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
 from rotalabs_steer.decoder import model_fingerprint
 from rotalabs_steer.evaluation.tuned import TunedSteering
 

@@ -107,5 +107,5 @@ def test_the_table_of_many_behaviours_fits_80_columns(capsys, monkeypatch):
     assert len(lines) == 5
     assert max(map(len, lines)) <= 80
     assert [line.split()[-1] for line in lines[1:3]] == ["yes", "no"]
-    assert lines[3].endswith("(no interval)  cannot say")
+    assert lines[3].endswith("(no interval)   cannot say")
     assert lines[0].split() == ["behaviour", "layer", "log-odds", "a", "token", "answers", "steers"]

@@ -12,7 +12,7 @@ from rotalabs_steer.evaluation.coherence import CoherenceProbe
 from rotalabs_steer.evaluation.generation import generate_texts
 from rotalabs_steer.evaluation.held_out import HeldOut
 from rotalabs_steer.evaluation.text_judge import TextJudge
-from rotalabs_steer.evaluation.tuning import TuningOptions, _apart
+from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, _apart, _described
 
 QUICK = {"finalists": 2, "prompts": 2, "max_new_tokens": 4, "show_progress": False}
 TINY = QUICK | {"budget": 1e-3}  # what a random model can cost is little
@@ -164,3 +164,56 @@ def test_damaged_records_are_refused(llama, words, tmp_path):
     path.write_text("{")
     with pytest.raises(FileFormatError, match="is not the record of a tuning"):
         TunedSteering.load(tmp_path)
+
+
+def retrained(model):
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.7)
+    return model
+
+
+def test_a_tuning_of_other_weights_at_the_same_path_is_refused(llama, words, tmp_path):
+    pairs = wordy(15)
+    first = tune(llama, words, pairs, tmp_path / "humor", **TINY)
+    with pytest.raises(OptionError, match="a model whose weights, adapters or chat template have changed is another"):
+        tune(retrained(llama), words, pairs, tmp_path / "humor", **TINY)
+    second = tune(llama, words, pairs, **TINY)
+    assert second.provenance["work"] != first.provenance["work"]
+
+
+def test_a_tuning_with_another_chat_template_is_refused(llama, words, tmp_path):
+    tune(llama, words, wordy(15), tmp_path / "humor", **TINY)
+    words.chat_template = "w99 " + words.chat_template
+    with pytest.raises(OptionError, match="holds the tuning of another model"):
+        tune(llama, words, wordy(15), tmp_path / "humor", **TINY)
+
+
+def test_a_tuner_measures_neutral_text_again_once_the_weights_have_changed(llama, words):
+    tuner = Tuner(llama, words, TuningOptions(**{k: v for k, v in TINY.items() if k != "show_progress"}))
+    tuner.tune(wordy(15))
+    tuned = tuner.tune(wordy(15))
+    retrained(llama)
+    again = tuner.tune(wordy(15))
+    fresh = tune(llama, words, wordy(15), **TINY)
+    assert again.curve.to_record() == fresh.curve.to_record()
+    assert again.curve.to_record() != tuned.curve.to_record()
+
+
+def judge_of(word):
+    return lambda texts: np.array([float(text.count(word)) for text in texts])
+
+
+class Counting:
+    def __init__(self, word):
+        self.word = word
+
+    def __call__(self, texts):
+        return judge_of(self.word)(texts)
+
+
+def test_judges_are_told_apart_by_their_code_and_data():
+    judges = [None, count_letters, judge_of("w20"), judge_of("w21"), Counting("w20"), Counting("w21")]
+    judges += [lambda texts: np.zeros(len(texts)), lambda texts: np.ones(len(texts))]
+    assert len(set(map(_described, judges))) == len(judges)
+    assert _described(judge_of("w20")) == _described(judge_of("w20"))
+    assert _described(Counting("w20")) == _described(Counting("w20"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
@@ -37,6 +38,7 @@ from rotalabs_steer.extraction.methods import DEFAULT_METHOD
 from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
 from rotalabs_steer.extraction.readout import readout_name
 from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.model_digest import model_digest, tokenizer_digest
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
@@ -134,6 +136,7 @@ class Tuner:
         self.options = options or TuningOptions()
         self._show_progress = show_progress
         self._layers = list(range(len(decoder_layers(model))))
+        self._measured_on = ""
 
     def tune(
         self,
@@ -247,10 +250,14 @@ class Tuner:
         return CoherenceProbe(self._model, self._tokenizer)
 
     def _work(self, splits: Mapping[str, ContrastPairDataset], judge: Judge | None) -> str:
-        model = (model_name(self._model), model_fingerprint(self._model))
-        judged_by = None if judge is None else getattr(judge, "__qualname__", type(judge).__qualname__)
+        weights = model_digest(self._model)
+        if weights != self._measured_on:  # what neutral text says of other weights does not count
+            self._measured_on = weights
+            for measured in ("_cost", "_probe"):
+                self.__dict__.pop(measured, None)
+        model = (model_name(self._model), weights, tokenizer_digest(self._tokenizer))
         pairs = [(split, found.behavior, found.sha256) for split, found in splits.items()]
-        work = (model, pairs, self.options.to_record(), judged_by)
+        work = (model, pairs, self.options.to_record(), _described(judge))
         return hashlib.sha256(repr(work).encode()).hexdigest()
 
     def _provenance(self, splits: Mapping[str, ContrastPairDataset]) -> dict[str, Any]:
@@ -273,6 +280,19 @@ def _name_in(split: str, index: int) -> str:
     return f"{side_name(index)} of the {split} split"
 
 
+def _described(judge: Judge | None) -> str:
+    """What tells one judge from another: its name, and its code and data as far as their representations show them."""
+    function = judge if hasattr(judge, "__code__") else None
+    parts: list[Any] = [getattr(judge, "__module__", None), getattr(judge, "__qualname__", type(judge).__qualname__)]
+    if function is not None:
+        code, cells = function.__code__, function.__closure__ or ()
+        parts += [code.co_code, code.co_consts, code.co_names, function.__defaults__]
+        parts += [cell.cell_contents for cell in cells]
+    elif judge is not None:
+        parts.append(sorted(vars(judge).items()) if hasattr(judge, "__dict__") else None)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(parts))
+
+
 def _apart(scores: Mapping[int, float], count: int) -> list[int]:
     """The layers with the best scores, no two next to each other: neighbours differ too little to choose between."""
     chosen: list[int] = []
@@ -292,7 +312,8 @@ def _finished(folder: Path, work: str) -> TunedSteering:
     tuned = TunedSteering.load(folder)
     if tuned.provenance.get("work") != work:
         raise OptionError(
-            f"{folder} holds the tuning of another model, other pairs or other options. Choose another folder."
+            f"{folder} holds the tuning of another model, other pairs or other options (a model whose weights, "
+            "adapters or chat template have changed is another). Choose another folder."
         )
     return tuned
 
