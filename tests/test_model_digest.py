@@ -6,7 +6,6 @@ from transformers import AutoTokenizer
 from rotalabs_steer.model_digest import model_digest, tokenizer_digest
 from tiny import tiny_gpt2, tiny_llama
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # names that transformers is about to change
 
 

@@ -39,11 +39,18 @@ def model_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.device.type != "meta":
             digest.update(_bytes(tensor).data)
-    for name, module in inner.named_modules():
-        if hasattr(module, "_disable_adapters"):  # a layer of PEFT's
-            parts = [getattr(module, part, None) for part in ("_active_adapter", "_disable_adapters", "scaling")]
-            digest.update(f"{name} {parts}".encode())
+    digest.update(adapters_of(inner).encode())
     return digest.hexdigest()
+
+
+def adapters_of(model: nn.Module) -> str:
+    """Which adapters of PEFT's act in a model, where and how strongly; empty where there are none."""
+    parts = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+    return "".join(
+        f"{name} {[getattr(module, part, None) for part in parts]}\n"
+        for name, module in transformers_model(model).named_modules()
+        if hasattr(module, "_disable_adapters")
+    )
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
