@@ -184,7 +184,10 @@ def mean_of(scores: Sequence[float | None]) -> Estimate | None:
 
 
 def _finite(values: Sequence[float]) -> NDArray[np.float64]:
-    sample = np.asarray(values, dtype=np.float64)
+    try:
+        sample = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"A mean needs numbers, got {values!r:.80}.") from error
     if sample.ndim != 1 or len(sample) == 0:
         raise OptionError(f"A mean needs a list of at least one number, got an array of shape {list(sample.shape)}.")
     bad = np.flatnonzero(~np.isfinite(sample))

@@ -217,3 +217,20 @@ def test_judges_are_told_apart_by_their_code_and_data():
     assert len(set(map(_described, judges))) == len(judges)
     assert _described(judge_of("w20")) == _described(judge_of("w20"))
     assert _described(Counting("w20")) == _described(Counting("w20"))
+
+
+@pytest.mark.parametrize(("judge", "said"), [
+    (lambda texts: [0.0], r"scores of 2 texts and returned list of shape \[1\]"),
+    (lambda texts: np.full(len(texts), np.nan), "returned nan for 'w20 w40'"),
+])  # fmt: skip
+def test_a_judge_that_cannot_be_used_is_an_error_before_the_model_runs(llama, words, judge, said):
+    calls = []
+    llama.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(OptionError, match=said):
+        tune(llama, words, wordy(15), judge=judge, **TINY)
+    assert calls == []
+
+
+def test_a_judge_may_return_a_list(llama, words):
+    listed = tune(llama, words, wordy(15), judge=lambda texts: [len(text) for text in texts], **TINY)
+    assert listed.answers.scores == tune(llama, words, wordy(15), judge=count_letters, **TINY).answers.scores

@@ -31,6 +31,7 @@ from rotalabs_steer.evaluation.finalists import Answers, Finalist
 from rotalabs_steer.evaluation.finished_steps import FinishedSteps
 from rotalabs_steer.evaluation.first_order import FirstOrder, NeutralCost
 from rotalabs_steer.evaluation.held_out import HeldOut
+from rotalabs_steer.evaluation.scoring import judge_texts
 from rotalabs_steer.evaluation.text_judge import TextJudge
 from rotalabs_steer.evaluation.tuned import RECORD_FILE, TunedSteering
 from rotalabs_steer.extraction.extract import extract_vectors
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.datasets.pairs import ContrastPair
-    from rotalabs_steer.evaluation.held_out import Judge
+    from rotalabs_steer.evaluation.scoring import Judge
     from rotalabs_steer.extraction.readout import Readout
 
 _SEED = 0
@@ -110,12 +111,14 @@ def tune(
             are understood and how pairs without one are shared out.
         output: a folder for the result (`TunedSteering.save`). Finished steps are kept there on the way: called again
             after it was stopped, `tune` goes on from them, to the same result.
-        judge: scores texts, higher for more of the behaviour; by default a `TextJudge` of the training pairs.
+        judge: gives one finite number for each text of a list, higher for more of the behaviour; by default a
+            `TextJudge` of the training pairs. It is asked about two texts before the model runs.
         options: fields of `TuningOptions`.
 
     Raises:
         DatasetError: fewer than ten pairs, or pairs without prompts or responses.
-        OptionError: an option is out of range, or the folder belongs to other work.
+        OptionError: an option is out of range, the judge's scores are not one finite number for each text, no strength
+            costs the budget, or the folder belongs to other work.
     """
     return Tuner(model, tokenizer, TuningOptions(**options), show_progress=show_progress).tune(
         contrast_pairs, output, judge
@@ -152,6 +155,8 @@ class Tuner:
                 render_pair(self._tokenizer, pair, place=f"{split} pair {n}") for n, pair in enumerate(splits[split])
             ]
             check_scorable(sides_of(pairs), partial(_name_in, split))
+        if judge is not None:  # one that cannot be used is an error now, not once the model has answered
+            judge_texts(judge, [splits["train"][0].positive, splits["train"][0].negative])
         folder = None if output is None else Path(output)
         work = self._work(splits, judge)
         if folder is not None and (folder / RECORD_FILE).exists():
