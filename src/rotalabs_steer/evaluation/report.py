@@ -98,7 +98,7 @@ def _figures(tuned: TunedSteering) -> list[dict[str, str]]:
             plots.propensity_figure,
             "Effect on held-out pairs",
             f"Log-odds of a positive response over a negative one, change against the unsteered model on "
-            f"{len(tuned.curve.effects)} test pairs, with 95 % bootstrap intervals. Dashed: a random direction of the "
+            f"{len(tuned.curve.effects)} test pairs, with 95 % intervals. Dashed: a random direction of the "
             "same cost.",
             f"Line chart. Effect at strength 1: {effect} nats per token; of a random direction: {control}.",
         ),
