@@ -82,6 +82,7 @@ def test_a_behaviour_is_tuned(smollm, tokenizer, tmp_path):
     assert loaded == tuned.vectors
     assert loaded.get_best().layer_index == tuned.layer_index
     assert loaded.metadata["effect"]["low"] > 0
+    assert loaded.metadata["steers"] is None
     assert sorted(path.name for path in (tmp_path / "formality").iterdir() if "layer" not in path.name) == [
         "metadata.json", "tuning.json",
     ]  # fmt: skip

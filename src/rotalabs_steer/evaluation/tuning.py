@@ -330,7 +330,7 @@ def _with_evidence(tuned: TunedSteering, provenance: Mapping[str, Any]) -> Steer
         "calibration": {"unit": "strength 1.0 costs the budget", "budget_kl": tuned.budget},
         "effect": {"nats_per_token": effect.mean, "low": effect.low, "high": effect.high},
         "answers": {"change": change.mean, "low": change.low, "high": change.high},
-        "steers": tuned.steers,
+        "steers": None if tuned.undecided else tuned.steers,
         "dataset_sha256": provenance["dataset_sha256"],
     }
     return SteeringVectorSet(tuned.behavior, list(tuned.vectors), {**tuned.vectors.metadata, **evidence})
