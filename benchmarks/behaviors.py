@@ -35,7 +35,7 @@ The figures are of the test split, whose topics are in neither of the others. Tu
 by `benchmarks/behaviors.py`.
 
 - **log-odds**: half the difference between the log-odds (nats per token) of positive over negative responses at
-  plus and at minus that strength, mean over the test pairs with its 95 % bootstrap interval.
+  plus and at minus that strength, mean over the test pairs with its 95 % interval.
 - **E/sd**: the same in standard deviations of the unsteered log-odds.
 - **wrong way**: share of pairs whose log-odds move against the vector.
 - **answers**: the same half difference between what a judge of wording (`TextJudge`, made of the training pairs)
@@ -94,9 +94,10 @@ def page(tuned: list[TunedSteering], records: list[dict]) -> str:
     rows = []
     for one in tuned:
         curve, judge = one.curve, "" if one.judge_accuracy is None else f"{one.judge_accuracy:.0%}"
-        cells = [one.behavior, one.layer_index, curve.effect, f"{curve.effect_in_sd:+.2f}",
+        in_sd = "–" if curve.effect_in_sd is None else f"{curve.effect_in_sd:+.2f}"
+        cells = [one.behavior, one.layer_index, curve.effect, in_sd,
                  f"{curve.anti_steerable:.0%}", one.answers.change, judge, one.control.effect,
-                 "yes" if one.steers else "**no**"]  # fmt: skip
+                 one.verdict if one.steers else f"**{one.verdict}**"]  # fmt: skip
         rows.append(f"| {' | '.join(map(str, cells))} |")
     steered = [one.behavior for one in tuned if one.steers]
     failed = [one.behavior for one in tuned if not one.steers]

@@ -33,7 +33,7 @@ from rotalabs_steer.evaluation.generation import generate_texts
 from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.extraction import METHODS, ActivationStatistics, read_statistics
 from rotalabs_steer.extraction.gradients import pair_gradients
-from rotalabs_steer.intervals import bootstrap_mean
+from rotalabs_steer.intervals import mean_interval
 from rotalabs_steer.sample_model import sample_model_path
 
 BUDGET = 0.2
@@ -252,7 +252,7 @@ def report(rows: list[dict]) -> str:
     lines = [f"| method | {' | '.join(behaviors)} | {summary} |", "|" + "---|" * (len(behaviors) + 5)]
     for method in methods:
         here = [name for name in behaviors if (name, method) in cells]
-        row = [str(bootstrap_mean(both(cells[name, method]).tolist())) for name in here]
+        row = [str(mean_interval(both(cells[name, method]).tolist())) for name in here]
         means = [f"{np.mean([change(cells[name, method]).mean() for name in here]):+.2f}" for change in (both, up)]
         ratios = [_ratio([(change(cells[n, method]), change(cells[n, PLAIN])) for n in here]) for change in (both, up)]
         lines.append(f"| {method} | {' | '.join([*row, *means, *ratios])} |")

@@ -5,7 +5,136 @@ import pytest
 from scipy import stats
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.intervals import compare_paired, mean_of, rate_of, wilson_interval
+from rotalabs_steer.intervals import (
+    FEWEST_VALUES,
+    Estimate,
+    compare_paired,
+    mean_interval,
+    mean_of,
+    rate_of,
+    wilson_interval,
+)
+
+REPETITIONS = 4000
+
+SAMPLES = {
+    "normal": (lambda draw, shape: draw.normal(1.0, 2.0, shape), 1.0),
+    "exponential": (lambda draw, shape: draw.exponential(1.0, shape), 1.0),
+    "lognormal, sigma 0.5": (lambda draw, shape: draw.lognormal(0.0, 0.5, shape), np.exp(0.125)),
+    "lognormal, sigma 1": (lambda draw, shape: draw.lognormal(0.0, 1.0, shape), np.exp(0.5)),
+    "exponential, negative": (lambda draw, shape: -draw.exponential(1.0, shape), -1.0),
+    "Student's t, 3 degrees": (lambda draw, shape: draw.standard_t(3, shape), 0.0),
+}
+
+
+def covered(interval, value):
+    return interval.low <= value <= interval.high
+
+
+@pytest.mark.parametrize("count", [8, 12, 24])
+@pytest.mark.parametrize("source", SAMPLES)
+def test_intervals_of_means_cover_what_they_say(source, count):
+    draw, mean = SAMPLES[source]
+    samples = draw(np.random.default_rng(count), (REPETITIONS, count))
+    coverage = np.mean([covered(mean_interval(sample), mean) for sample in samples])
+    error = np.sqrt(0.95 * 0.05 / REPETITIONS)
+    assert 0.93 - 2 * error <= coverage <= 0.97 + 2 * error
+
+
+@pytest.mark.parametrize("count", [4, 8, 12, 24])
+def test_intervals_of_rates_cover_what_they_say(count):
+    rates = np.linspace(0.005, 0.995, 199)
+    intervals = [wilson_interval(successes, count) for successes in range(count + 1)]
+    coverage = [
+        sum(stats.binom.pmf(k, count, rate) for k, found in enumerate(intervals) if covered(found, rate))
+        for rate in rates
+    ]
+    assert 0.93 <= np.mean(coverage) <= 0.97
+    assert min(coverage[20:-20]) > 0.83, "the score interval's lowest coverage (Brown, Cai and DasGupta 2001)"
+
+
+@pytest.mark.parametrize("count", [4, 8, 12, 24])
+@pytest.mark.parametrize(("gained", "lost"), [(0.1, 0.0), (0.3, 0.05), (0.3, 0.3), (0.6, 0.1), (0.8, 0.0)])
+def test_intervals_of_paired_rates_cover_at_least_what_they_say(count, gained, lost):
+    coverage = 0.0
+    for up, down in itertools.product(range(count + 1), repeat=2):
+        if up + down <= count:
+            before = [0] * up + [1] * down + [1] * (count - up - down)
+            after = [1] * up + [0] * down + [1] * (count - up - down)
+            chance = stats.multinomial.pmf([up, down, count - up - down], count, [gained, lost, 1 - gained - lost])
+            coverage += chance * covered(compare_paired(before, after).difference, gained - lost)
+    assert coverage > 0.93
+
+
+def test_few_values_get_no_interval():
+    values = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6]
+    found = mean_interval(values)
+    assert (found.mean, found.low, found.high) == (pytest.approx(1.3), None, None)
+    assert not found.excludes_zero
+    assert not found.above_zero
+    assert str(found) == "+1.30 (no interval)"
+    assert mean_interval([*values, 1.7]).above_zero
+    assert len(values) + 1 == FEWEST_VALUES
+
+
+@pytest.mark.parametrize("values", [[0.0] * 20, [1.0] * 20, [0.1] * 30, [-2.5] * 8])
+def test_values_that_are_all_the_same_get_no_interval(values):
+    found = mean_interval(values)
+    assert (found.mean, found.low, found.high) == (pytest.approx(values[0]), None, None)
+    assert not found.excludes_zero
+
+
+def test_without_skewness_the_interval_is_that_of_student():
+    values = [-3.0, -1.5, -1.0, -0.2, 0.2, 1.0, 1.5, 3.0]
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval()
+    found = mean_interval(values)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-3)
+    tiny = mean_interval([*values[:-1], 3.0 + 1e-9])
+    assert (tiny.low, tiny.high) == pytest.approx((low, high), rel=1e-3)
+
+
+def test_the_interval_of_skewed_values_reaches_further_to_their_long_side():
+    values = [0.1, 0.1, 0.2, 0.3, 0.3, 0.5, 0.9, 2.4]
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval()
+    found, mirrored = mean_interval(values), mean_interval([-value for value in values])
+    assert found.low == pytest.approx(low, rel=1e-2)
+    assert found.high > high + 0.2
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+    shifted = mean_interval([3 * value + 5 for value in values])
+    assert (shifted.low, shifted.high) == pytest.approx((3 * found.low + 5, 3 * found.high + 5))
+
+
+def test_zeros_and_ones_get_the_interval_of_a_rate():
+    assert mean_interval([0.0] * 3 + [1.0] * 7) == wilson_interval(7, 10)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_have_no_mean(bad):
+    message = r"1 of 20 values are not finite numbers \(the value at index 3 is -?(nan|inf)\)"
+    values = [0.1] * 3 + [bad] + [0.2] * 16
+    with pytest.raises(OptionError, match=message):
+        mean_interval(values)
+    with pytest.raises(OptionError, match=message):
+        compare_paired([0.0] * 20, values)
+    with pytest.raises(OptionError, match=message):
+        compare_paired(values, values)
+    with pytest.raises(OptionError, match=message):
+        mean_of([None, *values])
+    with pytest.raises(OptionError, match="a list of at least one number, got an array of shape"):
+        mean_interval([])
+    with pytest.raises(OptionError, match="at least one trial and 0 to trials successes"):
+        wilson_interval(bad, 4)
+
+
+@pytest.mark.parametrize(("estimate", "text"), [
+    (Estimate(0.5, -0.25, 1.25), "+0.50 [-0.25, +1.25]"),
+    (Estimate(0.004, 0.001, 0.007), "+0.004 [+0.001, +0.007]"),
+    (Estimate(-0.0004, -0.001, 0.0), "-0.0004 [-0.0010, +0.0000]"),
+    (Estimate(0.0, 0.0, 0.0), "+0.00 [+0.00, +0.00]"),
+    (Estimate(0.001, None, None), "+0.001 (no interval)"),
+])  # fmt: skip
+def test_a_number_that_is_not_zero_does_not_read_as_zero(estimate, text):
+    assert str(estimate) == text
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (0, 10), (3, 10), (10, 10), (47, 100), (1, 1000)])
@@ -57,6 +186,17 @@ def test_many_changes_are_tested_by_random_flips():
 def test_no_change_is_no_evidence():
     same = compare_paired([True, False], [True, False])
     assert (same.p_value, same.difference.mean) == (1.0, 0.0)
+    assert same.difference.low < 0 < same.difference.high
+    assert compare_paired([0.3] * 9, [0.3] * 9).difference == Estimate(0.0, None, None)
+
+
+def test_sums_that_differ_by_their_rounding_are_ties():
+    assert compare_paired([0.0, 0.0, 0.0], [0.1, 0.2, -0.3]).p_value == 1.0
+
+
+def test_a_single_change_is_no_proof():
+    found = compare_paired([False], [True])
+    assert (found.p_value, found.difference.excludes_zero) == (1.0, False)
 
 
 def test_unpaired_values_are_an_error():

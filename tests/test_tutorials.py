@@ -53,4 +53,7 @@ def test_every_tutorial_is_followed_by_a_test():
 
 def test_other_words_than_a_page_says_are_noticed():
     assert pages.alike("formality  17 +0.66", "formality 17 +0.66\n")
+    table = "layer 14: 1.35 times the raw vector, answers +0.15\nlayer 17: 1.39 times the raw vector, answers +0.16"
+    assert pages.alike(table, table.replace("1.39", "1.40"))
+    assert not pages.alike(table, table.replace("14", "15").replace("1.3", "2.4").replace("+", "-"))
     assert not pages.alike("To request a day off, you can simply ask", "Hey boss, I'm so glad you're here today")

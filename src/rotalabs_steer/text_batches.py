@@ -20,6 +20,7 @@ import torch
 
 from rotalabs_steer.decoder import decoder_layers, hidden_size, input_device, text_config, transformers_model
 from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor, probing
+from rotalabs_steer.model_digest import adapters_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,9 +37,10 @@ _MOST_TOKENS = 16_384
 _SHARE_OF_FREE_MEMORY = 0.25
 _ACTIVATIONS_PER_TOKEN = 64  # hidden states' worth of memory that one token takes while a layer runs, generously
 
-PROBE_TEXTS = ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 6, 5])
-"""Two short texts that begin alike, to find out by what a model can do. Every vocabulary has these ids."""
-_PROBE_TOLERANCE = 1e-2
+_PROBE_TOLERANCE = 1e-3
+_PROBE_TOLERANCE_OF_HALF = (
+    5e-2  # in bfloat16 the order of a sum alone moves a token's activations by one or two per cent
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +179,10 @@ def can_share_prefixes(model: nn.Module, longest: int) -> bool:
 
 @dataclass(frozen=True)
 class _Batching:
-    """What a model gives its own results for: padded rows, and trees of texts. Probed once."""
+    """What a model gives its own results for: padded rows, and trees of texts.
+
+    Probed once for each attention implementation, dtype and set of adapters.
+    """
 
     pads: bool
     shares: bool
@@ -185,16 +190,27 @@ class _Batching:
     @classmethod
     def of(cls, model: nn.Module) -> _Batching:
         inner = transformers_model(model)
-        if inner not in _PROBED:
-            alone = _last_hidden(model, padded_batch(model, [1], PROBE_TEXTS))
-            pads = _agree(alone, model, lambda: padded_batch(model, [0, 1], PROBE_TEXTS))
-            shares = (
-                pads
-                and _takes_trees(inner)
-                and _agree(alone, model, lambda: shared_batch(model, [[0, 1]], PROBE_TEXTS))
-            )
-            _PROBED[inner] = cls(pads, shares)
-        return _PROBED[inner]
+        attention = getattr(text_config(inner), "_attn_implementation", None)
+        state = (attention, next(model.parameters()).dtype, adapters_of(inner))
+        known = _PROBED.setdefault(inner, {})
+        if state not in known:
+            texts = probe_texts(model)
+            alone = _last_hidden(model, padded_batch(model, [1], texts))
+            pads = _agree(alone, model, lambda: padded_batch(model, [0, 1], texts))
+            shares = pads and _takes_trees(inner) and _agree(alone, model, lambda: shared_batch(model, [[0, 1]], texts))
+            known[state] = cls(pads, shares)
+        return known[state]
+
+
+def probe_texts(model: nn.Module) -> tuple[list[int], list[int]]:
+    """Two short texts that begin alike, to find out by what a model can do: tokens from all over its vocabulary.
+
+    The first is much longer, so that a model which lets the second see it gives itself away.
+    """
+    embeddings: Any = transformers_model(model).get_input_embeddings()  # type: ignore[operator]
+    size = getattr(embeddings, "num_embeddings", None) or text_config(transformers_model(model)).vocab_size
+    ids = [size * number // 20 for number in range(1, 20)]
+    return ids[:16], [*ids[:3], *ids[16:]]
 
 
 def _takes_trees(inner: nn.Module) -> bool:
@@ -206,16 +222,19 @@ def _takes_trees(inner: nn.Module) -> bool:
 
 
 def _agree(alone: torch.Tensor, model: nn.Module, make: Callable[[], TextBatch]) -> bool:
-    """Whether the last text of a batch, behind another in its tree, comes out as it does alone."""
+    """Whether every token of the last text of a batch, behind another in its tree, comes out as it does alone."""
     try:
         found = _last_hidden(model, make())
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError):
         return False  # a model that cannot take such input says so in its own way
-    difference = float((found - alone).abs().max()) if found.shape == alone.shape else float("inf")
-    return difference <= _PROBE_TOLERANCE * float(alone.abs().max())  # False, too, where anything is not a number
+    if found.shape != alone.shape:
+        return False
+    half = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
+    allowed = (_PROBE_TOLERANCE_OF_HALF if half else _PROBE_TOLERANCE) * alone.norm(dim=-1)
+    return bool(((found - alone).norm(dim=-1) <= allowed).all())  # False, too, where anything is not a number
 
 
-_PROBED: weakref.WeakKeyDictionary[nn.Module, _Batching] = weakref.WeakKeyDictionary()
+_PROBED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], _Batching]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rotalabs_steer import ActivationInjector, SteeringVector, SteeringVectorSet
 from rotalabs_steer.cli.app import app
 from rotalabs_steer.cli.loading import load_model
 from rotalabs_steer.datasets import load_formality_pairs, save_jsonl
-from rotalabs_steer.datasets.pairs import ContrastPairDataset
+from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
 from rotalabs_steer.decoder import model_fingerprint
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
 from rotalabs_steer.evaluation.tuned import TunedSteering
@@ -67,7 +67,7 @@ def test_a_report_is_written_with_and_without_the_model(small_model, tuned_folde
 def test_vectors_are_evaluated(small_model, tuned_folder, pair_file):
     result = run("evaluate", small_model, tuned_folder, "--pairs", pair_file, "--strength", 0.5, "--strength", "-2")
     assert result.exit_code == 0, result.output
-    assert re.search(r"layer 2, 4 pairs\. As a detector: AUROC 0\.\d\d \[", result.output)
+    assert re.search(r"layer 3, 4 pairs\. As a detector: AUROC 0\.\d\d;", result.output)
     as_json = run("evaluate", small_model, tuned_folder, "--pairs", pair_file, "--layer", 1, "--strength", 1, "--json")
     found = json.loads(as_json.stdout)
     assert found["layer_index"] == 1
@@ -112,7 +112,7 @@ def test_refusals_are_counted_where_they_are_asked_for(small_model, tuned_folder
     (["report", "TUNED", "--pairs", "formality"], "give --model too"),
     (["report", "TUNED", "--model", "sample", "--pairs", "clam"], "There is no file clam, and no built-in behaviour"),
     (["evaluate", "sample", "TUNED"], "There is no file calm, and no built-in behaviour"),
-    (["evaluate", "sample", "TUNED", "--pairs", "formality", "--layer", 7], "no vector at layer 7; it has [1, 2]"),
+    (["evaluate", "sample", "TUNED", "--pairs", "formality", "--layer", 7], "no vector at layer 7; it has [1, 3]"),
     (["evaluate", "./none", "TUNED", "--pairs", "formality"], "There is no folder ./none"),
 ])  # fmt: skip
 def test_a_mistake_is_one_sentence(tuned_folder, tmp_path, monkeypatch, arguments, message):
@@ -122,6 +122,15 @@ def test_a_mistake_is_one_sentence(tuned_folder, tmp_path, monkeypatch, argument
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.real_model
+def test_a_file_without_a_test_split_is_not_read_as_one(tuned_folder, tmp_path):
+    pairs = [ContrastPair(f"a {n}", f"b {n}", {"split": "train"}, prompt=f"Say {n}.") for n in range(4)]
+    save_jsonl(ContrastPairDataset("formal", pairs), tmp_path / "formal.jsonl")
+    result = run("evaluate", "sample", tuned_folder, "--pairs", tmp_path / "formal.jsonl")
+    assert result.exit_code == 1
+    assert "names splits (train), but no pair is in 'test'" in " ".join(result.output.split())
 
 
 def test_strength_zero_is_refused(small_model, tuned_folder):

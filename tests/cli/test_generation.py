@@ -99,18 +99,23 @@ def test_models_are_listed_with_where_their_layers_come_from():
 
 
 def test_tune_prints_and_saves_what_it_found(small_model, tmp_path):
-    quick = ["--finalists", 1, "--prompts", 2, "--max-new-tokens", 4]
+    quick = ["--finalists", 1, "--prompts", 2, "--max-new-tokens", 4, "--budget", 0.002]
     result = run("tune", small_model, "--behavior", "humor", "--output", tmp_path, "--json", *quick)
     assert result.exit_code == 0, result.output
     (found,) = json.loads(result.stdout)
     assert found["behavior"] == "humor"
     assert SteeringVectorSet.load(found["folder"]).chosen_layer == found["layer"]
-    assert found["effect"]["low"] <= found["effect"]["high"]
+    assert found["effect"]["low"] <= found["effect"]["mean"] <= found["effect"]["high"]
+    assert (found["answers_change"]["low"], found["answers_change"]["high"]) == (None, None), "two answers are too few"
+    assert found["steers"] is False
 
 
 def test_the_table_of_many_behaviours_fits_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    print_table([tuned_steering(), tuned_steering()])
+    print_table([tuned_steering(), tuned_steering(slope=-1.0), tuned_steering(answered=2)])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[-1] for line in lines[1:3]] == ["yes", "no"]
+    assert lines[3].endswith("(no interval)   cannot say")
     assert lines[0].split() == ["behaviour", "layer", "log-odds", "a", "token", "answers", "steers"]

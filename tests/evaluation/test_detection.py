@@ -92,16 +92,34 @@ def test_the_auroc_is_that_of_mann_and_whitney():
         auroc([1.0, 2.0], [1.0], paired=True)
 
 
-def test_the_auroc_interval_covers_as_often_as_it_says():
+@pytest.mark.parametrize("alike", [0.0, 0.5])
+@pytest.mark.parametrize("distance", [0.0, 1.0, 1.8])
+@pytest.mark.parametrize("count", [8, 12, 24])
+def test_the_auroc_interval_covers_as_often_as_it_says(count, distance, alike):
     generator = np.random.default_rng(1)
-    truth = stats.norm.cdf(1 / np.sqrt(2))
+    truth = stats.norm.cdf(distance / np.sqrt(2))
     covered = 0
-    for _ in range(200):
-        shared = generator.normal(0, 0.7, 40)  # the sides of a pair are alike
-        positive, negative = (shared + generator.normal(mean, 0.51**0.5, 40) for mean in (1, 0))
-        found = auroc(positive.tolist(), negative.tolist(), paired=True, resamples=500)
+    for _ in range(500):
+        shared = generator.normal(0, 1, count) * alike**0.5
+        positive, negative = (shared + generator.normal(mean, (1 - alike) ** 0.5, count) for mean in (distance, 0))
+        found = auroc(positive.tolist(), negative.tolist(), paired=True)
         covered += found.low <= truth <= found.high
-    assert 178 <= covered <= 199
+    assert 0.92 <= covered / 500 <= 0.99
+
+
+def test_sides_that_do_not_overlap_leave_the_auroc_uncertain():
+    found = auroc(list(range(20, 30)), list(range(10)), paired=True)
+    assert (found.mean, found.high) == (1.0, 1.0)
+    assert 0.65 < found.low < 0.85
+    mirrored = auroc(list(range(10)), list(range(20, 30)), paired=True)
+    assert (mirrored.low, mirrored.high) == (0.0, pytest.approx(1 - found.low))
+    few = auroc([2.0, 3.0], [0.0, 1.0])
+    assert (few.mean, few.low, few.high) == (1.0, None, None)
+
+
+def test_scores_that_are_not_finite_have_no_auroc():
+    with pytest.raises(OptionError, match="some are NaN or infinite"):
+        auroc([float("nan")] * 9, [0.0] * 9)
 
 
 def test_sides_that_differ_in_their_prompt_are_read_where_the_model_answers(llama, words):

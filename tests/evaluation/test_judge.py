@@ -410,3 +410,14 @@ def test_the_default_cache_is_in_the_users(server, monkeypatch, tmp_path):
     with LLMJudge("m", base_url=server.url + "/v1") as judge:
         judge.is_refusal("x")
     assert len(list((tmp_path / "rotalabs-steer" / "judge").iterdir())) == 1
+
+
+def test_the_cache_knows_the_endpoint_that_the_environment_names(monkeypatch, tmp_path):
+    def key():
+        with LLMJudge("gpt-x", "key", cache_dir=tmp_path) as judge:
+            return judge._request(REFUSAL, response="No.")
+
+    plain = key()
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
+    assert key() != plain
+    assert key()["base_url"] == "http://localhost:8000/v1"

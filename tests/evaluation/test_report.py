@@ -1,6 +1,7 @@
 """The report of a tuning whose numbers are known, and of its evidence."""
 
 import dataclasses
+import io
 import json
 import re
 
@@ -76,6 +77,40 @@ def test_what_does_not_steer_is_said_to_the_reader(tmp_path, slope, change, said
     assert said in page
 
 
+def test_too_few_answers_to_say_whether_it_steers(tmp_path):
+    tuned = tuned_steering(answered=7)
+    assert (tuned.steers, tuned.undecided, tuned.verdict) == (False, True, "cannot say")
+    assert str(tuned).startswith(
+        "calm: whether it steers on this model cannot be said: 16 test pairs and 7 answers are"
+    )
+    page = page_of(tmp_path, tuned)
+    assert "The evidence does not show whether the behaviour steers on this model." in page
+    assert "7 answers; no interval: the values are too few or too much alike" in page
+    opposed = tuned_steering(slope=-1.0, answered=7)
+    assert (opposed.steers, opposed.verdict) == (False, "no"), "one interval that does not lie above zero is enough"
+    assert tuned_steering().verdict == "yes"
+
+
+def test_pictures_of_too_few_pairs_show_no_interval():
+    tuned = tuned_steering()
+    few = dataclasses.replace(tuned.curve, propensities=tuned.curve.propensities[:, :5])
+    tuned = dataclasses.replace(tuned, curve=few, control=few)
+    line = plots.tradeoff_figure(tuned).axes[0].lines[-1]
+    assert line.get_ydata()[0] == pytest.approx(few.effect.mean)
+    drawn = plots.propensity_figure(tuned)
+    assert drawn.axes[0].lines[2].get_ydata()[-1] == pytest.approx(few.changes()[-1].mean)
+    drawn.savefig(io.BytesIO(), format="png")
+
+
+def test_propensities_that_are_all_the_same_have_no_effect_in_standard_deviations():
+    tuned = tuned_steering()
+    assert tuned.curve.effect_in_sd == pytest.approx(tuned.curve.effect.mean / float(tuned.curve.at(0.0).std()))
+    same = dataclasses.replace(tuned.curve, propensities=torch.tensor([[-1.0] * 3, [0.25] * 3, [2.0] * 3]))
+    assert same.effect_in_sd is None
+    one = dataclasses.replace(tuned.curve, propensities=tuned.curve.propensities[:, :1])
+    assert one.effect_in_sd is None
+
+
 def test_without_evidence_the_page_says_how_to_add_it(tmp_path):
     page = page_of(tmp_path, tuned_steering())
     assert "rotalabs-steer report FOLDER --model MODEL" in page
@@ -115,7 +150,8 @@ def test_evidence_is_measured_at_the_chosen_layer(small_model, tmp_path):
     model, tokenizer = (kind.from_pretrained(small_model) for kind in (AutoModelForCausalLM, AutoTokenizer))
     tuned = tuned_steering(hidden=32)
     spoken = dict.fromkeys((-1.0, 0.0, 1.0), ("Boil it.", ""))
-    tuned = dataclasses.replace(tuned, answers=Answers(("An egg?", "And now?"), spoken, tuned.answers.scores))
+    scores = {sign: (sign, 2 * sign) for sign in spoken}
+    tuned = dataclasses.replace(tuned, answers=Answers(("An egg?", "And now?"), spoken, scores))
     found = gather_evidence(model, tokenizer, tuned, [{"prompt": "Well?", "positive": "Yes, sir.", "negative": "Yep."}])
     assert found.detection.layer_index == tuned.layer_index
     assert [len(texts) for texts in found.projected.values()] == [1, 1, 1], "an empty answer has no tokens"

@@ -4,6 +4,7 @@ import pytest
 
 from rotalabs_steer.errors import FileFormatError, OptionError, VectorError
 from rotalabs_steer.evaluation import (
+    Estimate,
     Sampling,
     TradeoffResult,
     analyze_tradeoffs,
@@ -56,7 +57,7 @@ def test_each_strength_is_measured_with_intervals_and_tests(measured, llama):
     assert steered.false_positive_change.pairs == 2
     assert unsteered.target_change.p_value == 1.0
     assert steered.coherence_score is None
-    assert (steered.helpfulness_score, steered.helpfulness_interval.low) == (0.5, 0.5)
+    assert (steered.helpfulness_score, steered.helpfulness_interval) == (0.5, Estimate(0.5, None, None))
     assert steered.kl_cost > 0
     assert steered.num_samples == 5
     assert steered.target_outcomes == (True,) * 3

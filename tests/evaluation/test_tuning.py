@@ -12,9 +12,10 @@ from rotalabs_steer.evaluation.coherence import CoherenceProbe
 from rotalabs_steer.evaluation.generation import generate_texts
 from rotalabs_steer.evaluation.held_out import HeldOut
 from rotalabs_steer.evaluation.text_judge import TextJudge
-from rotalabs_steer.evaluation.tuning import TuningOptions, _apart
+from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, _apart, _described
 
 QUICK = {"finalists": 2, "prompts": 2, "max_new_tokens": 4, "show_progress": False}
+TINY = QUICK | {"budget": 1e-3}  # what a random model can cost is little
 
 
 def few(behavior, count):
@@ -67,7 +68,7 @@ def test_a_behaviour_is_tuned(smollm, tokenizer, tmp_path):
     assert tuned.curve.effect.low > 0
     assert tuned.curve.effect.low > abs(tuned.control.effect.mean), "a random direction does less"
     assert f"layer {tuned.layer_index}: log-odds" in str(tuned)
-    assert ("does not steer" in str(tuned)) is not tuned.steers
+    assert (tuned.verdict, tuned.answers.change.low) == ("cannot say", None), "four answers are too few"
     injector = MultiVectorInjector(smollm, {"formality": tuned.vectors}, {"formality": 1.0})
     probe = CoherenceProbe(smollm, tokenizer)
     costs = []
@@ -81,6 +82,7 @@ def test_a_behaviour_is_tuned(smollm, tokenizer, tmp_path):
     assert loaded == tuned.vectors
     assert loaded.get_best().layer_index == tuned.layer_index
     assert loaded.metadata["effect"]["low"] > 0
+    assert loaded.metadata["steers"] is None
     assert sorted(path.name for path in (tmp_path / "formality").iterdir() if "layer" not in path.name) == [
         "metadata.json", "tuning.json",
     ]  # fmt: skip
@@ -106,7 +108,7 @@ def test_answers_in_one_batch_are_those_of_each_strength_and_system_message(smol
 @pytest.mark.parametrize("stopped_after", [0, 1, 2])
 def test_stopped_tuning_goes_on_to_the_same_result(llama, words, tmp_path, monkeypatch, stopped_after):
     pairs = wordy(15)
-    whole = tune(llama, words, pairs, **QUICK)
+    whole = tune(llama, words, pairs, **TINY)
     calls = 0
 
     answers = HeldOut.answers
@@ -120,14 +122,14 @@ def test_stopped_tuning_goes_on_to_the_same_result(llama, words, tmp_path, monke
 
     monkeypatch.setattr(HeldOut, "answers", stop)
     with pytest.raises(KeyboardInterrupt):
-        tune(llama, words, pairs, tmp_path / "humor", **QUICK)
+        tune(llama, words, pairs, tmp_path / "humor", **TINY)
     steps = json.loads((tmp_path / "humor" / "unfinished-tuning.json").read_text())["steps"]
     kept = sum(name.startswith("layer ") for name in steps)
     assert kept == stopped_after
     with pytest.raises(OptionError, match=r"unfinished-tuning\.json belongs to work with another model, other pairs"):
-        tune(llama, words, wordy(16), tmp_path / "humor", **QUICK)
+        tune(llama, words, wordy(16), tmp_path / "humor", **TINY)
     calls, stopped_after = 0, stopped_after + len(whole.finalists) + 1  # lets the rest through, and counts it
-    resumed = tune(llama, words, pairs, tmp_path / "humor", **QUICK)
+    resumed = tune(llama, words, pairs, tmp_path / "humor", **TINY)
     assert resumed.to_record() == json.loads(json.dumps(whole.to_record())) | {"provenance": whole.provenance}
     assert all(torch.equal(a.vector, b.vector) for a, b in zip(resumed.vectors, whole.vectors, strict=True))
     assert not list((tmp_path / "humor").glob("unfinished*"))
@@ -136,20 +138,20 @@ def test_stopped_tuning_goes_on_to_the_same_result(llama, words, tmp_path, monke
 
 def test_a_finished_tuning_is_read_and_other_work_refused(llama, words, tmp_path):
     pairs = wordy(15)
-    first = tune(llama, words, pairs, tmp_path / "humor", **QUICK)
-    again = tune(llama, words, pairs, tmp_path / "humor", **QUICK)
+    first = tune(llama, words, pairs, tmp_path / "humor", **TINY)
+    again = tune(llama, words, pairs, tmp_path / "humor", **TINY)
     assert again.to_record() == first.to_record()
     loaded = TunedSteering.load(tmp_path / "humor")
     assert loaded.to_record() == first.to_record()
     assert loaded.vectors == first.vectors
     with pytest.raises(OptionError, match="holds the tuning of another model, other pairs or other options"):
-        tune(llama, words, pairs, tmp_path / "humor", **QUICK | {"prompts": 3})
+        tune(llama, words, pairs, tmp_path / "humor", **TINY | {"prompts": 3})
 
 
 def test_damaged_records_are_refused(llama, words, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no tuning"):
         TunedSteering.load(tmp_path)
-    tune(llama, words, wordy(15), tmp_path, **QUICK)
+    tune(llama, words, wordy(15), tmp_path, **TINY)
     path = tmp_path / "tuning.json"
     whole = json.loads(path.read_text())
     for change, message in [
@@ -163,3 +165,73 @@ def test_damaged_records_are_refused(llama, words, tmp_path):
     path.write_text("{")
     with pytest.raises(FileFormatError, match="is not the record of a tuning"):
         TunedSteering.load(tmp_path)
+
+
+def retrained(model):
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.7)
+    return model
+
+
+def test_a_tuning_of_other_weights_at_the_same_path_is_refused(llama, words, tmp_path):
+    pairs = wordy(15)
+    first = tune(llama, words, pairs, tmp_path / "humor", **TINY)
+    with pytest.raises(OptionError, match="a model whose weights, adapters or chat template have changed is another"):
+        tune(retrained(llama), words, pairs, tmp_path / "humor", **TINY)
+    second = tune(llama, words, pairs, **TINY)
+    assert second.provenance["work"] != first.provenance["work"]
+
+
+def test_a_tuning_with_another_chat_template_is_refused(llama, words, tmp_path):
+    tune(llama, words, wordy(15), tmp_path / "humor", **TINY)
+    words.chat_template = "w99 " + words.chat_template
+    with pytest.raises(OptionError, match="holds the tuning of another model"):
+        tune(llama, words, wordy(15), tmp_path / "humor", **TINY)
+
+
+def test_a_tuner_measures_neutral_text_again_once_the_weights_have_changed(llama, words):
+    tuner = Tuner(llama, words, TuningOptions(**{k: v for k, v in TINY.items() if k != "show_progress"}))
+    tuner.tune(wordy(15))
+    tuned = tuner.tune(wordy(15))
+    retrained(llama)
+    again = tuner.tune(wordy(15))
+    fresh = tune(llama, words, wordy(15), **TINY)
+    assert again.curve.to_record() == fresh.curve.to_record()
+    assert again.curve.to_record() != tuned.curve.to_record()
+
+
+def judge_of(word):
+    return lambda texts: np.array([float(text.count(word)) for text in texts])
+
+
+class Counting:
+    def __init__(self, word):
+        self.word = word
+
+    def __call__(self, texts):
+        return judge_of(self.word)(texts)
+
+
+def test_judges_are_told_apart_by_their_code_and_data():
+    judges = [None, count_letters, judge_of("w20"), judge_of("w21"), Counting("w20"), Counting("w21")]
+    judges += [lambda texts: np.zeros(len(texts)), lambda texts: np.ones(len(texts))]
+    assert len(set(map(_described, judges))) == len(judges)
+    assert _described(judge_of("w20")) == _described(judge_of("w20"))
+    assert _described(Counting("w20")) == _described(Counting("w20"))
+
+
+@pytest.mark.parametrize(("judge", "said"), [
+    (lambda texts: [0.0], r"scores of 2 texts and returned list of shape \[1\]"),
+    (lambda texts: np.full(len(texts), np.nan), "returned nan for 'w20 w40'"),
+])  # fmt: skip
+def test_a_judge_that_cannot_be_used_is_an_error_before_the_model_runs(llama, words, judge, said):
+    calls = []
+    llama.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(OptionError, match=said):
+        tune(llama, words, wordy(15), judge=judge, **TINY)
+    assert calls == []
+
+
+def test_a_judge_may_return_a_list(llama, words):
+    listed = tune(llama, words, wordy(15), judge=lambda texts: [len(text) for text in texts], **TINY)
+    assert listed.answers.scores == tune(llama, words, wordy(15), judge=count_letters, **TINY).answers.scores

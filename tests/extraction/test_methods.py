@@ -154,7 +154,7 @@ def test_every_method_points_to_the_positive_side_at_the_same_length(llama, meth
     plain = extract_vectors(llama, Letters(), PAIRS, [1, 3], token_position="mean", show_progress=False)
     for layer in (1, 3):
         assert vectors[layer].norm == pytest.approx(plain[layer].norm, rel=1e-5)
-        assert float(vectors[layer].vector @ plain[layer].vector) >= 0
+        assert float(vectors[layer].vector @ plain[layer].vector) > 0
     assert vectors[1].extraction_method == ("caa" if method == "mean_difference" else method)
 
 

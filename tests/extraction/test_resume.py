@@ -68,3 +68,15 @@ def test_other_work_is_refused_and_left_alone(tmp_path, llama):
     file.write_text("{}")
     with pytest.raises(FileFormatError, match="is not a checkpoint of an extraction"):
         extract_vectors(llama, Letters(), PAIRS, [1], resume=file, show_progress=False)
+
+
+def test_an_extraction_of_other_weights_of_the_same_name_is_refused(tmp_path, llama):
+    read_statistics(llama, Letters(), PAIRS, **OPTIONS)
+    handle = stop_after(llama, 1)
+    with pytest.raises(KeyboardInterrupt):
+        read_statistics(llama, Letters(), PAIRS, resume=tmp_path / "state", **OPTIONS)
+    handle.remove()
+    with torch.no_grad():
+        llama.model.layers[1].mlp.up_proj.weight.mul_(1.7)
+    with pytest.raises(OptionError, match="a model whose weights or adapters have changed is another"):
+        read_statistics(llama, Letters(), PAIRS, resume=tmp_path / "state", **OPTIONS)

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -67,16 +66,15 @@ def write_1_2(folder, values):
 
 
 def test_a_set_of_1_2_is_read_and_can_be_saved_over(tmp_path):
-    write_1_2(tmp_path / "old", {1: 1.0, 2: 2.0})
+    write_1_2(tmp_path / "old", {1: 1.0, 2: 2.0, 7: 3.0})
     old = SteeringVectorSet.load(tmp_path / "old")
-    assert old.layers == [1, 2]
+    assert old.layers == [1, 2, 7]
     assert old[2].vector.tolist() == [2.0] * 4
     assert SteeringVector.load(tmp_path / "old" / "layer_1").metadata == {"created_at": "then"}
-    calm().save(tmp_path / "old")
-    assert SteeringVectorSet.load(tmp_path / "old") == calm() or SteeringVectorSet.load(tmp_path / "old").layers == [
-        1,
-        2,
-    ]
+    new = calm(4.0)
+    new.save(tmp_path / "old")
+    assert SteeringVectorSet.load(tmp_path / "old") == new
+    assert names(tmp_path / "old") == ["layer_1.json", "layer_1.pt", "layer_2.json", "layer_2.pt", "metadata.json"]
 
 
 def test_metadata_that_is_no_json_writes_nothing(tmp_path):
@@ -157,17 +155,56 @@ def stop(writer):
     writer.stdout.close()
 
 
+KILLED_WRITERS = """
+import json, os, signal, sys, torch
+from rotalabs_steer import SteeringVector, SteeringVectorSet
+
+def vectors(value):
+    return [SteeringVector("calm", n, torch.full((8,), value), "m") for n in (1, 2, 3)]
+
+def save(value):
+    SteeringVectorSet("calm", vectors(value)).save(sys.argv[1])
+    vectors(value)[0].save(sys.argv[1] + "-one")
+
+def read():
+    values = {float(value) for one in SteeringVectorSet.load(sys.argv[1]) for value in one.vector}
+    return sorted(values), sorted(set(SteeringVector.load(sys.argv[1] + "-one").vector.tolist()))
+
+def die_at(step):
+    left = [step]
+    def hook(event, arguments):
+        if event in ("open", "os.rename", "os.link", "os.remove", "os.mkdir"):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+save(0.0)
+found = []
+for step in range(10_000):
+    save(0.0)
+    child = os.fork()
+    if child == 0:
+        die_at(step)
+        save(1.0)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    found.append(read())
+print(json.dumps(found))
+"""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="kills processes")
-def test_a_killed_writer_leaves_the_old_set_or_the_new(tmp_path):
+def test_a_writer_killed_at_any_step_leaves_the_old_set_or_the_new(tmp_path):
     folder = tmp_path / "set"
-    calm(0.0, layers=(1, 2, 3)).save(folder)
-    calm(0.0)[1].save(f"{folder}-one")
-    for delay in (0.01, 0.013, 0.017, 0.021, 0.026, 0.033):
-        writer = start_writer(folder)
-        time.sleep(delay)
-        stop(writer)
-        assert len({float(value) for one in SteeringVectorSet.load(folder) for value in one.vector}) == 1
-        assert len(set(SteeringVector.load(f"{folder}-one").vector.tolist())) == 1
+    found = json.loads(subprocess.check_output([sys.executable, "-c", KILLED_WRITERS, str(folder)]))
+    assert len(found) > 10, "steps of a save at which it was killed"
+    assert {len(values) for both in found for values in both} == {1}, "a mixture was read"
+    sets, ones = ([values[0] for values in part] for part in zip(*found, strict=True))
+    assert sets == sorted(sets)
+    assert set(sets) == {0.0, 1.0}, "killed early the old set is there, killed late the new one"
+    assert ones[0] == 0.0
     calm(5.0).save(folder)
     calm(5.0)[1].save(f"{folder}-one")
     assert not [name for name in names(folder) + names(tmp_path) if name.startswith(".")]

@@ -114,4 +114,6 @@ def _layers(acting: tuple[int, ...]) -> str:
 def _rate(rate: Estimate | None, *, interval: bool = True) -> str:
     if rate is None:
         return "–"
-    return f"{rate.mean:.2f} [{rate.low:.2f}, {rate.high:.2f}]" if interval else f"{rate.mean:.2f}"
+    if not interval or rate.low is None:
+        return f"{rate.mean:.2f}"
+    return f"{rate.mean:.2f} [{rate.low:.2f}, {rate.high:.2f}]"

@@ -25,22 +25,32 @@ def read_pairs_of(name: str, split: str | None = None, columns: Mapping[str, str
     """The pairs of a built-in behaviour or a file.
 
     Args:
-        split: only those of "train", "validation" or "test"; of a file that names no such split, all.
+        split: only those of "train", "validation" or "test"; of a file that names no splits, all.
         columns: the file's column for a field, as `parse_columns` gives them.
 
     Raises:
-        DatasetError: there is neither such a behaviour nor such a file, or the file cannot be read.
+        DatasetError: there is neither such a behaviour nor such a file, the file cannot be read, or it names other
+            splits only.
         OptionError: columns are given for a built-in behaviour.
     """
     from rotalabs_steer.datasets import ContrastPairDataset, behavior_names, load_behavior, load_pairs
+    from rotalabs_steer.datasets.splits import split_of
 
     if name in behavior_names():
         if columns:
             raise OptionError(f"--column is for files; {name} is a built-in behaviour, which has no columns.")
         return load_behavior(name, split)
     pairs = load_pairs(pairs_file(name), columns=columns)
-    chosen = [pair for pair in pairs if pair.metadata.get("split") == split]
-    return ContrastPairDataset(pairs.behavior, chosen, pairs.description) if split and chosen else pairs
+    splits = [split_of(pair) for pair in pairs] if split else []
+    if not any(splits):
+        return pairs
+    if split not in splits:
+        raise DatasetError(
+            f"{name} names splits ({', '.join(sorted({found for found in splits if found}))}), but no pair is in "
+            f"{split!r}. Name the pairs to use {split!r}, or remove the column `split` to use them all."
+        )
+    chosen = [pair for pair, found in zip(pairs, splits, strict=True) if found == split]
+    return ContrastPairDataset(pairs.behavior, chosen, pairs.description)
 
 
 def pairs_file(name: str) -> Path:

@@ -101,7 +101,7 @@ def _datasets(names: Sequence[str] | None, columns: Mapping[str, str] | None = N
 
 def _summary(tuned: TunedSteering, output: Path) -> dict[str, Any]:
     record = tuned.to_record()
-    names = ("behavior", "steers", "layer", "effect", "answers_change", "budget_kl", "judge_accuracy")
+    names = ("behavior", "steers", "verdict", "layer", "effect", "answers_change", "budget_kl", "judge_accuracy")
     return {name: record[name] for name in names} | {"folder": str(output / tuned.behavior)}
 
 
@@ -112,7 +112,7 @@ def print_table(found: Sequence[TunedSteering]) -> None:
         table.add_column(column, no_wrap=True)
     for tuned in found:
         effects = (tuned.curve.effect, tuned.answers.change)
-        table.add_row(tuned.behavior, str(tuned.layer_index), *map(str, effects), "yes" if tuned.steers else "no")
+        table.add_row(tuned.behavior, str(tuned.layer_index), *map(str, effects), tuned.verdict)
     console = Console()
     console.print(table)
     controls = [tuned.control.effect.mean for tuned in found]

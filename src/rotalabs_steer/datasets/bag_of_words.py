@@ -100,6 +100,8 @@ def measure_bag_of_words(pairs: Sequence[ContrastPair], markers: Sequence[str] =
     words = vectorizer.get_feature_names_out()[np.argsort(classifier.coef_[0])].tolist()
     margin = np.where(right.all(axis=0), score[:, 0] - score[:, 1], -np.inf)
     surest = [tested[index] for index in np.argsort(-margin)[:_SUREST] if np.isfinite(margin[index])]
+    assert interval.low is not None
+    assert interval.high is not None
     return BagOfWords(
         accuracy, interval.low, interval.high, len(training), len(tested), method,
         tuple(words[::-1][:_TELLING_WORDS]), tuple(words[:_TELLING_WORDS]), tuple(sorted(surest)),

@@ -8,37 +8,81 @@ from rotalabs_steer.datasets.pairs import ContrastPairDataset
 from rotalabs_steer.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rotalabs_steer.datasets.pairs import ContrastPair
 
-SPLITS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+_NAMES = {
+    TRAIN: ("train", "training"),
+    VALIDATION: ("validation", "val", "valid", "dev", "development", "eval"),
+    TEST: ("test", "testing", "holdout", "heldout"),
+}
+_SPLIT_OF_NAME = {name: split for split, names in _NAMES.items() for name in names}
 _FEWEST_PAIRS = 10
 
 
-def split_pairs(dataset: ContrastPairDataset) -> dict[str, ContrastPairDataset]:
-    """The pairs by split: as their metadata say, else three fifths to train on and a fifth each for the others.
+def split_of(pair: ContrastPair) -> str | None:
+    """The split that a pair's metadata name: "train", "validation" or "test", or None where they name none.
+
+    The names that other datasets use are understood, in any case: "training", "val", "dev", "eval", "holdout" and more.
 
     Raises:
-        DatasetError: fewer than ten pairs, pairs without prompts, or a split that would be empty.
+        DatasetError: the name is not known.
+    """
+    name = pair.metadata.get("split")
+    if name is None or name == "":
+        return None
+    found = _SPLIT_OF_NAME.get(str(name).strip().lower().replace("-", "").replace("_", ""))
+    if found is None:
+        known = "; ".join(f"{split}: {', '.join(names)}" for split, names in _NAMES.items())
+        raise DatasetError(
+            f"A pair is in the split {name!r}, and it is not known what that is for. Rename it to one of these "
+            f"({known}), or leave its pairs out. The pair's positive side is {pair.positive!r:.60}."
+        )
+    return found
+
+
+def split_pairs(dataset: ContrastPairDataset) -> dict[str, ContrastPairDataset]:
+    """The pairs by split: as their metadata say (see `split_of`), the rest shared out.
+
+    Pairs that name no split are pairs to train on. Where no pair is in the validation or the test split, that split is
+    taken from the pairs to train on, and from no others: a fifth of them for each where both are taken, a quarter for
+    one. Whole categories are taken where there are enough of them. Every pair is in exactly one split.
+
+    Raises:
+        DatasetError: fewer than ten pairs, pairs without prompts, an unknown split, or too few pairs to train on.
     """
     if len(dataset) < _FEWEST_PAIRS or any(pair.prompt is None for pair in dataset):
         raise DatasetError(
             f"Tuning needs at least {_FEWEST_PAIRS} pairs, all with prompts, to choose on some and test on others; "
             f"{dataset.behavior!r} has {len(dataset)}, {sum(pair.prompt is None for pair in dataset)} without a prompt."
         )
-    named = [pair.metadata.get("split") for pair in dataset]
-    if not set(SPLITS) <= set(named):
-        groups = list(dict.fromkeys(pair.category for pair in dataset))
-        of_group = {group: _turn(number) for number, group in enumerate(groups)}
-        few = len(groups) < len(SPLITS) + 2
-        named = [_turn(number) if few else of_group[pair.category] for number, pair in enumerate(dataset)]
+    named = [split_of(pair) or TRAIN for pair in dataset]
+    missing = [split for split in SPLITS[1:] if split not in named]
+    if missing:
+        own = [index for index, split in enumerate(named) if split == TRAIN]
+        for index, split in zip(own, _shared_out([dataset[index] for index in own], missing), strict=True):
+            named[index] = split
+    counts = {split: named.count(split) for split in SPLITS}
+    if not all(counts.values()):
+        raise DatasetError(
+            f"Tuning needs pairs to train on, to choose on and to test on; of the {len(dataset)} pairs of "
+            f"{dataset.behavior!r} there would be {', '.join(f'{n} for {split}' for split, n in counts.items())}. A "
+            "split that no pair names is taken from the pairs to train on: put more pairs there."
+        )
     found = {split: [pair for pair, name in zip(dataset, named, strict=True) if name == split] for split in SPLITS}
     return {split: ContrastPairDataset(dataset.behavior, pairs, dataset.description) for split, pairs in found.items()}
 
 
-def _turn(number: int) -> str:
-    return ("train", "train", "validation", "train", "test")[number % 5]
+def _shared_out(pairs: Sequence[ContrastPair], missing: Sequence[str]) -> list[str]:
+    """A split for each pair: every fifth pair or category for each of two missing splits, every fourth for one."""
+    turns = (TRAIN, TRAIN, missing[0], TRAIN, *missing[1:])
+    groups = list(dict.fromkeys(pair.category for pair in pairs))
+    if len(groups) < len(turns):
+        return [turns[number % len(turns)] for number in range(len(pairs))]
+    of_group = {group: turns[number % len(turns)] for number, group in enumerate(groups)}
+    return [of_group[pair.category] for pair in pairs]
 
 
 def spread(pairs: Iterable[ContrastPair], count: int) -> list[ContrastPair]:

@@ -27,6 +27,7 @@ from rotalabs_steer.intervals import (
     PairedComparison,
     bootstrap_mean,
     compare_paired,
+    mean_interval,
     wilson_interval,
 )
 
@@ -71,6 +72,7 @@ __all__ = [
     "is_refusal",
     "load_analysis_metadata",
     "load_analysis_results",
+    "mean_interval",
     "measure_texts",
     "project",
     "save_analysis_results",

@@ -107,7 +107,7 @@ def capability_check(
             may be letters, "(A)" and "(B)": then either should be right as often as the other.
         injector: steers all positions at its own strength; without one the model is measured as it is.
         template_options: for the chat template, as in `{"enable_thinking": False}`.
-        seed: of bootstrap and test.
+        seed: of the test.
 
     Raises:
         DatasetError: there are no questions, or both answers of one are the same.

@@ -26,7 +26,7 @@ def compare_with_baseline(
     """Each strength's rates less those of a baseline.
 
     Two bare rates cannot be tested as pairs. Give the baseline's outcome for each prompt, in the order of the prompts
-    that were steered, and `paired` holds the mean difference, its bootstrap interval and the p-value of a sign-flip
+    that were steered, and `paired` holds the mean difference, its interval and the p-value of a sign-flip
     test; else it is None, and `improvement_low` and `improvement_high` only take the steered rate as uncertain.
 
     Returns:

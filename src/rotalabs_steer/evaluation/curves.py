@@ -14,7 +14,7 @@ import torch
 
 from rotalabs_steer.evaluation.coherence import CoherenceCost
 from rotalabs_steer.injection import ActivationInjector
-from rotalabs_steer.intervals import Estimate, bootstrap_mean
+from rotalabs_steer.intervals import Estimate, mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,12 +53,13 @@ class LayerCurve:
     @property
     def effect(self) -> Estimate:
         """Mean effect over pairs, nats per token."""
-        return bootstrap_mean(self.effects.tolist())
+        return mean_interval(self.effects.tolist())
 
     @property
-    def effect_in_sd(self) -> float:
-        """Mean effect in standard deviations of the unsteered propensities."""
-        return float(self.effects.mean() / self.at(0.0).std().clamp_min(1e-12))
+    def effect_in_sd(self) -> float | None:
+        """Mean effect in standard deviations of the unsteered propensities; None where these are all the same."""
+        spread = float(self.at(0.0).std(correction=0))
+        return float(self.effects.mean()) / float(self.at(0.0).std()) if spread > 0 else None
 
     @property
     def anti_steerable(self) -> float:
@@ -70,11 +71,12 @@ class LayerCurve:
         """Least-squares slope of the propensity against the strength in units, mean over pairs (Tan et al. 2024)."""
         strengths = torch.tensor(self.fractions)
         centred = strengths - strengths.mean()
-        return bootstrap_mean((centred @ self.propensities / centred.square().sum()).tolist())
+        return mean_interval((centred @ self.propensities / centred.square().sum()).tolist())
 
     def changes(self) -> list[Estimate]:
-        """Mean change of propensity against the unsteered model, for each fraction."""
-        return [bootstrap_mean((row - self.at(0.0)).tolist()) for row in self.propensities]
+        """Mean change of propensity against the unsteered model, for each fraction. At fraction 0 it is exactly 0."""
+        rows = zip(self.fractions, self.propensities, strict=True)
+        return [mean_interval((row - self.at(0.0)).tolist()) if at else Estimate(0.0, 0.0, 0.0) for at, row in rows]
 
     def to_record(self) -> dict[str, Any]:
         """The curve as JSON has it; every number keeps all its digits."""

@@ -22,13 +22,13 @@ from rotalabs_steer.errors import DatasetError, OptionError, VectorError
 from rotalabs_steer.evaluation.projected_text import ProjectedText
 from rotalabs_steer.extraction.forward_pass import read_projections
 from rotalabs_steer.injection import check_vectors
-from rotalabs_steer.intervals import Estimate, wilson_interval
+from rotalabs_steer.intervals import FEWEST_VALUES, Estimate, Z, wilson_interval
 from rotalabs_steer.listed import list_of
 from rotalabs_steer.text_batches import plan_batches
 from rotalabs_steer.vectors import SteeringVector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from jaxtyping import Float
     from numpy.typing import NDArray
@@ -43,8 +43,8 @@ class Detection:
     """How well one vector tells the sides of pairs apart.
 
     Attributes:
-        auroc: probability that a positive text scores above a negative one of any pair, with a bootstrap interval
-            over pairs: 0.5 is chance.
+        auroc: probability that a positive text scores above a negative one of any pair, with its score interval:
+            0.5 is chance.
         paired: share of pairs whose positive text scores above its own negative one, with its Wilson interval.
         positive_scores, negative_scores: of each pair.
     """
@@ -118,7 +118,6 @@ def detection_auroc(
     vectors: SteeringVector | Iterable[SteeringVector],
     *,
     template_options: Mapping[str, Any] | None = None,
-    seed: int = 0,
     show_progress: bool = False,
 ) -> list[Detection]:
     """How well each vector tells the sides of pairs apart. Give pairs that made none of the vectors.
@@ -150,42 +149,63 @@ def detection_auroc(
         above = sum(high > low for high, low in zip(positive, negative, strict=True))
         found.append(
             Detection(
-                vector.behavior, vector.layer_index, auroc(positive, negative, paired=True, seed=seed),
+                vector.behavior, vector.layer_index, auroc(positive, negative, paired=True),
                 wilson_interval(above, len(pairs)), tuple(positive), tuple(negative),
             )
         )  # fmt: skip
     return found
 
 
-def auroc(
-    positive: Sequence[float], negative: Sequence[float], *, paired: bool = False, resamples: int = 2000, seed: int = 0
-) -> Estimate:
-    """The probability that a positive score exceeds a negative one, ties counting half, with a bootstrap interval.
+def auroc(positive: Sequence[float], negative: Sequence[float], *, paired: bool = False) -> Estimate:
+    """The probability that a positive score exceeds a negative one, ties counting half, with its score interval.
+
+    The interval is Newcombe's (2006, method 5), which stays inside 0 to 1 and has a width also where the sides do not
+    overlap. Pairs make it narrower as far as they show that their sides are alike. Fewer than eight scores of a side
+    get no interval.
 
     Args:
-        paired: scores come in pairs, which are drawn whole; else both sides are drawn on their own.
+        paired: scores come in pairs; else each side was drawn on its own.
 
     Raises:
-        OptionError: a side has no scores, or paired sides have different numbers.
+        OptionError: a side has no scores, paired sides have different numbers, or a score is not a finite number.
     """
-    if not positive or not negative or (paired and len(positive) != len(negative)):
+    if len(positive) == 0 or len(negative) == 0 or (paired and len(positive) != len(negative)):
         raise OptionError(
             f"An AUROC needs scores of both sides{', as many of each' if paired else ''}; "
             f"got {len(positive)} and {len(negative)}."
         )
-    difference = np.subtract.outer(np.asarray(positive), np.asarray(negative))
+    high, low = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
+    if not (np.isfinite(high).all() and np.isfinite(low).all()):
+        raise OptionError("An AUROC needs finite scores; some are NaN or infinite. Find out where they come from.")
+    difference = np.subtract.outer(high, low)
     wins = (difference > 0) + 0.5 * (difference == 0)
-    generator = np.random.default_rng(seed)
-    rows = _shares(generator, len(positive), resamples)
-    columns = rows if paired else _shares(generator, len(negative), resamples)
-    low, high = np.quantile(np.einsum("rp,pn,rn->r", rows, wins, columns, optimize=True), [0.025, 0.975])
-    return Estimate(float(wins.mean()), float(low), float(high))
+    found = float(wins.mean())
+    if min(len(high), len(low)) < FEWEST_VALUES:
+        return Estimate(found, None, None)
+    narrowing = _narrowing(wins) if paired else 1.0
+
+    def outside(rate: float) -> bool:
+        spread = 1 + ((len(high) + len(low)) / 2 - 1) * ((1 - rate) / (2 - rate) + rate / (1 + rate))
+        variance = narrowing * rate * (1 - rate) * spread / (len(high) * len(low))
+        return (rate - found) ** 2 > Z**2 * variance
+
+    return Estimate(found, _edge(outside, 0.0, found), _edge(outside, 1.0, found))
 
 
-def _shares(generator: np.random.Generator, count: int, resamples: int) -> NDArray[np.float64]:
-    """`[resamples, count]`: how much of each resample every item makes up."""
-    shares: NDArray[np.float64] = generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
-    return shares
+def _narrowing(wins: NDArray[np.float64]) -> float:
+    """The variance of a paired AUROC over that of an unpaired one (DeLong et al. 1988), drawn to 1 for few pairs."""
+    above, below = wins.mean(axis=1), wins.mean(axis=0)
+    apart = float(above.var() + below.var())
+    ratio = 1 + 2 * float(np.mean((above - above.mean()) * (below - below.mean()))) / apart if apart > 0 else 1.0
+    return (len(wins) * max(ratio, 0.0) + 4) / (len(wins) + 4)
+
+
+def _edge(outside: Callable[[float], bool], end: float, inside: float) -> float:
+    """Where an interval ends, between a rate inside it and an end of 0 to 1, by bisection."""
+    for _ in range(50):
+        middle = (end + inside) / 2
+        end, inside = (middle, inside) if outside(middle) else (end, middle)
+    return end if end in (0.0, 1.0) else inside
 
 
 def _project(

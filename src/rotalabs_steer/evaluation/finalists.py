@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from rotalabs_steer.evaluation.curves import LayerCurve
-from rotalabs_steer.intervals import Estimate, bootstrap_mean
+from rotalabs_steer.intervals import Estimate, mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Answers:
     @property
     def change(self) -> Estimate:
         """Mean change, in the judge's unit."""
-        return bootstrap_mean(self.changes.tolist())
+        return mean_interval(self.changes.tolist())
 
     def to_record(self) -> dict[str, Any]:
         """The answers as JSON has them."""

@@ -38,8 +38,9 @@ class FinishedSteps:
                 raise FileFormatError(f"{path} does not hold the steps of unfinished work. Remove it.") from error
             if found != work:
                 raise OptionError(
-                    f"{path} belongs to work with another model, other pairs or other options. Choose another folder, "
-                    "or remove the file to begin anew."
+                    f"{path} belongs to work with another model, other pairs or other options (a model whose weights, "
+                    "adapters or chat template have changed is another). Choose another folder, or remove the file to "
+                    "begin anew."
                 )
 
     def do(

@@ -19,6 +19,7 @@ from rotalabs_steer.errors import DatasetError
 from rotalabs_steer.extraction.extract import extract_vectors
 from rotalabs_steer.extraction.gradients import fisher_scores, pair_gradients
 from rotalabs_steer.extraction.methods import DEFAULT_METHOD
+from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -114,17 +115,19 @@ def score_layers(
     averaged, so that nothing is judged on the pairs it was made from.
 
     Raises:
-        DatasetError: there are fewer than four pairs.
+        DatasetError: there are fewer than four pairs, or a side has no response; the model has not run.
     """
     dataset = as_dataset(contrast_pairs)
     if len(dataset) < 4:
         raise DatasetError(f"Scoring layers halves the pairs, so it needs at least four; there are {len(dataset)}.")
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
     chat = ChatTokenizer.of(tokenizer, template_options)
-    halves = [ContrastPairDataset(dataset.behavior, dataset[start::2]) for start in (0, 1)]
+    all_rendered = [render_pair(chat, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
+    check_scorable(sides_of(all_rendered), side_name)
+    halves = [(ContrastPairDataset(dataset.behavior, dataset[start::2]), all_rendered[start::2]) for start in (0, 1)]
     cost = NeutralCost.measure(model, chat, layers)
     totals = dict.fromkeys(layers, 0.0)
-    for made_from, judged_by in (halves, halves[::-1]):
+    for (made_from, _), (_, judged_by) in (halves, halves[::-1]):
         vectors = extract_vectors(
             model,
             chat,
@@ -134,8 +137,7 @@ def score_layers(
             token_position=token_position,
             show_progress=show_progress,
         )
-        rendered = [render_pair(chat, pair) for pair in judged_by]
-        first_order = FirstOrder.measure(model, rendered, layers, cost, show_progress=show_progress)
+        first_order = FirstOrder.measure(model, judged_by, layers, cost, show_progress=show_progress)
         for layer, score in first_order.scores(vectors).items():
             totals[layer] += score / 2
     return totals

@@ -11,22 +11,20 @@ from rotalabs_steer.evaluation.curves import FRACTIONS, LayerCurve, measure_curv
 from rotalabs_steer.evaluation.finalists import Answers
 from rotalabs_steer.evaluation.generation import generate_texts, spoken
 from rotalabs_steer.evaluation.propensity import PairScorer
+from rotalabs_steer.evaluation.scoring import judge_texts
 from rotalabs_steer.injection import ActivationInjector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from torch import nn
 
     from rotalabs_steer.datasets.conversations import Prompt
     from rotalabs_steer.datasets.pairs import ContrastPair
     from rotalabs_steer.evaluation.coherence import Calibration, CoherenceProbe
+    from rotalabs_steer.evaluation.scoring import Judge
     from rotalabs_steer.vectors import SteeringVector
-
-    Judge = Callable[[Sequence[str]], NDArray[np.float64]]
 
 
 class HeldOut:
@@ -68,7 +66,7 @@ class HeldOut:
         with ActivationInjector(self._model, [vector], [-unit] * count + [unit] * count):
             steered = self._generate(times=2)
         texts = {-1.0: steered[:count], 0.0: self._unsteered_answers, 1.0: steered[count:]}
-        scores = {sign: tuple(judge(written).tolist()) for sign, written in texts.items()}
+        scores = {sign: judge_texts(judge, written) for sign, written in texts.items()}
         return Answers(tuple(self._prompts), texts, scores)
 
     @cached_property

@@ -12,6 +12,7 @@ import copy
 import itertools
 import json
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,6 @@ from rotalabs_steer.evaluation.judge_questions import (
 from rotalabs_steer.listed import list_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
@@ -249,7 +249,7 @@ class LLMJudge:
         """Everything that determines a verdict; the key does not."""
         return {
             "provider": self._access.provider,
-            "base_url": self._access.base_url,
+            "base_url": self._access.base_url or os.environ.get(f"{self._access.provider.upper()}_BASE_URL"),
             "model": self._access.model,
             "max_tokens": self._access.max_tokens,
             "options": self._access.options,

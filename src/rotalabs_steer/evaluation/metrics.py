@@ -40,7 +40,7 @@ class BehaviorMetrics:
         text: length and repetition of the answers.
         latency_ms: mean wait for an answer; prompts are answered in batches.
         tokens_per_second: generated tokens a second over all batches.
-        seed: of generation, bootstrap and test.
+        seed: of generation and test.
     """
 
     behavior: str

@@ -6,11 +6,12 @@ They are drawn to be read at phone width: five inches wide, letters of twelve po
 from __future__ import annotations
 
 import io
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
 from rotalabs_steer.errors import missing_dependency
-from rotalabs_steer.intervals import bootstrap_mean
+from rotalabs_steer.intervals import Estimate, mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from rotalabs_steer.evaluation.curves import LayerCurve
     from rotalabs_steer.evaluation.tuned import TunedSteering
-    from rotalabs_steer.intervals import Estimate
 
 INK, SOFT, GRID, ACCENT, PALE, ORANGE = "#1f2933", "#5b6773", "#d5dbe1", "#0b6e69", "#9fc5c2", "#c25100"
 DIVERGING = "PuOr_r"
@@ -82,7 +82,7 @@ def propensity_figure(tuned: TunedSteering) -> Figure:
     axes.axhline(0, color=GRID, linewidth=1)
     for curve, color, style in ((tuned.control, SOFT, "--"), (tuned.curve, ACCENT, "-")):
         changes = curve.changes()
-        low, high = [change.low for change in changes], [change.high for change in changes]
+        low, high = zip(*map(_ends, changes), strict=True)
         axes.fill_between(curve.fractions, low, high, color=color, alpha=0.18, linewidth=0)
         axes.plot(curve.fractions, [c.mean for c in changes], style, color=color, marker="o", markersize=4, linewidth=2)
     axes.set_xticks(tuned.curve.fractions, [_signed(fraction) for fraction in tuned.curve.fractions])
@@ -102,7 +102,11 @@ def tradeoff_figure(tuned: TunedSteering) -> Figure:
         axes.plot(costs, [effect.mean for effect in effects], color=PALE, linewidth=2, marker="o", markersize=4)
     costs, effects = _effects_by_cost(tuned.curve)
     means = [effect.mean for effect in effects]
-    errors = [[e.mean - e.low for e in effects], [e.high - e.mean for e in effects]]
+    ends = list(map(_ends, effects))
+    errors = [
+        [effect.mean - low for effect, (low, _) in zip(effects, ends, strict=True)],
+        [high - effect.mean for effect, (_, high) in zip(effects, ends, strict=True)],
+    ]
     axes.errorbar(costs, means, errors, color=ACCENT, linewidth=2, elinewidth=1.2, capsize=3, marker="o", markersize=4)
     axes.plot(costs[-1], means[-1], marker="*", markersize=15, color=ACCENT, markeredgecolor="white")
     _leave_room(axes, above=0.3)
@@ -117,12 +121,19 @@ def tradeoff_figure(tuned: TunedSteering) -> Figure:
 
 def _effects_by_cost(curve: LayerCurve) -> tuple[list[float], list[Estimate]]:
     """For every strength that was measured both ways: mean cost of both signs, and half their difference."""
-    costs, effects = [0.0], [bootstrap_mean([0.0])]
+    costs, effects = [0.0], [Estimate(0.0, 0.0, 0.0)]
     for fraction in sorted(fraction for fraction in curve.fractions if fraction > 0 and -fraction in curve.fractions):
         up, down = curve.fractions.index(fraction), curve.fractions.index(-fraction)
         costs.append((curve.costs[up].kl + curve.costs[down].kl) / 2)
-        effects.append(bootstrap_mean(((curve.propensities[up] - curve.propensities[down]) / 2).tolist()))
+        effects.append(mean_interval(((curve.propensities[up] - curve.propensities[down]) / 2).tolist()))
     return costs, effects
+
+
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    """Both ends of an interval; not numbers, which are not drawn, where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return math.nan, math.nan
+    return estimate.low, estimate.high
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.decoder import transformers_model
+from rotalabs_steer.errors import ActivationError
 from rotalabs_steer.evaluation.repeated_calls import RepeatedCall
 from rotalabs_steer.extraction.forward_pass import evaluating
+from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
 from rotalabs_steer.text_batches import text_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from jaxtyping import Float
     from torch import nn
@@ -37,19 +39,35 @@ def pair_propensities(
 
     Args:
         share_prefixes: off for steering whose scope is only part of a sequence.
+
+    Raises:
+        DatasetError: a side has no token to score; the model has not run.
+        ActivationError: the model's predictions are not finite; the pair is named.
     """
-    scores = response_log_probs(model, _sides(pairs), share_prefixes=share_prefixes)
+    scores = response_log_probs(model, sides_of(pairs), share_prefixes=share_prefixes, name=side_name)
     return scores[0::2] - scores[1::2]
 
 
 def response_log_probs(
-    model: nn.Module, texts: Sequence[RenderedText], *, share_prefixes: bool = True
+    model: nn.Module,
+    texts: Sequence[RenderedText],
+    *,
+    share_prefixes: bool = True,
+    name: Callable[[int], str] = "text {}".format,
 ) -> Float[torch.Tensor, " texts"]:
     """Mean log-probability of a response token given all before it, in nats, for each text.
 
     A text without a prompt is all response; its first token has nothing before it and is left out.
+
+    Args:
+        name: what to call a text in an error.
+
+    Raises:
+        DatasetError: a text has no token to score; the model has not run.
+        ActivationError: the model's predictions are not finite.
     """
-    return _log_probs(model, _batches(model, texts, share_prefixes, most_kept=0), len(texts))
+    check_scorable(texts, name)
+    return _log_probs(model, _batches(model, texts, share_prefixes, most_kept=0), len(texts), name)
 
 
 class PairScorer:
@@ -57,20 +75,25 @@ class PairScorer:
 
     Args:
         share_prefixes: off for steering whose scope is only part of a sequence.
+
+    Raises:
+        DatasetError: a side has no token to score; the model has not run.
     """
 
     def __init__(self, model: nn.Module, pairs: Sequence[RenderedPair], *, share_prefixes: bool = True) -> None:
         self._model, self._count = model, 2 * len(pairs)
-        self._batches = list(_batches(model, _sides(pairs), share_prefixes, _MOST_KEPT))
+        sides = sides_of(pairs)
+        check_scorable(sides, side_name)
+        self._batches = list(_batches(model, sides, share_prefixes, _MOST_KEPT))
 
     def propensities(self) -> Float[torch.Tensor, " pairs"]:
-        """The propensity of each pair, in nats per token, for the model as it is steered now."""
-        scores = _log_probs(self._model, self._batches, self._count)
+        """The propensity of each pair, in nats per token, for the model as it is steered now.
+
+        Raises:
+            ActivationError: the model's predictions are not finite; the pair is named.
+        """
+        scores = _log_probs(self._model, self._batches, self._count, side_name)
         return scores[0::2] - scores[1::2]
-
-
-def _sides(pairs: Sequence[RenderedPair]) -> list[RenderedText]:
-    return [side for pair in pairs for side in (pair.positive, pair.negative)]
 
 
 class _Batch:
@@ -102,11 +125,19 @@ def _batches(model: nn.Module, texts: Sequence[RenderedText], share_prefixes: bo
         yield _Batch(model, texts, batch, keep=positions <= most_kept)
 
 
-def _log_probs(model: nn.Module, batches: Iterable[_Batch], count: int) -> Float[torch.Tensor, " texts"]:
+def _log_probs(
+    model: nn.Module, batches: Iterable[_Batch], count: int, name: Callable[[int], str]
+) -> Float[torch.Tensor, " texts"]:
     scores = torch.zeros(count)
     with evaluating(model):
         for batch in batches:
             batch.score(scores)
+    bad = (~scores.isfinite()).nonzero()
+    if len(bad):
+        raise ActivationError(
+            f"The model's predictions for {name(int(bad[0]))} are NaN or infinite ({len(bad)} of {count} texts). "
+            "Load the model in float32 or bfloat16 (float16 overflows on some models), or use a smaller strength."
+        )
     return scores
 
 

@@ -93,10 +93,10 @@ def evaluate_refusal(
     refused = outcomes(texts, is_refusal_fn)
     acting = _strength(injector, strength)
     scores = [coherence_fn(text) if coherence_fn else None for text in texts]
-    coherence = mean_of(scores, sampling.seed)
+    coherence = mean_of(scores)
     shown = list(map(prompt_text, prompts))
     answered = zip(shown[split:], texts[split:], strict=True)
-    helpfulness = mean_of([helpfulness_fn(*pair) if helpfulness_fn else None for pair in answered], sampling.seed)
+    helpfulness = mean_of([helpfulness_fn(*pair) if helpfulness_fn else None for pair in answered])
     harmful, benign = rate_of(refused[:split]), rate_of(refused[split:])
     baseline = rate_of(before[:split]) if before else None
     baseline_benign = rate_of(before[split:]) if before else None

@@ -17,7 +17,7 @@ import torch
 
 from rotalabs_steer.attachment import SteeredModel
 from rotalabs_steer.decoder import decoder_layers, transformers_model
-from rotalabs_steer.text_batches import PROBE_TEXTS, padded_batch
+from rotalabs_steer.text_batches import padded_batch, probe_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -100,7 +100,7 @@ def _agrees(model: nn.Module, layer_index: int) -> bool:
     """Whether a call comes out the same once it begins at a layer, and once more: nothing kept may have changed."""
     with torch.inference_mode():
         try:
-            call = RepeatedCall(model, padded_batch(model, [0, 1], PROBE_TEXTS).inputs)
+            call = RepeatedCall(model, padded_batch(model, [0, 1], probe_texts(model)).inputs)
             whole = call._run(None, layer_index)
             begun = [call._run(layer_index, None) for _ in range(2)]
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rotalabs_steer.evaluation.evidence import Evidence
     from rotalabs_steer.evaluation.projected_text import ProjectedText
     from rotalabs_steer.evaluation.tuned import TunedSteering
+    from rotalabs_steer.intervals import Estimate
 
 _SIGNS = (-1.0, 0.0, 1.0)
 _STRENGTH_NAMES = {-1.0: "strength −1", 0.0: "unsteered", 1.0: "strength +1"}
@@ -57,6 +58,7 @@ def write_report(
     template = files("rotalabs_steer.evaluation").joinpath("data/report.html.jinja").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["signed"] = _signed
+    environment.filters["interval"] = _interval
     model = shown_model_name(str(tuned.provenance.get("model") or tuned.vectors.model_name))
     tuned = dataclasses.replace(tuned, provenance={**tuned.provenance, "model": model})
     page = environment.from_string(template).render(
@@ -97,7 +99,7 @@ def _figures(tuned: TunedSteering) -> list[dict[str, str]]:
             plots.propensity_figure,
             "Effect on held-out pairs",
             f"Log-odds of a positive response over a negative one, change against the unsteered model on "
-            f"{len(tuned.curve.effects)} test pairs, with 95 % bootstrap intervals. Dashed: a random direction of the "
+            f"{len(tuned.curve.effects)} test pairs, with 95 % intervals. Dashed: a random direction of the "
             "same cost.",
             f"Line chart. Effect at strength 1: {effect} nats per token; of a random direction: {control}.",
         ),
@@ -163,6 +165,13 @@ def _projected(texts: Mapping[float, tuple[ProjectedText, ...]]) -> list[dict[st
     """By strength, coloured texts."""
     scale = ColorScale.of(texts[0.0], [text for sign in _SIGNS if sign for text in texts[sign]])
     return [{"name": _STRENGTH_NAMES[sign], "texts": list(map(scale.color_tokens, texts[sign]))} for sign in _SIGNS]
+
+
+def _interval(estimate: Estimate) -> str:
+    """An interval in words, or that there is none."""
+    if estimate.low is None or estimate.high is None:
+        return "no interval: the values are too few or too much alike"
+    return f"95 % interval {_signed(estimate.low)} to {_signed(estimate.high)}"
 
 
 def _signed(value: float, digits: int = 2) -> str:

@@ -95,13 +95,14 @@ def outcomes(texts: Sequence[str], shows_behavior: Callable[[str], bool]) -> tup
     """Whether each text shows the behaviour.
 
     Raises:
-        OptionError: the function returned None, which is neither yes nor no.
+        OptionError: the function returned something that is neither yes nor no: None, text, a fraction or NaN.
     """
     found = [shows_behavior(text) for text in texts]
     for text, outcome in zip(texts, found, strict=True):
-        if outcome is None:
+        if outcome is None or isinstance(outcome, str) or (isinstance(outcome, float) and outcome not in (0.0, 1.0)):
             raise OptionError(
-                f"The function that detects the behaviour returned None for {text!r:.60}; it must return True or False."
+                f"The function that detects the behaviour returned {outcome!r:.40} for {text!r:.60}; it must return "
+                "True or False."
             )
     return tuple(map(bool, found))
 

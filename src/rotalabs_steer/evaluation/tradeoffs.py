@@ -32,12 +32,12 @@ class TradeoffResult:
         latency_ms: mean wait for an answer; prompts are answered in batches.
         num_samples: target and control prompts.
         target_interval, false_positive_interval: Wilson intervals of the rates.
-        coherence_interval, helpfulness_interval: bootstrap intervals of the means.
+        coherence_interval, helpfulness_interval: intervals of the means; see `mean_interval`.
         target_change, false_positive_change: against the unsteered answers to the same prompts, with their tests.
         target_outcomes, false_positive_outcomes: for each prompt in order, whether its answer shows the behaviour.
         kl_cost: KL(unsteered ‖ steered) on neutral text, nats per token.
         text: length and repetition of all answers.
-        seed: of generation, bootstraps and tests.
+        seed: of generation and tests.
         extra: what a file had besides.
     """
 
@@ -122,10 +122,10 @@ def analyze_tradeoffs(
         target, control = rate_of(found[:wanted]), rate_of(found[wanted:])
         coherence = helpfulness = None
         if coherence_fn is not None:
-            coherence = mean_of([coherence_fn(text) for text in texts], sampling.seed)
+            coherence = mean_of([coherence_fn(text) for text in texts])
         if helpfulness_fn is not None:
             answered = zip(control_prompts, texts[wanted:], strict=True)
-            helpfulness = mean_of([helpfulness_fn(*pair) for pair in answered], sampling.seed)
+            helpfulness = mean_of([helpfulness_fn(*pair) for pair in answered])
         return TradeoffResult(
             float(run.strength),
             target.mean if target else None,

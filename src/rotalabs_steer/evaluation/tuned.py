@@ -58,8 +58,19 @@ class TunedSteering:
 
     @property
     def steers(self) -> bool:
-        """Whether, on the test split, both the log-odds and what the model writes move the right way beyond doubt."""
-        return self.curve.effect.low > 0 and self.answers.change.low > 0
+        """Whether, on the test split, the intervals of the log-odds' and of the answers' change both lie above zero."""
+        return self.curve.effect.above_zero and self.answers.change.above_zero
+
+    @property
+    def undecided(self) -> bool:
+        """Whether there is no interval to decide by, and none that speaks against it: the test split is too small."""
+        found = (self.curve.effect, self.answers.change)
+        return not self.steers and all(estimate.low is None or estimate.above_zero for estimate in found)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the behaviour steers: "yes", "no" or "cannot say"."""
+        return "yes" if self.steers else "cannot say" if self.undecided else "no"
 
     @property
     def compared_fractions(self) -> tuple[float, ...]:
@@ -80,6 +91,11 @@ class TunedSteering:
         found = f"layer {self.layer_index}: log-odds {self.curve.effect} nats per token, answers {self.answers.change}"
         if self.steers:
             return f"{self.behavior}, {found} at strength ±1 (KL {self.budget:g})"
+        if self.undecided:
+            return (
+                f"{self.behavior}: whether it steers on this model cannot be said: {len(self.curve.effects)} test "
+                f"pairs and {len(self.answers.prompts)} answers are too few or too much alike for an interval ({found})"
+            )
         return f"{self.behavior} does not steer on this model: an interval includes zero ({found})"
 
     def __repr__(self) -> str:
@@ -123,6 +139,7 @@ class TunedSteering:
             "behavior": self.behavior,
             "budget_kl": self.budget,
             "steers": self.steers,
+            "verdict": self.verdict,
             "layer": self.layer_index,
             "effect": dataclasses.asdict(self.curve.effect),
             "answers_change": dataclasses.asdict(self.answers.change),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, partial
@@ -22,6 +23,7 @@ import rotalabs_steer
 from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.pairs import ContrastPairDataset, as_dataset
+from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.datasets.splits import split_pairs, spread
 from rotalabs_steer.decoder import decoder_layers, model_fingerprint, model_name
 from rotalabs_steer.errors import OptionError
@@ -31,12 +33,15 @@ from rotalabs_steer.evaluation.finalists import Answers, Finalist
 from rotalabs_steer.evaluation.finished_steps import FinishedSteps
 from rotalabs_steer.evaluation.first_order import FirstOrder, NeutralCost
 from rotalabs_steer.evaluation.held_out import HeldOut
+from rotalabs_steer.evaluation.scoring import judge_texts
 from rotalabs_steer.evaluation.text_judge import TextJudge
 from rotalabs_steer.evaluation.tuned import RECORD_FILE, TunedSteering
 from rotalabs_steer.extraction.extract import extract_vectors
 from rotalabs_steer.extraction.methods import DEFAULT_METHOD
+from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
 from rotalabs_steer.extraction.readout import readout_name
 from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.model_digest import model_digest, tokenizer_digest
 from rotalabs_steer.ordinary_numbers import as_integer, as_real
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
@@ -47,7 +52,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.datasets.pairs import ContrastPair
-    from rotalabs_steer.evaluation.held_out import Judge
+    from rotalabs_steer.evaluation.scoring import Judge
     from rotalabs_steer.extraction.readout import Readout
 
 _SEED = 0
@@ -111,16 +116,18 @@ def tune(
     """Vectors, layer and strength for a behaviour, with the evidence.
 
     Args:
-        contrast_pairs: with prompts. Their metadata may name a "split" (train, validation, test); else every fifth pair
-            validates and every fifth tests, whole categories together where there are any.
+        contrast_pairs: with prompts and responses. Their metadata may name a "split"; `split_pairs` says which names
+            are understood and how pairs without one are shared out.
         output: a folder for the result (`TunedSteering.save`). Finished steps are kept there on the way: called again
             after it was stopped, `tune` goes on from them, to the same result.
-        judge: scores texts, higher for more of the behaviour; by default a `TextJudge` of the training pairs.
+        judge: gives one finite number for each text of a list, higher for more of the behaviour; by default a
+            `TextJudge` of the training pairs. It is asked about two texts before the model runs.
         options: fields of `TuningOptions`.
 
     Raises:
-        DatasetError: fewer than ten pairs, or pairs without prompts.
-        OptionError: an option is out of range, or the folder belongs to other work.
+        DatasetError: fewer than ten pairs, or pairs without prompts or responses.
+        OptionError: an option is out of range, the judge's scores are not one finite number for each text, no strength
+            costs the budget, or the folder belongs to other work.
     """
     return Tuner(model, tokenizer, TuningOptions(**options), show_progress=show_progress).tune(
         contrast_pairs, output, judge
@@ -142,6 +149,7 @@ class Tuner:
         self.options = dataclasses.replace(options, template_options=dict(self._tokenizer.template_options))
         self._show_progress = show_progress
         self._layers = list(range(len(decoder_layers(model))))
+        self._measured_on = ""
 
     def tune(
         self,
@@ -157,6 +165,13 @@ class Tuner:
         self, dataset: ContrastPairDataset, output: str | os.PathLike[str] | None, judge: Judge | None
     ) -> TunedSteering:
         splits = split_pairs(dataset)
+        for split in ("validation", "test"):  # pairs without responses are an error before the model runs
+            pairs = [
+                render_pair(self._tokenizer, pair, place=f"{split} pair {n}") for n, pair in enumerate(splits[split])
+            ]
+            check_scorable(sides_of(pairs), partial(_name_in, split))
+        if judge is not None:  # one that cannot be used is an error now, not once the model has answered
+            judge_texts(judge, [splits["train"][0].positive, splits["train"][0].negative])
         folder = None if output is None else Path(output)
         work = self._work(splits, judge)
         if folder is not None and (folder / RECORD_FILE).exists():
@@ -241,7 +256,10 @@ class Tuner:
         """The strength at which a vector spends the budget."""
         budget = self.options.budget
         injector = ActivationInjector(self._model, [vector])
-        return self._probe.calibrate(injector, self._cost.strength_at(vector, budget), budget)
+        try:
+            return self._probe.calibrate(injector, self._cost.strength_at(vector, budget), budget)
+        except OptionError as error:
+            raise OptionError(f"The vector of layer {vector.layer_index} cannot be calibrated. {error}") from error
 
     @cached_property
     def _cost(self) -> NeutralCost:
@@ -252,10 +270,14 @@ class Tuner:
         return CoherenceProbe(self._model, self._tokenizer)
 
     def _work(self, splits: Mapping[str, ContrastPairDataset], judge: Judge | None) -> str:
-        model = (model_name(self._model), model_fingerprint(self._model))
-        judged_by = None if judge is None else getattr(judge, "__qualname__", type(judge).__qualname__)
+        weights = model_digest(self._model)
+        if weights != self._measured_on:  # what neutral text says of other weights does not count
+            self._measured_on = weights
+            for measured in ("_cost", "_probe"):
+                self.__dict__.pop(measured, None)
+        model = (model_name(self._model), weights, tokenizer_digest(self._tokenizer))
         pairs = [(split, found.behavior, found.sha256) for split, found in splits.items()]
-        work = (model, pairs, self.options.to_record(), judged_by)
+        work = (model, pairs, self.options.to_record(), _described(judge))
         return hashlib.sha256(repr(work).encode()).hexdigest()
 
     def _provenance(self, splits: Mapping[str, ContrastPairDataset]) -> dict[str, Any]:
@@ -272,6 +294,23 @@ class Tuner:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+
+
+def _name_in(split: str, index: int) -> str:
+    return f"{side_name(index)} of the {split} split"
+
+
+def _described(judge: Judge | None) -> str:
+    """What tells one judge from another: its name, and its code and data as far as their representations show them."""
+    function = judge if hasattr(judge, "__code__") else None
+    parts: list[Any] = [getattr(judge, "__module__", None), getattr(judge, "__qualname__", type(judge).__qualname__)]
+    if function is not None:
+        code, cells = function.__code__, function.__closure__ or ()
+        parts += [code.co_code, code.co_consts, code.co_names, function.__defaults__]
+        parts += [cell.cell_contents for cell in cells]
+    elif judge is not None:
+        parts.append(sorted(vars(judge).items()) if hasattr(judge, "__dict__") else None)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(parts))
 
 
 def _apart(scores: Mapping[int, float], count: int) -> list[int]:
@@ -293,7 +332,8 @@ def _finished(folder: Path, work: str) -> TunedSteering:
     tuned = TunedSteering.load(folder)
     if tuned.provenance.get("work") != work:
         raise OptionError(
-            f"{folder} holds the tuning of another model, other pairs or other options. Choose another folder."
+            f"{folder} holds the tuning of another model, other pairs or other options (a model whose weights, "
+            "adapters or chat template have changed is another). Choose another folder."
         )
     return tuned
 
@@ -305,7 +345,7 @@ def _with_evidence(tuned: TunedSteering, provenance: Mapping[str, Any]) -> Steer
         "calibration": {"unit": "strength 1.0 costs the budget", "budget_kl": tuned.budget},
         "effect": {"nats_per_token": effect.mean, "low": effect.low, "high": effect.high},
         "answers": {"change": change.mean, "low": change.low, "high": change.high},
-        "steers": tuned.steers,
+        "steers": None if tuned.undecided else tuned.steers,
         "dataset_sha256": provenance["dataset_sha256"],
     }
     return SteeringVectorSet(tuned.behavior, list(tuned.vectors), {**tuned.vectors.metadata, **evidence})

@@ -17,6 +17,7 @@ from rotalabs_steer.evaluation.detection import Detection, detection_auroc
 from rotalabs_steer.evaluation.propensity import PairScorer
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
 from rotalabs_steer.evaluation.strengths import list_of_strengths
+from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import PairedComparison, compare_paired
 
@@ -108,11 +109,12 @@ def evaluate_vector(
         contrast_pairs: none that made the vector.
         refusal_prompts: harmful and harmless prompts, to be answered at every strength.
         template_options: for the chat template, as in `{"enable_thinking": False}`.
-        seed: of bootstraps and tests.
+        seed: of tests.
 
     Raises:
         OptionError: there are no strengths, or one is 0 or no number.
-        DatasetError, ChatTemplateError: a pair cannot be rendered.
+        DatasetError, ChatTemplateError: a pair cannot be rendered, or a side has no response; the model has not run.
+        ActivationError: an activation or a prediction is not finite.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
     """
     levels = check_strengths(strengths)
@@ -121,7 +123,8 @@ def evaluate_vector(
     chat = ChatTokenizer.of(tokenizer, template_options)
     dataset = as_dataset(contrast_pairs)
     pairs = [render_pair(chat, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
-    (detection,) = detection_auroc(model, chat, dataset, acting[-1], seed=seed)
+    check_scorable(sides_of(pairs), side_name)
+    (detection,) = detection_auroc(model, chat, dataset, acting[-1])
     coherence, knowledge = CoherenceProbe(model, chat), CapabilityProbe(model, chat, seed=seed)
     scorer = PairScorer(model, pairs)
     before = scorer.propensities().tolist()

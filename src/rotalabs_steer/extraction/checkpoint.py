@@ -57,8 +57,8 @@ class Checkpoint:
             raise FileFormatError(f"{self.path} is not a checkpoint of an extraction: {error}.") from error
         if about.get("work") != self.work:
             raise OptionError(
-                f"{self.path} continues another extraction (other pairs, model, layers or options). Choose another "
-                "file for resume=, or remove this one."
+                f"{self.path} continues another extraction (other pairs, model, layers or options; a model whose "
+                "weights or adapters have changed is another). Choose another file for resume=, or remove this one."
             )
         return done, tensors
 

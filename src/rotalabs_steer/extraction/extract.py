@@ -25,7 +25,7 @@ from rotalabs_steer.extraction.forward_pass import read_activations
 from rotalabs_steer.extraction.gradients import fisher_scores, pair_gradients
 from rotalabs_steer.extraction.methods import DEFAULT_METHOD, get_method
 from rotalabs_steer.extraction.pair_pass import PairPass
-from rotalabs_steer.extraction.pair_texts import PairTexts
+from rotalabs_steer.extraction.pair_texts import PairTexts, check_scorable, side_name, sides_of
 from rotalabs_steer.extraction.readout import token_weights
 from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, NEUTRAL, SAMPLES
 from rotalabs_steer.listed import list_of
@@ -220,6 +220,8 @@ def read_statistics(
         raise OptionError("Methods by gradient are for the residual stream: leave components as it is.")
     longest = getattr(text_config(transformers_model(model)), "max_position_embeddings", None)
     pairs = render_pairs(chat, dataset, longest, truncate=truncate)
+    if GRADIENT in needs:
+        check_scorable(sides_of(pairs), side_name)
     texts = PairTexts(pairs, token_positions)
     sums = PairPass(model, texts, places, needs, batch_size).run(resume, show_progress=show_progress)
     extras = _extras(model, chat, pairs, layers, needs, neutral_texts, show_progress=show_progress)

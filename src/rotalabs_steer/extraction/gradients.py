@@ -14,7 +14,9 @@ from tqdm.auto import tqdm
 
 from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.decoder import decoder_layers, hidden_size, transformers_model
+from rotalabs_steer.errors import ActivationError
 from rotalabs_steer.extraction.forward_pass import evaluating
+from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
 from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor, with_first_tensor
 from rotalabs_steer.text_batches import TextBatch, text_batches
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from rotalabs_steer.datasets.rendering import RenderedPair
 
 _MOST_PROBE_TOKENS = 32
+_HINT = "Load the model in float32 or bfloat16 (float16 overflows on some models)."
 
 
 def pair_gradients(
@@ -43,8 +46,13 @@ def pair_gradients(
 
     Args:
         first_tokens: count only so many tokens of a response, from its beginning.
+
+    Raises:
+        DatasetError: a side has no token of a response to score; the model has not run.
+        ActivationError: a gradient is not finite; pair and layer are named.
     """
-    texts = [side for pair in pairs for side in (pair.positive, pair.negative)]
+    texts = sides_of(pairs)
+    check_scorable(texts, side_name)
     ids = [text.ids for text in texts]
     gradients = torch.zeros(len(layer_indices), len(texts), hidden_size(model))
     with (
@@ -63,6 +71,7 @@ def pair_gradients(
                     total = total + (1 if index % 2 == 0 else -1) * predicted.mean()
                 _gather(total, additions, gradients, batch.texts)
             progress.update(len(batch.texts))
+    _check_finite(gradients, layer_indices, side_name)
     return gradients[:, 0::2] + gradients[:, 1::2]
 
 
@@ -83,7 +92,14 @@ def fisher_scores(
     Args:
         texts: token ids; each is cut to 32 tokens.
         draws: scores a text.
+
+    Raises:
+        ActivationError: a prediction or a gradient is not finite; text and layer are named.
     """
+
+    def name(index: int) -> str:
+        return f"neutral text {index % len(ids)}"
+
     generator = torch.Generator().manual_seed(seed)
     ids = [tuple(text[:_MOST_PROBE_TOKENS]) for text in texts]
     scores = torch.zeros(len(layer_indices), draws * len(ids), hidden_size(model))
@@ -93,6 +109,9 @@ def fisher_scores(
                 log_probs = _log_probs(model, batch)
                 real = torch.cat(batch.slots).to(log_probs.device)
                 flat = log_probs.flatten(0, 1)[real]
+                for index, slots in zip(batch.texts, batch.slots, strict=True):
+                    if bool(log_probs.detach().flatten(0, 1)[slots.to(log_probs.device)].isnan().any()):
+                        raise ActivationError(f"The model's predictions for {name(index)} are NaN. {_HINT}")
                 lengths = torch.tensor([len(ids[index]) for index in batch.texts])
                 weights = lengths.rsqrt().repeat_interleave(lengths).to(flat.device)
                 for draw in range(draws):
@@ -100,7 +119,19 @@ def fisher_scores(
                     total = (flat.gather(1, tokens)[:, 0] * weights).sum()
                     columns = [draw * len(ids) + index for index in batch.texts]
                     _gather(total, additions, scores, columns, keep=draw < draws - 1)
+    _check_finite(scores, layer_indices, name)
     return scores
+
+
+def _check_finite(
+    found: Float[torch.Tensor, "layers columns hidden"], layer_indices: Sequence[int], name: Callable[[int], str]
+) -> None:
+    bad = (~found.isfinite().all(dim=2)).nonzero()
+    if len(bad):
+        layer, column = bad[0].tolist()
+        raise ActivationError(
+            f"The gradient of {name(column)} at layer {layer_indices[layer]} is NaN or infinite. {_HINT}"
+        )
 
 
 @contextlib.contextmanager

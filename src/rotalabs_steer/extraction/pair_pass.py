@@ -7,11 +7,13 @@ from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rotalabs_steer.decoder import hidden_size, model_fingerprint, model_name
+from rotalabs_steer.decoder import hidden_size, model_name
 from rotalabs_steer.extraction.checkpoint import Checkpoint
 from rotalabs_steer.extraction.forward_pass import read_activations
+from rotalabs_steer.extraction.pair_texts import side_name
 from rotalabs_steer.extraction.processes import add_over_processes, own_share, rank_and_size
 from rotalabs_steer.extraction.statistics import PairSums
+from rotalabs_steer.model_digest import model_digest
 from rotalabs_steer.text_batches import plan_batches
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class PairPass:
                 self._places,
                 self._texts.weights,
                 receive,
-                name=self._texts.place_of,
+                name=side_name,
                 show_progress=show_progress,
             )
         finally:
@@ -79,9 +81,9 @@ class PairPass:
         return sums
 
     def _work(self) -> str:
-        """A digest of everything that the sums depend on, but for the model's weights."""
+        """A digest of everything that the sums depend on."""
         digest = hashlib.sha256()
-        model = (model_name(self._model), model_fingerprint(self._model))
+        model = (model_name(self._model), model_digest(self._model))
         digest.update(repr((model, sorted(self._needs), self._places, self._texts.position_names)).encode())
         digest.update(repr(self._plan.batches).encode())
         for index, ids in enumerate(self._texts.ids):

@@ -6,24 +6,49 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rotalabs_steer.errors import OptionError
+from rotalabs_steer.errors import DatasetError, OptionError
 from rotalabs_steer.extraction.readout import Readout, check_readout, default_readout, readout_name, token_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from jaxtyping import Float
 
-    from rotalabs_steer.datasets.rendering import RenderedPair
+    from rotalabs_steer.datasets.rendering import RenderedPair, RenderedText
     from rotalabs_steer.extraction.statistics import PairSums
 
 _SIDES = ("positive", "negative")
 
 
+def sides_of(pairs: Sequence[RenderedPair]) -> list[RenderedText]:
+    """Both sides of pairs as one list: texts 2n and 2n + 1 are the sides of pair n."""
+    return [side for pair in pairs for side in (pair.positive, pair.negative)]
+
+
+def side_name(index: int) -> str:
+    """What to call a text of `sides_of` in an error."""
+    return f"the {_SIDES[index % 2]} text of pair {index // 2}"
+
+
+def check_scorable(texts: Sequence[RenderedText], name: Callable[[int], str]) -> None:
+    """Checks that every text has a token of a response with another token before it.
+
+    Raises:
+        DatasetError: there are no texts, or one has no such token.
+    """
+    if not texts:
+        raise DatasetError("There are no texts to score: give at least one pair.")
+    for index, text in enumerate(texts):
+        if len(text.ids) <= max(text.response_start, 1):
+            raise DatasetError(
+                f"{name(index).capitalize()} has no token of a response to score ({len(text.ids)} tokens, the response "
+                f"begins at {text.response_start}). Log-odds compare responses: give both sides one, for a pair of "
+                "prompts the answers that the model gives to them."
+            )
+
+
 class PairTexts:
     """Both sides of pairs as one list of texts, and a weight for each of their tokens for each token position.
-
-    Texts 2n and 2n + 1 are the sides of pair n.
 
     Attributes:
         ids: token ids of each text.
@@ -34,7 +59,7 @@ class PairTexts:
     """
 
     def __init__(self, pairs: Sequence[RenderedPair], token_positions: Sequence[Readout | None]) -> None:
-        self._texts = [side for pair in pairs for side in (pair.positive, pair.negative)]
+        self._texts = sides_of(pairs)
         self._positions = list(token_positions)
         for position in self._positions:
             if position is not None:
@@ -54,7 +79,7 @@ class PairTexts:
     def weights(self, index: int) -> list[Float[torch.Tensor, " seq"]]:
         """A weight a token of one text, for each token position."""
         text = self._texts[index]
-        return [token_weights(text, p or default_readout(text), self.place_of(index)) for p in self._positions]
+        return [token_weights(text, p or default_readout(text), side_name(index)) for p in self._positions]
 
     def add(
         self,
@@ -67,11 +92,6 @@ class PairTexts:
         numbers = [texts[row] // 2 for row in order[::2].tolist()]
         for position, pooled in zip(self.position_names, activations.unbind(dim=1), strict=True):
             sums[position].add(numbers, torch.unflatten(pooled[:, order], 1, (-1, 2)))
-
-    @staticmethod
-    def place_of(index: int) -> str:
-        """What to call a text in an error."""
-        return f"the {_SIDES[index % 2]} text of pair {index // 2}"
 
     def _name(self, position: Readout | None) -> str:
         if position is not None:

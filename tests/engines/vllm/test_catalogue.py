@@ -130,7 +130,8 @@ def test_a_strength_beyond_the_dtype_is_refused(tmp_path):
     half = Catalogue.load(tmp_path, replace(TINY, dtype=torch.float16), 10.0)
     with pytest.raises(OptionError, match=r"'huge' at strength 3 has numbers up to 9e\+04, more than torch.float16"):
         ask(half, {"huge": 3})
-    assert ask(half, {"huge": 2}) is not None
+    (addition,) = ask(half, {"huge": 2}).additions
+    assert (addition.layer, addition.behavior, addition.strength) == (3, "huge", 2.0)
 
 
 def test_a_folder_without_sets(tmp_path):

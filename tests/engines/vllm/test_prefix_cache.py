@@ -43,7 +43,9 @@ def test_blocks_are_told_apart_by_what_is_steered_in_them():
 @pytest.mark.parametrize("scope", ["last", "generated"])
 def test_the_last_prompt_token_is_steered(scope):
     assert keys(scope, prompt_tokens=33)[1:3] == [None, keys("all")[2]]
-    assert keys(scope, prompt_tokens=32)[1] is not None
+    first, second, *rest = keys(scope, prompt_tokens=32)
+    assert (first, rest) == (None, keys("all")[2:])
+    assert second not in (None, keys("all")[1]), "one token of the block is steered, not all of them"
 
 
 def test_pooling_requests_have_no_steering():

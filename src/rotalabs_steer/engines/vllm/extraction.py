@@ -13,7 +13,7 @@ from rotalabs_steer.engines.vllm.settings import CONFIG_KEY, SteeringSettings, s
 from rotalabs_steer.errors import ActivationError, LayerError, OptionError, missing_dependency
 from rotalabs_steer.extraction.extract import ActivationStatistics, render_pairs
 from rotalabs_steer.extraction.methods import DEFAULT_METHOD, get_method
-from rotalabs_steer.extraction.pair_texts import PairTexts
+from rotalabs_steer.extraction.pair_texts import PairTexts, side_name
 from rotalabs_steer.extraction.statistics import SAMPLES, PairSums
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _read(
         for layer in layers:
             if not bool(torch.isfinite(at[layer]).all()):
                 raise ActivationError(
-                    f"The activations of {texts.place_of(index)} at layer {layer} are NaN or infinite. Load the model "
+                    f"The activations of {side_name(index)} at layer {layer} are NaN or infinite. Load the model "
                     "in float32 or bfloat16 (float16 overflows on some models)."
                 )
         positions = len(texts.position_names)
