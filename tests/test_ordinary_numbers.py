@@ -96,7 +96,11 @@ def test_what_is_not_a_layer_finds_no_vector(layer):
         SteeringVector("test", layer, torch.ones(16), "tiny")
 
 
-@pytest.mark.parametrize("layers", [np.arange(1, 3), torch.arange(1, 3), range(1, 3), (n for n in (1, 2))], ids=repr)
+@pytest.mark.parametrize(
+    "layers",
+    [np.arange(1, 3), torch.arange(1, 3), range(1, 3), iter((1, 2))],
+    ids=["array", "tensor", "range", "iterator"],
+)
 def test_layers_may_be_any_kind_of_list(llama, layers):
     assert list(extract_activations(llama, {"input_ids": IDS}, layers)) == [1, 2]
 

@@ -12,7 +12,8 @@ import pytest
 
 from playground.conftest import MARKUP, QUESTION
 from rotalabs_steer import MultiVectorInjector, SteeringVectorSet
-from rotalabs_steer.evaluation.generation import continue_rows, render_prompt
+from rotalabs_steer.datasets.rendering import render_prompt
+from rotalabs_steer.evaluation.generation import continue_rows
 
 CHROMIUM = os.environ.get("ROTALABS_STEER_CHROMIUM")
 pytestmark = [
