@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from rotalabs_steer.forward_calls import CallArguments
+    from rotalabs_steer.call_arguments import CallArguments
     from rotalabs_steer.plans import Step
     from rotalabs_steer.positions import ForwardCall
 

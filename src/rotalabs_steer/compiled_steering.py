@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 
+from rotalabs_steer.call_arguments import CallArguments
 from rotalabs_steer.errors import SteeringError
-from rotalabs_steer.forward_calls import CallArguments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
