@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import contextvars
+import copy
 import functools
+import gc
 import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -19,9 +22,16 @@ from rotalabs_steer import (
     steering_of,
     unsteered,
 )
-from rotalabs_steer.errors import NotSteeredError, SteeringConflictError, SteeringWarning
+from rotalabs_steer.errors import (
+    ArchitectureError,
+    LayerError,
+    NotSteeredError,
+    PositionError,
+    SteeringConflictError,
+    SteeringWarning,
+)
 from rotalabs_steer.extraction import extract_caa_vectors
-from tiny import count_hooks, make_vector
+from tiny import count_hooks, make_vector, tiny_llama
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -230,7 +240,7 @@ def test_a_thread_started_inside_a_scope_is_noticed(llama, vector, how):
     async def in_executor():
         await asyncio.get_running_loop().run_in_executor(None, logits, llama)
 
-    with pytest.raises(NotSteeredError, match="it ran unsteered elsewhere meanwhile"):  # noqa: SIM117
+    with pytest.raises(NotSteeredError, match="it ran outside of it meanwhile"):  # noqa: SIM117
         with ActivationInjector(llama, [vector]).scoped():
             elsewhere()
     assert count_hooks(llama) == 0
@@ -282,3 +292,190 @@ def test_a_vector_can_be_trained_through_the_model(llama, dtype, intervention):
             optimiser.step()
             losses.append(float(loss.detach()))
     assert losses[2] < losses[1] < losses[0]
+
+
+def run_in_thread(function):
+    result = []
+    thread = threading.Thread(target=lambda: result.append(function()))
+    thread.start()
+    thread.join()
+    return result[0]
+
+
+def test_a_thread_started_in_the_body_of_a_generator_is_noticed(llama, vector):
+    def pieces():
+        with ActivationInjector(llama, [vector]).scoped():
+            yield run_in_thread(lambda: logits(llama))
+
+    with pytest.raises(NotSteeredError, match="ran outside of it meanwhile"):
+        list(pieces())
+    generator = pieces()
+    next(generator)
+    with pytest.raises(NotSteeredError, match="ran outside of it meanwhile"):
+        generator.close()
+
+
+@pytest.mark.parametrize("other", ["another generator", "a model-wide injector"])
+def test_a_thread_started_inside_a_scope_is_noticed_whatever_else_steers(llama, vector, other):
+    with contextlib.ExitStack() as stack:
+        suspended = stream(llama, ActivationInjector(llama, [make_vector(llama, 2)]))
+        if other == "another generator":
+            next(suspended)
+        else:
+            stack.enter_context(ActivationInjector(llama, [make_vector(llama, 2)]))
+        with pytest.raises(NotSteeredError), ActivationInjector(llama, [vector]).scoped():
+            run_in_thread(lambda: logits(llama))
+        suspended.close()
+
+
+@contextlib.contextmanager
+def steered_by(injector):
+    with injector.scoped():
+        yield
+
+
+class Entering:
+    def __init__(self, injector):
+        self.scope = injector.scoped()
+
+    def __enter__(self):
+        return self.scope.__enter__()
+
+    def __exit__(self, *error):
+        return self.scope.__exit__(*error)
+
+
+@pytest.mark.parametrize("how", [steered_by, Entering], ids=["context manager", "class"])
+def test_however_a_generator_opens_its_scope_it_steers_its_body_only(llama, vector, how):
+    plain, steered = logits(llama), steered_logits(llama, vector)
+
+    def pieces():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(how(ActivationInjector(llama, [vector])))
+            for _ in range(3):
+                yield logits(llama)
+
+    generator = pieces()
+    assert torch.equal(next(generator), steered)
+    assert torch.equal(logits(llama), plain)
+    assert torch.equal(run_in_thread(lambda: next(generator)), steered)
+    assert torch.equal(next(generator), steered)
+
+
+def test_the_plain_model_in_a_generator_is_that_of_its_body(llama, vector):
+    plain, steered = logits(llama), steered_logits(llama, vector)
+
+    def pieces():
+        with unsteered(llama):
+            for _ in range(3):
+                yield logits(llama)
+
+    with ActivationInjector(llama, [vector]):
+        generator = pieces()
+        assert torch.equal(next(generator), plain)
+        assert torch.equal(logits(llama), steered)
+        assert torch.equal(run_in_thread(lambda: next(generator)), plain)
+
+
+def test_what_another_thread_attaches_does_not_steer_the_plain_model(llama, vector):
+    plain, injector = logits(llama), ActivationInjector(llama, [vector])
+    with unsteered(llama):
+        run_in_thread(injector.attach)
+        assert torch.equal(logits(llama), plain)
+    injector.detach()
+
+
+def test_attaching_what_is_hidden_is_an_error(llama, vector):
+    injector = ActivationInjector(llama, [vector]).attach()
+    with unsteered(llama), pytest.raises(SteeringConflictError, match="hides it in this block"):
+        injector.attach()
+    injector.detach()
+
+
+def test_a_block_inside_an_attachment_leaves_it_attached(llama, vector):
+    injector = ActivationInjector(llama, [vector]).attach()
+    with injector:
+        steered = logits(llama)
+    assert injector.attached
+    assert torch.equal(logits(llama), steered)
+    injector.detach()
+    assert count_hooks(llama) == 0
+
+
+def test_one_scope_cannot_be_opened_twice(llama, vector):
+    scope = ActivationInjector(llama, [vector]).scoped()
+    with scope, pytest.raises(SteeringConflictError, match="open already"), scope:
+        pass
+
+
+def test_a_model_and_its_inner_model_are_steered_as_one(llama, vector):
+    plain = logits(llama)
+    inner = ActivationInjector(llama.model, [vector], check_model=False)
+    with inner:
+        with unsteered(llama):
+            assert torch.equal(logits(llama), plain)
+        assert len(steering_of(llama)) == len(steering_of(llama.model)) == 1
+        with pytest.warns(SteeringWarning):
+            ActivationInjector(llama, [vector]).attach().detach()
+    outer = ActivationInjector(llama, [vector])
+    for _ in range(5):
+        outer.attach()
+        with pytest.warns(SteeringWarning):
+            inner.attach()
+        outer.detach()
+        assert not torch.equal(logits(llama), plain)
+        inner.detach()
+    assert torch.equal(logits(llama), plain)
+    assert "forward" not in llama.model.__dict__
+    assert "forward" not in llama.__dict__
+
+
+def test_a_copy_of_a_steered_model_is_a_plain_model_of_its_own(llama, vector):
+    plain = logits(llama)
+    with ActivationInjector(llama, [vector]):
+        copied = copy.deepcopy(llama)
+        assert torch.equal(logits(copied), plain)
+    with torch.no_grad():
+        copied.lm_head.weight.zero_()
+    assert float(logits(copied).abs().max()) == 0.0
+    assert torch.equal(logits(llama), plain)
+
+
+def test_what_others_put_on_meanwhile_stays(llama, vector):
+    plain, calls = logits(llama), []
+    with ActivationInjector(llama, [vector]):
+        for module in (llama, llama.model.layers[1]):
+            forward = module.forward
+            module.forward = lambda *args, forward=forward, **kwargs: calls.append(1) or forward(*args, **kwargs)
+        steered = logits(llama)
+    assert torch.equal(logits(llama), plain)
+    assert not torch.equal(steered, plain)
+    assert len(calls) == 4
+
+
+def test_a_model_that_is_dropped_while_attached_or_after_an_error_is_freed():
+    model = tiny_llama()
+    injector = ActivationInjector(model, [make_vector(model)], injection_mode="first")
+    with contextlib.suppress(PositionError), injector:
+        model(IDS, attention_mask=torch.ones(1, 1, 5, 5).tril().bool())
+    injector.attach()
+    gone = weakref.ref(model)
+    del model, injector
+    gc.collect()
+    assert gone() is None
+
+
+def test_layers_that_are_one_module_are_refused(llama, vector):
+    llama.model.layers[2] = llama.model.layers[1]
+    with pytest.raises(ArchitectureError, match="Layer 1 of LlamaForCausalLM is one module with another layer"):
+        ActivationInjector(llama, [vector]).attach()
+    assert count_hooks(llama) == 0
+
+
+def test_layers_that_are_gone_are_refused_and_nothing_is_left_on(llama):
+    injector = ActivationInjector(llama, [make_vector(llama, 0), make_vector(llama, 3)])
+    llama.model.layers = llama.model.layers[:2]
+    with pytest.raises(LayerError, match="Layer 3 does not exist"):
+        injector.attach()
+    assert count_hooks(llama) == 0
+    assert "forward" not in llama.model.layers[0].__dict__

@@ -7,9 +7,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, PreTrainedTokenizerFast, StaticCache
 
-from rotalabs_steer import ActivationInjector
-from rotalabs_steer.errors import OptionError, PositionError
-from rotalabs_steer.positions import AfterMarker, AfterText, TokenRange
+from rotalabs_steer import ActivationInjector, plans
+from rotalabs_steer.conditions import Condition
+from rotalabs_steer.errors import OptionError, PositionError, VectorError
+from rotalabs_steer.interventions import Clamp
+from rotalabs_steer.positions import AfterMarker, AfterText, TokenRange, forward_call
 from rotalabs_steer.schedules import LinearDecay, StopAfter
 from test_generation_paths import oracle_logits
 from tiny import count_hooks, make_vector
@@ -220,3 +222,96 @@ def test_a_marker_is_found_by_its_text_however_it_is_split(llama, settings):
 def test_a_marker_of_no_text_is_refused():
     with pytest.raises(OptionError, match="at least one character"):
         AfterMarker.of(words("a"), "")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_arguments_by_position_are_read_as_those_by_name(llama, injected, mode):
+    ids = torch.tensor([[0, 0, 5, 6, 7, 8], [5, 6, 7, 8, 9, 10]])
+    mask = (ids != 0).long()
+    with injected(injection_mode=mode), torch.no_grad():
+        assert torch.equal(llama(ids, mask).logits, llama(input_ids=ids, attention_mask=mask).logits)
+        inner = llama.model
+        assert torch.equal(inner(ids, mask)[0], inner(input_ids=ids, attention_mask=mask)[0])
+        with pytest.raises(PositionError, match="start again within a row"):
+            inner(ids[1:], None, torch.tensor([[0, 1, 2, 0, 1, 2]]))
+
+
+def test_packed_rows_with_several_kinds_of_positions_are_refused():
+    call = forward_call(1, 5, position_ids=torch.tensor([[[0, 1, 2, 0, 1]]]).expand(3, 1, 5))
+    with pytest.raises(PositionError, match="start again within a row"):
+        call.select("first")
+    picture = forward_call(1, 5, position_ids=torch.tensor([[[0, 1, 1, 1, 2]]]).expand(3, 1, 5))
+    assert picture.select("first").tolist() == [[True, False, False, False, False]]
+
+
+def test_a_marker_is_not_found_in_the_padding(llama):
+    ids, mask = torch.tensor([[6, 6, 5, 9, 8, 7]]), torch.tensor([[0, 0, 1, 1, 1, 1]])
+    assert forward_call(1, 6, mask=mask, ids=ids).select(AfterMarker((6,))) is False
+    border = torch.tensor([[6, 6, 7, 9, 8, 7]])
+    assert forward_call(1, 6, mask=mask, ids=border).select(AfterMarker((6, 7))) is False
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_embeddings_beside_the_ids_of_the_same_tokens(llama, injected, mode):
+    embeddings = llama.get_input_embeddings()(PROMPT).detach()
+    with injected(injection_mode=mode):
+        expected = llama.generate(PROMPT, **GREEDY)
+        found = llama.generate(input_ids=PROMPT, inputs_embeds=embeddings, **GREEDY)
+    assert torch.equal(found, expected)
+
+
+def test_a_cache_of_tokens_that_generate_is_not_told_of_is_refused(llama, injected):
+    with torch.no_grad():
+        cache = llama(PROMPT[:, :4]).past_key_values
+    with (
+        injected(injection_mode="first"),
+        pytest.raises(PositionError, match="covers 3 columns, but the cache holds 4"),
+    ):
+        llama.generate(PROMPT[:, 4:], past_key_values=cache, **GREEDY)
+
+
+def test_a_condition_is_not_decided_on_the_end_of_a_prompt(llama, injected):
+    with torch.no_grad():
+        cache = llama(PROMPT[:, :4]).past_key_values
+    condition = Condition(torch.ones(16), 0, -1.0)
+    with injected(condition=condition), pytest.raises(PositionError, match="holds only a part of it"):
+        llama.generate(PROMPT, past_key_values=cache, **GREEDY)
+
+
+def test_strengths_are_one_for_each_prompt(llama):
+    prompts = torch.randint(5, 99, (4, 3), generator=torch.Generator().manual_seed(0))
+    injector = ActivationInjector(llama, [make_vector(llama)], [0.0, 1.0])
+    with injector, pytest.raises(OptionError, match="2 strengths were given for a batch of 4 rows"):
+        llama.generate(prompts, **GREEDY)
+    with injector, pytest.raises(OptionError, match="2 strengths were given for a batch of 4 rows"):
+        llama(prompts)
+    with injector:
+        pairs = llama.generate(prompts[:2], num_return_sequences=2, num_beams=2, **GREEDY)
+        plain = ActivationInjector(llama, [make_vector(llama)], 0.0)
+    with plain:
+        alone = llama.generate(prompts[:1], num_return_sequences=2, num_beams=2, **GREEDY)
+    assert torch.equal(pairs[:2], alone)
+
+
+def test_rows_that_come_twice_for_guidance_have_their_prompts_strengths():
+    call = forward_call(4, 1, prompts=2, is_doubled=True)
+    strengths = plans._for_rows(torch.tensor([0.0, 1.0]), call)
+    assert strengths.tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda m, v: ActivationInjector(m, [v], intervention=lambda d: Clamp(d, value=float("nan"))), "value is nan"),
+    (lambda m, v: ActivationInjector(m, [v], intervention=lambda d: None), "The intervention that was made is None"),
+    (lambda m, v: ActivationInjector(m, [v], intervention=3), "intervention is 3; use one of"),
+    (lambda m, v: ActivationInjector(m, [v], schedule=lambda i: i * float("nan")), "must give a finite factor"),
+    (lambda m, v: ActivationInjector(m, [v], schedule=lambda i: 0.5), "must give a finite factor"),
+    (lambda m, v: ActivationInjector(m, [v], 1e38), "does not fit into torch.float32"),
+    (lambda m, v: ActivationInjector(m.half(), [v], 1e5), "does not fit into torch.float16"),
+    (lambda m, v: ActivationInjector(m.half(), [v], 1e-11), "does not fit into torch.float16"),
+    (lambda m, v: Condition(torch.full((16,), float("nan")), 0, 0.0), "is finite"),
+])  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused(llama, make, message):
+    vector = make_vector(llama, scale=30.0)
+    with pytest.raises((OptionError, VectorError), match=message), make(llama, vector):
+        llama(PROMPT)
+    assert count_hooks(llama) == 0

@@ -11,25 +11,25 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import itertools
 import sys
 import threading
 import weakref
 from collections import OrderedDict
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
 from rotalabs_steer.compiled_steering import register_steerer, steer_in_graph
-from rotalabs_steer.decoder import decoder_layers, transformers_model
-from rotalabs_steer.errors import NotSteeredError, SteeringConflictError
+from rotalabs_steer.decoder import check_layer_indices, decoder_layers, find_decoder
+from rotalabs_steer.errors import ArchitectureError, NotSteeredError, SteeringConflictError
 from rotalabs_steer.forward_calls import CallTracker
 from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor, with_first_tensor
 from rotalabs_steer.plans import Plan, Steps, steps_by_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from torch import nn
@@ -42,6 +42,8 @@ Measure = TypeVar("Measure", bound="Callable[..., Any]")
 
 _STEERED_MODELS: weakref.WeakKeyDictionary[nn.Module, SteeredModel] = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
+_NUMBERS = itertools.count()
+_ENTERING = ("__enter__", "__aenter__")
 _RESOLVED_PLANS = 64
 """Combinations of plans whose steps are kept, for threads that steer one model differently at the same time."""
 _SCOPED: contextvars.ContextVar[tuple[Attachment | _Unsteered, ...]] = contextvars.ContextVar(
@@ -54,20 +56,29 @@ class Attachment:
     """A plan in force on a model.
 
     Attributes:
+        model: the model that was attached to, or a part of it.
         names: the behaviour of each item of the plan, for people.
+        number: larger for what was attached later.
         frame: the generator whose body a scope belongs to, where it is opened in one; see `SteeredModel.open_scope`.
         acted: layers at which a scope has acted.
     """
 
-    model: SteeredModel
+    steered: SteeredModel
+    model: weakref.ref[nn.Module]
     plan: Plan
     names: tuple[str, ...]
     owner: _Owner
     start: _Counts
-    frame: FrameType | None = None
     scoped: bool = False
+    frame: FrameType | None = None
+    number: int = field(default_factory=_NUMBERS.__next__)
     acted: set[int] = field(default_factory=set)
     removed: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended."""
+        return not self.removed
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -78,11 +89,11 @@ class Attachment:
         """Changes what is done from the next layer call on. The layers stay."""
         with _LOCK:
             self.plan = plan
-            self.model._forget_steps()
+            self.steered._forget_steps()
 
     def remove(self) -> None:
         """Ends it. Ending it twice is ending it once."""
-        self.model._remove(self)
+        self.steered._remove(self)
 
     def check_acted(self) -> None:
         """Compares the block that has ended with what the model did meanwhile.
@@ -91,7 +102,7 @@ class Attachment:
             NotSteeredError: the model ran, and layers that were to be steered did not.
             PositionError: a worker thread, which reports to nobody, met one.
         """
-        self.model._check_acted(self)
+        self.steered._check_acted(self)
 
 
 @dataclass(frozen=True)
@@ -100,15 +111,25 @@ class _Counts:
 
     calls: int
     layer_calls: dict[int, int]
-    unsteered_calls: int
+    unscoped_calls: int
     refusal: object
 
 
 @dataclass(frozen=True, eq=False)
 class _Unsteered:
-    """A block that wants the plain model: it hides what was in force when it began."""
+    """A block that wants the plain model: only what its own thread or task attaches inside it acts there."""
 
-    hidden: frozenset[Attachment]
+    steered: SteeredModel
+    owner: _Owner
+    frame: FrameType | None
+    number: int = field(default_factory=_NUMBERS.__next__)
+    is_open = True
+
+    def hides(self, attachment: Attachment) -> bool:
+        """Whether an attachment does not act in this block."""
+        if attachment.steered is not self.steered:
+            return False
+        return attachment.number < self.number or not attachment.owner.is_same(self.owner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +147,10 @@ class _Owner:
             task = None
         return cls(threading.current_thread(), task)
 
+    def is_same(self, other: _Owner) -> bool:
+        """Whether both are the same thread and task."""
+        return self.thread is other.thread and self.task is other.task
+
     def conflicts_with(self, other: _Owner) -> bool:
         if self.thread is not other.thread:
             return self.thread.is_alive()
@@ -133,41 +158,43 @@ class _Owner:
 
 
 class SteeredModel:
-    """What is attached to one model. Get it with `SteeredModel.of(model)`."""
+    """What is attached to the layers of one decoder, through whichever model around it.
+
+    Get it with `SteeredModel.of(model)`.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = weakref.ref(transformers_model(model))
         self._tracker = CallTracker.of(model)
         self._layout = ResidualLayout.of(model)
         self._number = register_steerer(self)
         self._model_wide: tuple[Attachment, ...] = ()
         self._scopes: tuple[Attachment, ...] = ()
-        self._in_generators = False
+        self._plain_generators: tuple[_Unsteered, ...] = ()
         self._hooks: dict[int, _SteeringHook] = {}
         self._hook_users: dict[int, int] = {}
         self._layer_calls: dict[int, int] = {}
-        self._unsteered_calls = 0
+        self._unscoped_calls = 0
         self._usual_steps: Steps | None = None
         self._resolved: OrderedDict[tuple[int, ...], tuple[tuple[Plan, ...], Steps]] = OrderedDict()
 
     @classmethod
     def of(cls, model: nn.Module) -> SteeredModel:
-        """The one record of what is attached to this model."""
-        inner = transformers_model(model)
+        """The one record of what is attached to this model's decoder."""
+        decoder = find_decoder(model)[0]
         with _LOCK:
-            if inner not in _STEERED_MODELS:
-                _STEERED_MODELS[inner] = cls(model)
-            return _STEERED_MODELS[inner]
+            if decoder not in _STEERED_MODELS:
+                _STEERED_MODELS[decoder] = cls(model)
+            return _STEERED_MODELS[decoder]
 
-    def attach(self, plan: Plan, names: tuple[str, ...]) -> Attachment:
+    def attach(self, model: nn.Module, plan: Plan, names: tuple[str, ...]) -> Attachment:
         """Puts a plan in force for every call of the model, in whatever thread.
 
         Raises:
             SteeringConflictError: another live thread or task holds a model-wide attachment.
+            LayerError, ArchitectureError: the model lacks a layer, or has one module at several places.
         """
         with _LOCK:
-            owner = self.check_free()
-            attachment = self._begin(plan, names, owner)
+            attachment = self._begin(model, plan, names, self.check_free())
             self._model_wide = (*self._model_wide, attachment)
             self._forget_steps()
             return attachment
@@ -183,7 +210,9 @@ class SteeredModel:
                 )
         return owner
 
-    def open_scope(self, plan: Plan, names: tuple[str, ...], opened_in: FrameType | None) -> Attachment:
+    def open_scope(
+        self, model: nn.Module, plan: Plan, names: tuple[str, ...], opened_in: FrameType | None
+    ) -> Attachment:
         """Puts a plan in force for calls from the current thread or asyncio task only.
 
         Args:
@@ -192,16 +221,33 @@ class SteeredModel:
                 is iterated, the scope holds for the calls made from its body, wherever that runs. The body of an
                 asynchronous one may also hand the call to a thread, which inherits the context.
         """
-        flags = _generator_flags(opened_in)
-        frame = opened_in if flags else None
+        frame, flags = _iterated_generator(opened_in)
         with _LOCK:
-            attachment = self._begin(plan, names, _Owner.current(), scoped=True, frame=frame)
+            attachment = self._begin(model, plan, names, _Owner.current(), scoped=True, frame=frame)
             self._scopes = (*self._scopes, attachment)
-            self._in_generators = any(one.frame is not None for one in self._scopes)
             self._forget_steps()
         if flags != inspect.CO_GENERATOR:
             _SCOPED.set((*_SCOPED.get(), attachment))
         return attachment
+
+    def open_plain(self, opened_in: FrameType | None) -> _Unsteered:
+        """Begins a block that wants the plain model, in the same places as a scope would act."""
+        frame, flags = _iterated_generator(opened_in)
+        plain = _Unsteered(self, _Owner.current(), frame)
+        with _LOCK:
+            if frame is not None:
+                self._plain_generators = (*self._plain_generators, plain)
+                self._forget_steps()
+        if flags != inspect.CO_GENERATOR:
+            _SCOPED.set((*_SCOPED.get(), plain))
+        return plain
+
+    def close_plain(self, plain: _Unsteered) -> None:
+        """Ends what `open_plain` began."""
+        with _LOCK:
+            self._plain_generators = tuple(one for one in self._plain_generators if one is not plain)
+            self._forget_steps()
+        _SCOPED.set(tuple(one for one in _SCOPED.get() if one is not plain))
 
     def in_force(self) -> tuple[Attachment, ...]:
         """What acts on calls from here: model-wide attachments, and the scopes of this thread, task or generator.
@@ -210,12 +256,12 @@ class SteeredModel:
             SteeringConflictError: several asynchronous generators have scopes open in this task, and the call comes
                 from the body of none of them.
         """
-        context = _SCOPED.get()
-        hidden = frozenset[Attachment]().union(*(one.hidden for one in context if isinstance(one, _Unsteered)))
-        inherited = [one for one in context if isinstance(one, Attachment) and one.model is self and not one.removed]
-        if self._in_generators:
+        inherited: list[Attachment | _Unsteered] = [one for one in _SCOPED.get() if one.steered is self and one.is_open]
+        blocks: tuple[Attachment | _Unsteered, ...] = (*self._scopes, *self._plain_generators)
+        in_generators = [one for one in blocks if one.frame is not None]
+        if in_generators:
             frames = _frames_on_stack()
-            running = [one for one in self._scopes if one.frame is not None and one.frame in frames]
+            running = [one for one in in_generators if one.frame in frames]
             suspended = {one.frame for one in inherited if one.frame is not None and one.frame not in frames}
             if len(suspended) > 1 and not running:
                 raise SteeringConflictError(
@@ -223,8 +269,10 @@ class SteeredModel:
                     "is unknown which of them this call belongs to. Run each generator in a task of its own."
                 )
             ours = [one for one in inherited if one.frame is None or (one.frame in suspended and not running)]
-            inherited = [one for one in self._scopes if one in ours or one in running]
-        return tuple(one for one in (*self._model_wide, *inherited) if one not in hidden)
+            inherited = sorted({*ours, *running}, key=lambda one: one.number)
+        plain = [one for one in inherited if isinstance(one, _Unsteered)]
+        found = (*self._model_wide, *(one for one in inherited if isinstance(one, Attachment)))
+        return tuple(one for one in found if not any(block.hides(one) for block in plain))
 
     def attachments(self) -> tuple[Attachment, ...]:
         """Everything that is attached, for whichever thread."""
@@ -232,27 +280,29 @@ class SteeredModel:
 
     def steps(self) -> Steps:
         """The steps in force for the calling thread, by layer."""
-        if _SCOPED.get() or self._in_generators:
+        if _SCOPED.get() or self._scopes or self._plain_generators or not self._model_wide:
             return self._resolve(self.in_force())
         steps = self._usual_steps
         if steps is None:
             with _LOCK:  # else a plan replaced meanwhile could be forgotten before these steps are kept
-                steps = self._resolve(self._model_wide)
-                if self._model_wide and not self._in_generators:
-                    self._usual_steps = steps
+                steps = self._usual_steps = self._resolve(self._model_wide)
         return steps
 
     def steps_at(self, layer: int) -> Sequence[Step] | None:
         """The steps in force at a layer for the calling thread, which runs the layer now."""
         self._layer_calls[layer] = self._layer_calls.get(layer, 0) + 1
-        if not _SCOPED.get() and not self._in_generators:
-            if not self._model_wide:
-                self._unsteered_calls += 1  # a scope elsewhere may have meant this thread
+        if not self._scopes and not _SCOPED.get():
             return self.steps().get(layer)
         in_force = self.in_force()
         for attachment in in_force:
             attachment.acted.add(layer)
+        if not any(attachment.scoped for attachment in in_force) and not _SCOPED.get():
+            self._unscoped_calls += 1  # a scope that is open elsewhere may have meant this call
         return self._resolve(in_force).get(layer)
+
+    def steps_now(self, layer: int) -> Sequence[Step] | None:
+        """The steps in force at a layer for the calling thread."""
+        return self.steps().get(layer)
 
     def steer_compiled(self, hidden: torch.Tensor, layer: int, arguments: CallArguments | None) -> torch.Tensor:
         """What the hook does, from inside compiled code."""
@@ -262,12 +312,12 @@ class SteeredModel:
         call = self._tracker.current() if arguments is None else self._tracker.describe_compiled(arguments, layer)
         return self._apply(steps, hidden, call)
 
-    def _begin(self, plan: Plan, names: tuple[str, ...], owner: _Owner, **more: Any) -> Attachment:
+    def _begin(self, model: nn.Module, plan: Plan, names: tuple[str, ...], owner: _Owner, **more: Any) -> Attachment:
         local = self._tracker.local
         calls = local.calls if more.get("scoped") else self._tracker.calls
-        start = _Counts(calls, dict(self._layer_calls), self._unsteered_calls, self._tracker.refusal)
-        attachment = Attachment(self, plan, names, owner, start, **more)
-        self._hook(attachment.layers)
+        start = _Counts(calls, dict(self._layer_calls), self._unscoped_calls, self._tracker.refusal)
+        attachment = Attachment(self, weakref.ref(model), plan, names, owner, start, **more)
+        self._hook(model, attachment.layers)
         return attachment
 
     def _resolve(self, attachments: tuple[Attachment, ...]) -> Steps:
@@ -293,29 +343,28 @@ class SteeredModel:
             attachment.removed = True
             self._model_wide = tuple(other for other in self._model_wide if other is not attachment)
             self._scopes = tuple(other for other in self._scopes if other is not attachment)
-            self._in_generators = any(one.frame is not None for one in self._scopes)
             self._forget_steps()
-            self._unhook(attachment.layers)
+            self._unhook(attachment.model(), attachment.layers)
         if attachment.scoped:
             _SCOPED.set(tuple(other for other in _SCOPED.get() if other is not attachment))
 
     def _check_acted(self, attachment: Attachment) -> None:
         start, layers = attachment.start, attachment.layers
-        refusal = self._tracker.refusal
-        if refusal is not None and refusal is not start.refusal and refusal[0] is not threading.current_thread():
-            raise refusal[1]
         if attachment.scoped:
             ran = self._tracker.local.calls > start.calls
             idle = [layer for layer in layers if layer not in attachment.acted]
-            if not ran and len(idle) == len(layers) and self._unsteered_calls > start.unsteered_calls:
+            if not ran and len(idle) == len(layers) and self._unscoped_calls > start.unscoped_calls:
                 raise NotSteeredError(
-                    "The model did not run in this scope, but it ran unsteered elsewhere meanwhile. A scope steers the "
+                    "The model did not run in this scope, but it ran outside of it meanwhile. A scope steers the "
                     "thread, task or generator that opened it. Open it where the model is called, inside the worker "
                     "thread, or steer the model for all threads with `with injector:`."
                 )
         else:
             ran = self._tracker.calls > start.calls
             idle = [one for one in layers if self._layer_calls.get(one, 0) == start.layer_calls.get(one, 0)]
+        refusal = self._tracker.refusal
+        if not ran and refusal not in (None, start.refusal) and refusal[0] is not threading.current_thread():
+            raise refusal[1]
         if ran and idle:
             raise NotSteeredError(
                 f"The model ran, but its layers {idle} did not run as they were attached to, so they were not "
@@ -323,29 +372,37 @@ class SteeredModel:
                 "after the model is complete, and compile it with torch.compile."
             )
 
-    def _hook(self, layers: tuple[int, ...]) -> None:
-        model = self._model()
-        assert model is not None
+    def _hook(self, model: nn.Module, layers: tuple[int, ...]) -> None:
+        check_layer_indices(model, layers)
         modules = decoder_layers(model)
         for layer in layers:
+            if sum(module is modules[layer] for module in modules) > 1:
+                raise ArchitectureError(
+                    f"Layer {layer} of {type(model).__name__} is one module with another layer, so both would be "
+                    "steered. Give each layer a module of its own (copy.deepcopy)."
+                )
+        for layer in layers:
             if layer not in self._hooks:
-                self._hooks[layer] = _SteeringHook(modules[layer], self._hook_function(layer))
+                self._hooks[layer] = _SteeringHook(modules[layer], self._hook_function(layer, modules[layer]))
             self._hook_users[layer] = self._hook_users.get(layer, 0) + 1
-        self._tracker.acquire()
+        self._tracker.acquire(model)
 
-    def _unhook(self, layers: tuple[int, ...]) -> None:
+    def _unhook(self, model: nn.Module | None, layers: tuple[int, ...]) -> None:
         for layer in layers:
             self._hook_users[layer] -= 1
             if self._hook_users[layer] == 0:
                 self._hooks.pop(layer).remove()
-        self._tracker.release()
+        if model is not None:
+            self._tracker.release(model)
 
-    def _hook_function(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
+    def _hook_function(self, layer: int, own: nn.Module) -> Callable[[nn.Module, Any, Any], Any]:
         tracker, local, scoped = self._tracker, self._tracker.local, _SCOPED.get
         width, layer_calls, is_tracing = self._layout.plain_width, self._layer_calls, torch.compiler.is_dynamo_compiling
         layer_calls.setdefault(layer, 0)
 
         def steer(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if module is not own:  # a copy of the layer, which nobody has attached to
+                return None
             if is_tracing():
                 hidden = steer_in_graph(first_tensor(output), layer, self._number, local.arguments)
                 return with_first_tensor(output, hidden)
@@ -391,36 +448,46 @@ class _SteeringHook:
     """
 
     def __init__(self, layer: nn.Module, function: Callable[[nn.Module, Any, Any], Any]) -> None:
-        self._layer = layer
+        self._layer = weakref.ref(layer)
         self._handle = layer.register_forward_hook(function, prepend=True)
         self._own_forward = layer.__dict__.get("forward")
-        layer.__dict__["forward"] = _same(layer.forward)
+        mark = _same(layer.forward)
+        self._function = None if inspect.ismethod(mark) else mark
+        layer.__dict__["forward"] = mark
 
     def remove(self) -> None:
         self._handle.remove()
+        layer = self._layer()
+        mark = None if layer is None else layer.__dict__.get("forward")
+        is_ours = getattr(mark, "__self__", None) is layer if self._function is None else mark is self._function
+        if layer is None or not is_ours:
+            return  # somebody has put a function in front meanwhile, which stays
         if self._own_forward is None:
-            self._layer.__dict__.pop("forward", None)
+            layer.__dict__.pop("forward", None)
         else:
-            self._layer.__dict__["forward"] = self._own_forward
+            layer.__dict__["forward"] = self._own_forward
 
 
-@contextmanager
-def unsteered(model: nn.Module) -> Iterator[None]:
+class unsteered:  # noqa: N801 - used as a function
     """The plain model, for calls from this thread or asyncio task, whatever is attached to it.
 
-    What is attached inside the block acts as usual. Extraction, tuning and every measure of this package use it for
-    their baselines.
+    What this thread or task attaches inside the block acts as usual. Extraction, tuning and every measure of this
+    package use it for their baselines.
 
     Example:
         >>> with unsteered(model):  # doctest: +SKIP
         ...     plain = model.generate(**inputs)
     """
-    plain = _Unsteered(frozenset(SteeredModel.of(model).attachments()))
-    _SCOPED.set((*_SCOPED.get(), plain))
-    try:
-        yield
-    finally:
-        _SCOPED.set(tuple(one for one in _SCOPED.get() if one is not plain))
+
+    def __init__(self, model: nn.Module) -> None:
+        self._steered = SteeredModel.of(model)
+        self._open: list[_Unsteered] = []
+
+    def __enter__(self) -> None:
+        self._open.append(self._steered.open_plain(sys._getframe(1)))
+
+    def __exit__(self, *error: object) -> None:
+        self._steered.close_plain(self._open.pop())
 
 
 def on_plain_model(measure: Measure) -> Measure:
@@ -446,14 +513,23 @@ def _same(forward: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _generator_flags(frame: FrameType | None) -> int:
-    """`CO_GENERATOR` or `CO_ASYNC_GENERATOR` for the frame of a generator that is iterated, else 0.
+def _iterated_generator(frame: FrameType | None) -> tuple[FrameType | None, int]:
+    """The generator that is iterated in whose body a block is opened, if any, and its kind.
 
-    A generator that `contextlib` drives is not iterated: its `with` block stands for that of whoever uses it.
+    What only opens the block for somebody else is passed over: `contextlib`, generators that it drives as context
+    managers, and methods that enter one. The kind is `CO_GENERATOR` or `CO_ASYNC_GENERATOR`, or 0.
     """
-    if frame is None or (frame.f_back is not None and frame.f_back.f_globals.get("__name__") == "contextlib"):
-        return 0
-    return frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
+    while frame is not None:
+        caller = frame.f_back
+        by_contextlib = caller is not None and caller.f_globals.get("__name__") == "contextlib"
+        kind = frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
+        if kind and not by_contextlib:
+            return frame, kind
+        opens_for_others = frame.f_globals.get("__name__") == "contextlib" or frame.f_code.co_name in _ENTERING
+        if not kind and not opens_for_others:
+            return None, 0
+        frame = caller
+    return None, 0
 
 
 def _frames_on_stack() -> set[FrameType]:

@@ -38,7 +38,7 @@ class CallArguments:
         tokens: ids `[batch, columns]`, or embeddings `[batch, columns, hidden]`.
         rows: sequences in the call; less than the rows of `tokens` where a sequence has several codebooks.
         mask: `[batch, length]`, or None.
-        position_ids: `[batch, columns]` as passed, or None.
+        position_ids: as passed, `[batch, columns]` or, with several kinds of positions, `[kinds, batch, columns]`.
         cached: columns in the cache; None where it does not count them.
         unknown: why positions cannot be known from these arguments, or None.
     """
@@ -52,26 +52,28 @@ class CallArguments:
 
 
 def read_arguments(
-    decoder: nn.Module,
-    args: tuple[Any, ...],
+    decoder: nn.Module | None,
     kwargs: Mapping[str, Any],
     model_kwargs: Mapping[str, Any] | None,
-    mask_name: str,
+    *,
+    encoder_decoder: bool,
 ) -> CallArguments:
     """The arguments of a decoder's call, and of the model's call around it where there is one.
 
     Args:
-        mask_name: what the model calls the attention mask of its decoder.
+        kwargs: the decoder's arguments by name.
+        model_kwargs: those of the model around it, where it is called through one.
+        encoder_decoder: whether the model's own attention mask is that of its encoder.
 
     Raises:
         PositionError: the decoder was given neither ids nor embeddings.
     """
-    named = (kwargs[name] for name in TOKEN_ARGUMENTS if kwargs.get(name) is not None)
-    tokens = next(named, args[0] if args else None)
+    tokens = next((kwargs[name] for name in TOKEN_ARGUMENTS if kwargs.get(name) is not None), None)
     if not isinstance(tokens, torch.Tensor) or tokens.dim() < 2:
         raise PositionError(
             f"{type(decoder).__name__} was called without input_ids or inputs_embeds of shape [batch, length, ...]."
         )
+    mask_name = "decoder_attention_mask" if encoder_decoder else "attention_mask"
     model_mask = None if model_kwargs is None else model_kwargs.get(mask_name)
     given_mask = kwargs.get("attention_mask") if model_kwargs is None else model_mask
     mask = two_dimensional(kwargs.get("attention_mask"))
@@ -89,7 +91,7 @@ def read_arguments(
         mask, cached, unknown = None, 0, None
     codebooks = getattr(decoder, "num_codebooks", 1) if tokens.dim() == 2 else 1
     rows = tokens.shape[0] // codebooks  # music decoders take a row of ids for each codebook of a sequence
-    return CallArguments(tokens, rows, mask, two_dimensional(said.get("position_ids")), cached, unknown)
+    return CallArguments(tokens, rows, mask, said.get("position_ids"), cached, unknown)
 
 
 def _cached_columns(kwargs: Mapping[str, Any]) -> int | None:

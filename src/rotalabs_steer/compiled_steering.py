@@ -30,7 +30,7 @@ class Steerer(Protocol):
         """The layer's output as it is steered now."""
         ...
 
-    def steps_at(self, layer: int) -> Sequence[Step] | None:
+    def steps_now(self, layer: int) -> Sequence[Step] | None:
         """The steps in force at a layer, or None."""
         ...
 
@@ -38,6 +38,10 @@ class Steerer(Protocol):
 _STEERERS: weakref.WeakValueDictionary[int, Steerer] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
 _UNKNOWN_CACHE = -1
+_UNKNOWN_GRADIENTS = (
+    "Gradients of a compiled model are known for added vectors of constant strength only. Train without torch.compile, "
+    "or steer with intervention='add', no condition, no schedule and a vector without gradient."
+)
 
 
 def register_steerer(steerer: Steerer) -> int:
@@ -54,11 +58,21 @@ def steer_in_graph(hidden: torch.Tensor, layer: int, steerer: int, arguments: Ca
         arguments: what the decoder was given, where its call is part of the same graph; else None.
     """
     if arguments is None:
-        return cast("torch.Tensor", _steer(hidden, layer, steerer, None, None, None, 0, _UNKNOWN_CACHE, ""))
+        unread = (None, None, None, 0, _UNKNOWN_CACHE, "")
+        return cast("torch.Tensor", _steer(hidden, layer, steerer, torch.is_grad_enabled(), *unread))
     given = arguments
     cached = _UNKNOWN_CACHE if given.cached is None else given.cached
     steered = _steer(
-        hidden, layer, steerer, given.tokens, given.mask, given.position_ids, given.rows, cached, given.unknown or ""
+        hidden,
+        layer,
+        steerer,
+        torch.is_grad_enabled(),
+        given.tokens,
+        given.mask,
+        given.position_ids,
+        given.rows,
+        cached,
+        given.unknown or "",
     )
     return cast("torch.Tensor", steered)
 
@@ -68,6 +82,7 @@ def _steer(
     hidden: torch.Tensor,
     layer: int,
     steerer: int,
+    wants_gradients: bool,
     tokens: torch.Tensor | None,
     mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
@@ -78,6 +93,8 @@ def _steer(
     steering = _STEERERS.get(steerer)
     if steering is None:
         return hidden.clone()
+    if wants_gradients and any(step.is_trained for step in steering.steps_now(layer) or ()):
+        raise SteeringError(_UNKNOWN_GRADIENTS)
     arguments = None
     if tokens is not None:
         known = None if cached == _UNKNOWN_CACHE else cached
@@ -94,12 +111,9 @@ def _(hidden: torch.Tensor, *others: object) -> torch.Tensor:
 @torch.library.custom_op("rotalabs_steer::steer_backward", mutates_args=())
 def _backward(gradient: torch.Tensor, layer: int, steerer: int) -> torch.Tensor:
     steering = _STEERERS.get(steerer)
-    steps = None if steering is None else steering.steps_at(layer)
+    steps = None if steering is None else steering.steps_now(layer)
     if any(not step.is_addition for step in steps or ()):
-        raise SteeringError(
-            "Gradients of a compiled model are known for added vectors of constant strength only. Train without "
-            "torch.compile, or steer with intervention='add', no condition, no schedule and a vector without gradient."
-        )
+        raise SteeringError(_UNKNOWN_GRADIENTS)
     return gradient.clone()  # hidden + vector: the gradient passes as it is
 
 
@@ -114,7 +128,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None: 
 
 def _gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     layer, steerer = ctx.layer, ctx.steerer
-    return _backward(gradient, layer, steerer), *[None] * 8
+    return _backward(gradient, layer, steerer), *[None] * 9
 
 
 _steer.register_autograd(_gradients, setup_context=_remember)

@@ -63,9 +63,10 @@ class Condition:
         object.__setattr__(self, "threshold", threshold)
         if not isinstance(self.vector, torch.Tensor):
             raise VectorError(f"A condition's vector is a torch tensor, got {type(self.vector).__name__}.")
-        if self.vector.dim() != 1 or not bool(self.vector.any()):
+        finite = self.vector.dim() == 1 and bool(torch.isfinite(self.vector).all())
+        if not finite or not bool(self.vector.any()):
             raise VectorError(
-                f"A condition's vector has shape [hidden] and is not zero, got {list(self.vector.shape)}."
+                f"A condition's vector has shape [hidden], is finite and is not zero, got {list(self.vector.shape)}."
             )
 
     def scores(

@@ -21,6 +21,7 @@ from rotalabs_steer.call_arguments import FUSED_MASK, CallArguments, read_argume
 from rotalabs_steer.decoder import find_decoder, transformers_model
 from rotalabs_steer.errors import PositionError
 from rotalabs_steer.generations import Announcement, Generations, inside_generate
+from rotalabs_steer.patched_methods import PatchedMethod
 from rotalabs_steer.positions import ForwardCall, forward_call
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class _Local(threading.local):
 
     Attributes:
         own: the announcement of the call under way, where it is a generation's own.
-        model_kwargs: what the whole model was given, while its decoder runs.
+        model_call: what the whole model was given, while its decoder runs, and whether it has an encoder.
         arguments: what the decoder was given, in code that is being compiled.
         call: the decoder's call under way, in code that is not.
         calls: finished calls of the decoder.
@@ -55,56 +56,64 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.own: Announcement | None = None
-        self.model_kwargs: dict[str, Any] | None = None
+        self.model_call: tuple[dict[str, Any], bool] | None = None
         self.arguments: CallArguments | None = None
         self.call: ForwardCall | None = None
         self.calls = 0
 
 
 class CallTracker:
-    """Knows the forward call that a model is in, per thread. Get one with `CallTracker.of(model)`.
+    """Knows the forward call that a decoder is in, per thread. Get one with `CallTracker.of(model)`.
+
+    A decoder has one tracker, through whichever of the models around it somebody attaches.
 
     Attributes:
         local: what this thread is in.
         calls: finished calls of the decoder, in all threads.
-        refusal: the last `PositionError` of a call, and the thread that met it.
+        refusal: a copy of the last `PositionError` of a call, and the thread that met it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        inner = transformers_model(model)
-        encoder_decoder = bool(getattr(inner.config, "is_encoder_decoder", False))
-        self._model = weakref.ref(inner)
-        self._decoder = weakref.ref(find_decoder(model)[0])
-        self._mask_name = "decoder_attention_mask" if encoder_decoder else "attention_mask"
-        self._generations = Generations(encoder_decoder=encoder_decoder)
-        self._users = 0
-        self._patched: list[tuple[nn.Module, str, Any]] = []
+    def __init__(self, decoder: nn.Module) -> None:
+        self._decoder = weakref.ref(decoder)
+        self._generations = Generations()
+        self._users: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+        self._patches: weakref.WeakKeyDictionary[nn.Module, list[PatchedMethod]] = weakref.WeakKeyDictionary()
         self.local = _Local()
         self.calls = 0
         self.refusal: tuple[threading.Thread, PositionError] | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> CallTracker:
-        """The one tracker of this model."""
-        inner = transformers_model(model)
+        """The one tracker of this model's decoder."""
+        decoder = find_decoder(model)[0]
         with _TRACKERS_LOCK:
-            if inner not in _TRACKERS:
-                _TRACKERS[inner] = cls(model)
-            return _TRACKERS[inner]
+            if decoder not in _TRACKERS:
+                _TRACKERS[decoder] = cls(decoder)
+            return _TRACKERS[decoder]
 
-    def acquire(self) -> None:
-        """Starts listening, unless somebody else made it listen already."""
+    def acquire(self, model: nn.Module) -> None:
+        """Starts listening to the calls of a model, unless somebody else made it listen already."""
+        inner, decoder = transformers_model(model), self._decoder()
+        assert decoder is not None
         with _TRACKERS_LOCK:
-            self._users += 1
-            if self._users == 1:
-                self._listen()
+            for module in {inner, decoder}:
+                self._users[module] = self._users.get(module, 0) + 1
+                if self._users[module] == 1:
+                    if module not in self._patches:
+                        self._patches[module] = self._make_patches(module, decoder)
+                    for patch in self._patches[module]:
+                        patch.put()
 
-    def release(self) -> None:
+    def release(self, model: nn.Module) -> None:
         """Undoes one `acquire`; the last one leaves the model as it was."""
         with _TRACKERS_LOCK:
-            self._users -= 1
-            if self._users == 0:
-                self._stop_listening()
+            for module in {transformers_model(model), self._decoder()}:
+                if module is None:
+                    continue
+                self._users[module] -= 1
+                if self._users[module] == 0:
+                    for patch in reversed(self._patches[module]):
+                        patch.remove()
 
     def current(self) -> ForwardCall:
         """The forward call that this thread is in.
@@ -130,17 +139,19 @@ class CallTracker:
         generation = None if announcement is None else announcement.generation
         if announcement is None:
             end = None if mask is None else mask.shape[1]
-            if mask is not None and arguments.cached is not None and end != arguments.cached + columns:
-                unknown = (
-                    f"The attention mask covers {end} columns, but the cache holds {arguments.cached} and the call has "
-                    f"{columns}, so positions are unknown. Pass a mask that covers the cache and the call together."
-                )
             if unknown is None and inside_generate():
                 unknown = _ELSEWHERE
         else:
             mask = announcement.mask if mask is None else mask
             unknown = None if unknown == FUSED_MASK else unknown  # `generate` fuses masks for static caches itself
             end = announcement.columns_so_far() if mask is None else mask.shape[1]
+        is_checked = end is not None and (announcement is None or announcement.is_first)
+        if is_checked and arguments.cached is not None and end != arguments.cached + columns:
+            unknown = (
+                f"The mask or sequence that is known covers {end} columns, but the cache holds {arguments.cached} and "
+                f"the call has {columns}, so positions are unknown. Pass a mask that covers the cache and the call "
+                "together."
+            )
         if end is None and arguments.cached is not None:
             end = arguments.cached + columns
         if end is None:
@@ -159,7 +170,9 @@ class CallTracker:
             ids=ids if ids is not None and ids.shape[0] == arguments.rows else None,
             prompt_columns=None if generation is None else generation.prompt_columns,
             memory=None if generation is None else generation.memory,
-            position_ids=arguments.position_ids if generation is None else None,
+            position_ids=arguments.position_ids,
+            prompts=None if generation is None else generation.prompts,
+            is_doubled=announcement is not None and announcement.is_doubled,
             unknown=unknown,
         )
 
@@ -167,57 +180,49 @@ class CallTracker:
         """The forward call of these arguments, which compiled code is in when it comes to a layer."""
         return self.describe(arguments, self._generations.announced_shape(arguments.tokens, layer))
 
-    def _listen(self) -> None:
-        model, decoder = self._model(), self._decoder()
-        assert model is not None
-        assert decoder is not None
-        if decoder is not model:
-            self._patch(model, "forward", self._around_model)
-        self._patch(decoder, "forward", functools.partial(self._around_decoder, decoder))
-        for module in _modules_around(decoder, model):  # some models leave generating to a part of theirs
-            self._patch(module, "_prepare_model_inputs", self._generations.begin)
-            self._patch(module, "prepare_inputs_for_generation", self._generations.announce)
+    def _make_patches(self, module: nn.Module, decoder: nn.Module) -> list[PatchedMethod]:
+        """What stands around the forward method of the decoder, or of a model with it, and what listens to it."""
+        encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+        if module is decoder:
+            around = functools.partial(self._around_decoder, weakref.ref(decoder), encoder_decoder)
+        else:
+            around = functools.partial(self._around_model, encoder_decoder)
+        patches = [PatchedMethod(module, "forward", around)]
+        begin = functools.partial(self._generations.begin, encoder_decoder)
+        announce = functools.partial(self._generations.announce, encoder_decoder)
+        for part in _modules_around(decoder, module):  # some models leave generating to a part of theirs
+            if hasattr(part, "_prepare_model_inputs") and hasattr(part, "prepare_inputs_for_generation"):
+                patches.append(PatchedMethod(part, "_prepare_model_inputs", begin))
+                patches.append(PatchedMethod(part, "prepare_inputs_for_generation", announce))
+        return patches
 
-    def _stop_listening(self) -> None:
-        for module, name, replaced in reversed(self._patched):
-            if replaced is None:
-                module.__dict__.pop(name, None)
-            else:
-                module.__dict__[name] = replaced
-        self._patched.clear()
-
-    def _patch(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
-        """Puts `around` in front of a method of this one module, on top of what somebody else has put there."""
-        original = getattr(module, name, None)
-        if original is None:
-            return
-
-        @functools.wraps(original)
-        def patched(*args: Any, **kwargs: Any) -> Any:
-            return around(original, *args, **kwargs)
-
-        self._patched.append((module, name, module.__dict__.get(name)))
-        module.__dict__[name] = patched
-
-    def _around_model(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _around_model(self, encoder_decoder: bool, forward: Callable[..., Any], /, **kwargs: Any) -> Any:
         local = self.local
         if torch.compiler.is_dynamo_compiling():
-            local.model_kwargs = kwargs
-            output = forward(*args, **kwargs)
-            local.model_kwargs = None
+            local.model_call = (kwargs, encoder_decoder)
+            output = forward(**kwargs)
+            local.model_call = None
             return output
-        local.model_kwargs, local.own = kwargs, self._generations.announced(*args, *kwargs.values())
+        local.model_call, local.own = (kwargs, encoder_decoder), self._generations.announced(*kwargs.values())
         try:
-            return forward(*args, **kwargs)
+            return forward(**kwargs)
         finally:
-            local.model_kwargs = local.own = None
+            local.model_call = local.own = None
 
-    def _around_decoder(self, decoder: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _around_decoder(
+        self,
+        decoder: weakref.ref[nn.Module],
+        encoder_decoder: bool,
+        forward: Callable[..., Any],
+        /,
+        **kwargs: Any,
+    ) -> Any:
         local = self.local
-        arguments = read_arguments(decoder, args, kwargs, local.model_kwargs, self._mask_name)
+        model_kwargs, encoder_decoder = local.model_call or (None, encoder_decoder)
+        arguments = read_arguments(decoder(), kwargs, model_kwargs, encoder_decoder=encoder_decoder)
         if torch.compiler.is_dynamo_compiling():
             local.arguments = arguments  # the compiled code hands it to its steering operator
-            output = forward(*args, **kwargs)
+            output = forward(**kwargs)
             local.arguments = None
             return output
         if arguments.tokens.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -225,13 +230,13 @@ class CallTracker:
                 "A CUDA graph is being captured by hand, and its replays would not run the steering. Use torch.compile "
                 "or an uncaptured model (ContinuousBatchingConfig(use_cuda_graph=False) for generate_batch)."
             )
-        if local.model_kwargs is None:
-            local.own = self._generations.announced(*args, *kwargs.values())
+        if local.model_call is None:
+            local.own = self._generations.announced(*kwargs.values())
         local.call = self.describe(arguments, local.own)
         try:
-            output = forward(*args, **kwargs)
+            output = forward(**kwargs)
         except PositionError as error:  # a worker thread may tell nobody of it
-            self.refusal = (threading.current_thread(), error)
+            self.refusal = (threading.current_thread(), PositionError(*error.args))
             raise
         finally:
             if local.own is not None:

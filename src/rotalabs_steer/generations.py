@@ -38,14 +38,19 @@ class Generation:
 
     Attributes:
         prompt_columns: length of the prompt; None until its first forward call tells.
+        prompts: how many prompts there are; beams and several sequences a prompt make more rows of them.
         prompt_ids: the prompt's ids `[rows, columns]`, where it was given as ids.
-        embedded: columns of the sequence that `generate` was given as embeddings only, so that they have no ids.
+        embedded: columns of the sequence that `generate` was given as embeddings, until its first call tells how many
+            of them have no ids.
+        begun: whether its first forward call has been announced.
         memory: what was found out about the rows, such as which of them meet a condition.
     """
 
     prompt_columns: int | None = None
+    prompts: int | None = None
     prompt_ids: torch.Tensor | None = None
     embedded: int = 0
+    begun: bool = False
     memory: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -57,6 +62,8 @@ class Announcement:
         tokens: the tensor that the call will be given.
         mask: `[rows, length]` over the whole sequence, or None.
         sequence: ids of the whole sequence so far `[rows, length]`, or None.
+        is_first: whether it is the generation's first call.
+        is_doubled: whether the rows come twice, with and without the prompt (classifier-free guidance of music models).
         layers_seen: layers of compiled code that have run in this call.
     """
 
@@ -64,6 +71,8 @@ class Announcement:
     tokens: torch.Tensor
     mask: torch.Tensor | None
     sequence: torch.Tensor | None
+    is_first: bool = False
+    is_doubled: bool = False
     layers_seen: set[int] = field(default_factory=set)
 
     def ids_up_to(self, columns: int, rows: int) -> torch.Tensor | None:
@@ -88,41 +97,45 @@ class Announcement:
 class Generations(threading.local):
     """The generations of one model under way in this thread."""
 
-    def __init__(self, *, encoder_decoder: bool) -> None:
-        self._encoder_decoder = encoder_decoder
+    def __init__(self) -> None:
         self._by_frame: dict[int | None, Generation] = {}
         self._announced: Announcement | None = None
 
-    def begin(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def begin(self, encoder_decoder: bool, original: Callable[..., Any], /, **given: Any) -> Any:
         """Stands before `_prepare_model_inputs`."""
-        given = inspect.signature(original).bind(*args, **kwargs).arguments
         more = given.get("model_kwargs") or {}
         generation = Generation()
-        if not self._encoder_decoder:  # else these are the inputs of the encoder
+        if not encoder_decoder:  # else these are the inputs of the encoder
             embeddings, mask = more.get("inputs_embeds"), two_dimensional(more.get("attention_mask"))
             ids = given.get("inputs") if more.get("input_ids") is None else more["input_ids"]
             generation.prompt_ids = two_dimensional(ids)
             generation.embedded = 0 if embeddings is None else embeddings.shape[1]
             said = (tokens.shape[1] for tokens in (mask, embeddings, ids) if tokens is not None)
             generation.prompt_columns = next(said, None)
+        inputs = given.get("inputs") if more.get("inputs_embeds") is None else more["inputs_embeds"]
+        generation.prompts = inputs.shape[0] if isinstance(inputs, torch.Tensor) else None
         frames = list(_generate_frames())
         if len(frames) <= 1:  # no generation is under way around this one
             self._by_frame.clear()
         self._by_frame[frames[0] if frames else None] = generation
-        return original(*args, **kwargs)
+        return original(**given)
 
-    def announce(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def announce(self, encoder_decoder: bool, original: Callable[..., Any], /, **kwargs: Any) -> Any:
         """Stands before `prepare_inputs_for_generation`."""
-        inputs = original(*args, **kwargs)
+        inputs = original(**kwargs)
         generation = self._by_frame.get(next(_generate_frames(), None))
-        names = ("decoder_input_ids",) if self._encoder_decoder else TOKEN_ARGUMENTS
+        names = ("decoder_input_ids",) if encoder_decoder else TOKEN_ARGUMENTS
         tokens = next((inputs[name] for name in names if inputs.get(name) is not None), None)
-        if generation is not None and tokens is not None:
-            sequence = mask = None
-            if not self._encoder_decoder:
-                sequence = two_dimensional(args[0] if args else kwargs.get("input_ids"))
-                mask = two_dimensional(kwargs.get("attention_mask"))
-            self._announced = Announcement(generation, tokens, mask, sequence)
+        if generation is None or tokens is None:
+            return inputs
+        given = two_dimensional(kwargs.get("decoder_input_ids" if "decoder_input_ids" in kwargs else "input_ids"))
+        sequence = None if encoder_decoder else given
+        mask = None if encoder_decoder else two_dimensional(kwargs.get("attention_mask"))
+        is_first, generation.begun = not generation.begun, True
+        if is_first and sequence is not None:  # ids may be given beside embeddings, of the same tokens
+            generation.embedded = max(generation.embedded - sequence.shape[1], 0)
+        is_doubled = given is not None and tokens.shape[0] == 2 * given.shape[0]
+        self._announced = Announcement(generation, tokens, mask, sequence, is_first, is_doubled)
         return inputs
 
     def announced(self, *values: Any) -> Announcement | None:

@@ -115,7 +115,7 @@ class ActivationHook:
         """Starts capturing; what an earlier use captured is forgotten."""
         if not self._handles:
             self.cache.clear()
-            self._tracker.acquire()
+            self._tracker.acquire(self.model)
             for index, part in self._parts.items():
                 self._handles.append(part.module.register_forward_hook(self._hook_function(f"layer_{index}", part)))
         return self
@@ -126,7 +126,7 @@ class ActivationHook:
             for handle in self._handles:
                 handle.remove()
             self._handles.clear()
-            self._tracker.release()
+            self._tracker.release(self.model)
 
     def get_activations(self) -> dict[int, Float[torch.Tensor, "batch seq hidden"]]:
         """By layer, `[batch, seq, hidden]`; seq is 1 for "last" and "first".

@@ -10,7 +10,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ContextDecorator
+from contextlib import AbstractContextManager
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Self
 
@@ -77,10 +77,10 @@ class _Injector(ABC):
         self._behaviors = tuple(vector.behavior for vector in vectors)
         self._schedule = schedule
         self._condition = condition
-        self._steered = SteeredModel.of(model)
         self._attachment: Attachment | None = None
         self._scopes: list[Attachment] = []
         self._entered = 0
+        self._stays = False
 
     @abstractmethod
     def _strength_of(self, name: str) -> Strength:
@@ -100,10 +100,13 @@ class _Injector(ABC):
         Raises:
             SteeringConflictError: another live thread or task steers this model already. Use `scoped()`.
         """
-        if not self.attached:
-            self._steered.check_free()
+        if self.attached:
+            self._check_acts_here()
+        else:
+            SteeredModel.of(self.model).check_free()
             self._warn_of_double_steering()
-            self._attachment = self._steered.attach(self._plan(), self._behaviors)
+            self._attachment = self._attach()
+        self._stays = True
         return self
 
     def detach(self) -> None:
@@ -116,13 +119,10 @@ class _Injector(ABC):
         self._end(check=sys.exc_info()[1] is None)
 
     def __enter__(self) -> Self:
-        if not self.attached:
-            self._attachment = self._steered.attach(self._plan(), self._behaviors)
-        elif self._attachment not in self._steered.in_force():
-            raise SteeringConflictError(
-                "This injector is attached already, and `unsteered(model)` hides it in this block. Use `with "
-                "injector.scoped():` to steer inside it."
-            )
+        if self.attached:
+            self._check_acts_here()
+        else:
+            self._attachment = self._attach()
         self._entered += 1
         return self
 
@@ -130,11 +130,22 @@ class _Injector(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._entered -= 1
-        if self._entered == 0:
-            self._end(check=error is None)
+        if self._entered == 0 and not self._stays:
+            self._end(check=_is_regular_end(error))
+
+    def _attach(self) -> Attachment:
+        return SteeredModel.of(self.model).attach(self.model, self._plan(), self._behaviors)
+
+    def _check_acts_here(self) -> None:
+        """Refuses to be entered where `unsteered` hides what was attached before."""
+        if self._attachment not in SteeredModel.of(self.model).in_force():
+            raise SteeringConflictError(
+                "This injector is attached already, and `unsteered(model)` hides it in this block. Use `with "
+                "injector.scoped():` to steer inside it."
+            )
 
     def _end(self, *, check: bool) -> None:
-        attachment, self._attachment = self._attachment, None
+        attachment, self._attachment, self._stays = self._attachment, None, False
         if attachment is not None and not attachment.removed:
             attachment.remove()
             if check:
@@ -154,7 +165,7 @@ class _Injector(ABC):
 
     def _warn_of_double_steering(self) -> None:
         mine = [(name, item) for name, item in zip(self._behaviors, self._plan(), strict=True)]
-        for attachment in self._steered.in_force():
+        for attachment in SteeredModel.of(self.model).in_force():
             for other in zip(attachment.names, attachment.plan, strict=True):
                 if any(_steer_alike(one, other) for one in mine):
                     warnings.warn(
@@ -196,29 +207,37 @@ def _steer_alike(one: tuple[str, PlanItem], other: tuple[str, PlanItem]) -> bool
     return bool(torch.cosine_similarity(mine, theirs, dim=0) > _SAME_DIRECTION)
 
 
-class _Scope(ContextDecorator, AbstractContextManager[Any]):
+class _Scope(AbstractContextManager[Any]):
     """One use of `injector.scoped()`. It is a class so that it sees the code that opens it."""
 
     def __init__(self, injector: _Injector) -> None:
         self._injector = injector
-        self._open: list[Attachment] = []
+        self._attachment: Attachment | None = None
 
     def __enter__(self) -> _Injector:
         injector = self._injector
-        attachment = injector._steered.open_scope(injector._plan(), injector._behaviors, sys._getframe(1))
-        injector._scopes.append(attachment)
-        self._open.append(attachment)
+        if self._attachment is not None:
+            raise SteeringConflictError("This scope is open already. Make one for each use: `with injector.scoped():`.")
+        steered = SteeredModel.of(injector.model)
+        self._attachment = steered.open_scope(injector.model, injector._plan(), injector._behaviors, sys._getframe(1))
+        injector._scopes.append(self._attachment)
         return injector
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        attachment = self._open.pop()
+        attachment, self._attachment = self._attachment, None
+        assert attachment is not None
         self._injector._scopes.remove(attachment)
         if not attachment.removed:
             attachment.remove()
-            if error is None:
+            if _is_regular_end(error):
                 attachment.check_acted()
+
+
+def _is_regular_end(error: BaseException | None) -> bool:
+    """Whether a block ends by itself, or because a generator that it is part of is not iterated any further."""
+    return error is None or isinstance(error, GeneratorExit)
 
 
 class ActivationInjector(_Injector):

@@ -7,11 +7,12 @@ leaves a token exactly as it is; 1 does what the name says in full.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
 from rotalabs_steer.errors import OptionError, VectorError
+from rotalabs_steer.ordinary_numbers import as_real
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,6 +90,7 @@ class Clamp:
 
     def __post_init__(self) -> None:
         _check_direction(self.vector)
+        _check_finite("value", self.value)
 
     def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
         """Moves along the direction."""
@@ -109,6 +111,7 @@ class Rotate:
 
     def __post_init__(self) -> None:
         _check_direction(self.vector)
+        _check_finite("angle", self.angle)
 
     def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
         """Rotates."""
@@ -145,7 +148,15 @@ def make_intervention(
         if kind not in INTERVENTIONS:
             raise OptionError(f"Unknown intervention {kind!r}. Use one of: {', '.join(INTERVENTIONS)}, or a callable.")
         kind = INTERVENTIONS[kind]
-    return kind(vector if vector.requires_grad else vector.detach().float())
+    if not callable(kind):
+        raise OptionError(f"intervention is {kind!r:.80}; use one of {', '.join(INTERVENTIONS)}, or a callable.")
+    made: object = kind(vector if vector.requires_grad else vector.detach().float())
+    if not callable(made) or not isinstance(getattr(made, "vector", None), torch.Tensor):
+        raise OptionError(
+            f"The intervention that was made is {made!r:.80}; it must be callable and have its vector as `.vector`, as "
+            "Clamp(vector, value=3.0) is."
+        )
+    return cast("Intervention", made)
 
 
 def _unit(vector: torch.Tensor) -> torch.Tensor:
@@ -161,3 +172,8 @@ def _norm(hidden: torch.Tensor) -> torch.Tensor:
 def _check_direction(vector: torch.Tensor) -> None:
     if not bool(vector.any()):
         raise VectorError("The vector is zero, so it has no direction to ablate, clamp or rotate towards.")
+
+
+def _check_finite(name: str, number: object) -> None:
+    if as_real(number) is None:
+        raise OptionError(f"{name} is {number!r:.80}; it must be a finite number.")

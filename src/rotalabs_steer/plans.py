@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from rotalabs_steer.errors import OptionError, PositionError
+from rotalabs_steer.errors import OptionError, PositionError, VectorError
 from rotalabs_steer.interventions import Add
 from rotalabs_steer.ordinary_numbers import as_real, plain_value
 
@@ -77,6 +77,11 @@ class Step(Protocol):
         """Whether it adds a constant, so that gradients pass it unchanged."""
         ...
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether its vector requires gradients."""
+        ...
+
     def apply(
         self, hidden: Float[torch.Tensor, "batch seq hidden"], call: ForwardCall
     ) -> Float[torch.Tensor, "batch seq hidden"]:
@@ -95,18 +100,18 @@ class AddStep:
     """
 
     __slots__ = ("_cast", "delta", "scope")
-    is_addition = True
+    is_addition, is_trained = True, False
 
     def __init__(self, scope: Scope, delta: Float[torch.Tensor, " hidden"]) -> None:
         self.scope = scope
         self.delta = delta
-        self._cast = (delta.dtype, delta.get_device(), delta)
+        self._cast = (delta.dtype, delta.get_device(), _cast(delta, delta))
 
     def apply(self, hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
         """`hidden + delta` at the tokens of the scope."""
         dtype, device, cast = self._cast
         if dtype is not hidden.dtype or device != hidden.get_device():
-            cast = self.delta.to(hidden.device, hidden.dtype)
+            cast = _cast(self.delta, hidden)
             self._cast = (hidden.dtype, hidden.get_device(), cast)
         selection = call.selections.get(self.scope)  # what `select` does first: this runs for every token
         if selection is None:
@@ -126,6 +131,11 @@ class InterventionStep:
     is_addition: bool = field(default=False, init=False)
     _moved: dict[torch.device, Intervention] = field(default_factory=dict, repr=False)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether its vector requires gradients."""
+        return self.item.intervention.vector.requires_grad
+
     def apply(self, hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
         """The intervention, computed in fp32, at the tokens whose strength is not zero."""
         selection = call.select(self.item.scope)
@@ -133,6 +143,11 @@ class InterventionStep:
             return hidden
         strength = self._strengths(call, selection, hidden.device)
         changed = self._on(hidden.device)(hidden.float(), strength).to(hidden.dtype)
+        if changed.shape != hidden.shape:
+            raise OptionError(
+                f"The intervention {type(self.item.intervention).__name__} made {list(changed.shape)} of a hidden "
+                f"state of shape {list(hidden.shape)}; it must keep the shape."
+            )
         return torch.where(strength == 0, hidden, changed)
 
     def _strengths(
@@ -140,9 +155,9 @@ class InterventionStep:
     ) -> Float[torch.Tensor, "#batch #seq 1"]:
         item = self.item
         given = torch.tensor(item.strength if isinstance(item.strength, tuple) else (item.strength,), device=device)
-        strength = _for_rows(given, call.batch_size)[:, None]
+        strength = _for_rows(given, call)[:, None]
         if item.schedule is not None:
-            strength = strength * item.schedule(call.generation_index()).to(device)
+            strength = strength * _factors(item.schedule, call.generation_index()).to(device)
         if item.condition is not None:
             strength = strength * call.memory[item.condition].to(device)[:, None]
         if isinstance(selection, torch.Tensor):
@@ -167,15 +182,17 @@ class DecideStep:
 
     condition: Condition
     is_addition: bool = field(default=True, init=False)
+    is_trained: bool = field(default=False, init=False)
 
     def apply(self, hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
         """Leaves the hidden state alone."""
         if self.condition not in call.memory:
             prompt = call.select("prompt")
-            if prompt is False or call.offset + call.columns < call.prompt_columns:
+            if prompt is False or call.offset > 0 or call.offset + call.columns < call.prompt_columns:
                 raise PositionError(
                     "A condition is decided on the whole prompt, but this call holds only a part of it (chunked "
-                    "prefill, or decoding by hand). Use model.generate without prefill_chunk_size."
+                    "prefill, a cache that holds its beginning, or decoding by hand). Use model.generate without "
+                    "prefill_chunk_size and without a cache of earlier tokens."
                 )
             call.memory[self.condition] = self.condition.decide(hidden, prompt)
         return hidden
@@ -266,10 +283,40 @@ def constant_additions(items: Iterable[PlanItem], carrier: str) -> dict[int, Flo
     return sums
 
 
-def _for_rows(given: torch.Tensor, batch_size: int) -> torch.Tensor:
+def _cast(delta: Float[torch.Tensor, " hidden"], hidden: torch.Tensor) -> Float[torch.Tensor, " hidden"]:
+    """What is added, in the dtype and on the device of the hidden state.
+
+    Raises:
+        VectorError: the dtype cannot hold it: a number becomes infinite, or all of them zero.
+    """
+    cast = delta.to(hidden.device, hidden.dtype)
+    if cast.is_meta or (bool(torch.isfinite(cast).all()) and bool(cast.any()) == bool(delta.any())):
+        return cast
+    raise VectorError(
+        f"A vector times its strength, of largest number {float(delta.abs().max()):.3g}, does not fit into "
+        f"{hidden.dtype}: it becomes infinite or zero there. Use another strength, or load the model in float32."
+    )
+
+
+def _factors(schedule: Schedule, index: torch.Tensor) -> torch.Tensor:
+    factors: object = schedule(index)
+    if not isinstance(factors, torch.Tensor) or factors.shape != index.shape or not bool(torch.isfinite(factors).all()):
+        raise OptionError(
+            f"The schedule {schedule!r:.80} returned {factors!r:.80}; it must give a finite factor for each of the "
+            f"{len(index)} token indices it is called with, as a tensor."
+        )
+    return factors
+
+
+def _for_rows(given: torch.Tensor, call: ForwardCall) -> torch.Tensor:
     """One strength a row. Beams and several sequences a prompt repeat each prompt's strength."""
-    if len(given) == 1 or len(given) == batch_size:
+    rows, count = call.batch_size, len(given)
+    if count in (1, rows):
         return given
-    if batch_size % len(given):
-        raise OptionError(f"{len(given)} strengths were given for a batch of {batch_size} rows; give one for each row.")
-    return given.repeat_interleave(batch_size // len(given))
+    half = rows // 2 if call.is_doubled else rows
+    if call.prompts is None or count != call.prompts or half % count:
+        if call.prompts in (None, rows):
+            raise OptionError(f"{count} strengths were given for a batch of {rows} rows; give one for each row.")
+        raise OptionError(f"{count} strengths were given for {call.prompts} prompts; give one for each prompt.")
+    strengths = given.repeat_interleave(half // count)
+    return torch.cat([strengths, strengths]) if call.is_doubled else strengths

@@ -130,7 +130,9 @@ class ForwardCall:
         mask: `[batch, offset + columns]`, True at real tokens, or None where there is no padding.
         ids: `[batch, offset + columns]`, the token ids of the whole sequence, where they are known.
         memory: what was found out about the rows, kept through the calls of one `generate`.
-        position_ids: `[batch, columns]` as the call was given them, where they have to be checked.
+        position_ids: `[batch, columns]` or `[kinds, batch, columns]`, as the call was given them.
+        prompts: how many prompts the rows are made of; None where each row is one.
+        is_doubled: whether the rows come twice, with and without the prompt.
         unknown: why the tokens of this call cannot be told apart, or None. The scope "all" does not need to.
         counts_generated: whether it is known how far generation has come. It is not where somebody decodes by hand: a
             single token behind a cache is a generated one, but the call does not say which.
@@ -144,6 +146,8 @@ class ForwardCall:
     ids: torch.Tensor | None = None
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)
     position_ids: torch.Tensor | None = None
+    prompts: int | None = None
+    is_doubled: bool = False
     unknown: str | None = None
     counts_generated: bool = True
     selections: dict[Scope, torch.Tensor | bool] = field(default_factory=dict, repr=False)
@@ -201,13 +205,15 @@ class ForwardCall:
         """Raises the PositionError of a call whose tokens cannot be told apart."""
         if self.unknown is not None:
             raise PositionError(self.unknown)
-        if self.position_ids is None or self.columns == 1 or self.position_ids.shape[1] != self.columns:
+        numbers = self.position_ids
+        if numbers is None or self.columns == 1 or numbers.dim() not in (2, 3) or numbers.shape[-1] != self.columns:
             return
-        steps = self.position_ids.diff(dim=1)
+        several_kinds = numbers.dim() == 3  # of multimodal models: the first kind stays the same within a picture
+        steps = (numbers[0] if several_kinds else numbers).diff(dim=1)
         if self.mask is not None:
             real = self.mask[:, self.offset :].to(steps.device)
             steps = torch.where(real[:, 1:] & real[:, :-1], steps, 1)
-        if bool((steps <= 0).any()):
+        if bool((steps < 0).any() if several_kinds else (steps <= 0).any()):
             raise PositionError(
                 "The position_ids of this call start again within a row, so the row holds several sequences, whose "
                 "first and last tokens are unknown. Use the scope 'all', or give each sequence a row of its own."
@@ -252,6 +258,8 @@ class ForwardCall:
         length = len(scope.ids)
         if ids.shape[1] < length:
             return False
+        if self.mask is not None:  # a pad may be the marker's own token
+            ids = ids.masked_fill(~self.mask.to(ids.device), -1)
         windows = ids.unfold(1, length, 1)
         found = (windows == torch.tensor(scope.ids, device=ids.device)).all(dim=-1)
         ends = torch.zeros_like(ids, dtype=torch.bool)
@@ -328,6 +336,8 @@ def forward_call(
     ids: torch.Tensor | None = None,
     memory: dict[Any, Any] | None = None,
     position_ids: torch.Tensor | None = None,
+    prompts: int | None = None,
+    is_doubled: bool = False,
     unknown: str | None = None,
 ) -> ForwardCall:
     """Describes a forward call from what is known of it.
@@ -339,13 +349,17 @@ def forward_call(
             (a chunk of) a prompt, except that one column behind a cache is a generated token.
         ids: token ids of the whole sequence `[batch, offset + columns]`.
         memory: what earlier calls of the same generation found out about the rows.
-        position_ids: `[batch, columns]`, to be checked where a scope depends on positions.
+        position_ids: `[batch, columns]` or `[kinds, batch, columns]`, checked where a scope depends on positions.
+        prompts: how many prompts the rows are made of; None where each row is one.
+        is_doubled: whether the rows come twice, with and without the prompt.
         unknown: why the tokens of the call cannot be told apart, or None.
 
     Raises:
         PositionError: the mask does not fit the call.
     """
     if mask is not None:
+        if mask.shape[0] == 1:
+            mask = mask.expand(batch_size, -1)
         if mask.shape[0] != batch_size or mask.shape[1] < columns:
             raise PositionError(
                 f"An attention mask of shape {list(mask.shape)} does not fit a call of {batch_size} rows and "
@@ -368,6 +382,8 @@ def forward_call(
         ids,
         {} if memory is None else memory,
         position_ids,
+        prompts,
+        is_doubled,
         unknown,
         counts_generated,
     )

@@ -1,0 +1,70 @@
+"""Something put in front of a method of one module, and taken off again, whatever others do to the module meanwhile."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+
+class PatchedMethod:
+    """Stands in a module's own dictionary for one of its methods.
+
+    It holds the module weakly, so that a model that is dropped while it is patched can be freed. It can be put in place
+    again after it was removed: compiled code knows it by its identity. A copy of the module gets its own method: the
+    copy is another model, which nobody has attached to.
+
+    Args:
+        around: called with the original and the arguments by name, those that were passed by position too.
+    """
+
+    def __init__(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
+        self._module, self._name, self._around = weakref.ref(module), name, around
+        self._function = getattr(type(module), name)
+        self._replaced: Any = None
+        self._names = _positional_names(getattr(module, name))
+        self._in_place = False
+        self.__signature__ = inspect.signature(getattr(module, name))
+
+    def put(self) -> None:
+        """Puts it in front of the method."""
+        module = self._module()
+        assert module is not None
+        self._replaced, self._in_place = module.__dict__.get(self._name), True
+        module.__dict__[self._name] = self
+
+    def remove(self) -> None:
+        """Gives the module its method back. Where somebody has put something in front meanwhile, that stays."""
+        module, self._in_place = self._module(), False
+        if module is None or module.__dict__.get(self._name) is not self:
+            return
+        if self._replaced is None:
+            del module.__dict__[self._name]
+        else:
+            module.__dict__[self._name], self._replaced = self._replaced, None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the original, through `around` while this has not been removed."""
+        original = self._function.__get__(self._module()) if self._replaced is None else self._replaced
+        by_position = dict(zip(self._names, args, strict=False))
+        if not self._in_place or len(by_position) < len(args) or by_position.keys() & kwargs.keys():
+            return original(*args, **kwargs)
+        return self._around(original, **by_position, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self._module()))
+        return self._function.__get__(self._module() if copied is None else copied)
+
+
+def _positional_names(method: Callable[..., Any]) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(method).parameters.values()
+    except ValueError:
+        return []
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]
