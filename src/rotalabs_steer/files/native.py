@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.files.archives import open_archive
 from rotalabs_steer.files.artefact import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
 from rotalabs_steer.files.atomic import locked, write_atomically
 from rotalabs_steer.files.kept import clean, digest, keep, read_named, retry
-from rotalabs_steer.files.pickles import parse_torch_file
+from rotalabs_steer.files.pickles import parse_pickle
 from rotalabs_steer.files.reading import (
     MAX_JSON_BYTES,
     MAX_TENSOR_BYTES,
@@ -94,7 +95,7 @@ def load_vector_set(directory: Path) -> StoredSet:
 
 def parse_vector(content: bytearray, path: Path) -> Float[torch.Tensor, " hidden"]:
     """The vector in the content of a `.pt` file, which it does not copy."""
-    vector = parse_torch_file(content, path)
+    vector = parse_pickle(open_archive(content, path), path)
     if not isinstance(vector, torch.Tensor):
         raise FileFormatError(f"{path} holds a {type(vector).__name__}, expected one tensor.")
     check_vector_layout(vector, str(path))
