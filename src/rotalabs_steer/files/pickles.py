@@ -110,7 +110,7 @@ def parse_pickle(members: Mapping[str, memoryview], path: Path) -> Any:
         raise FileFormatError(f"{path} is not a plain PyTorch tensor file: {str(error)[:200]}") from error
 
 
-def _description(program: memoryview) -> Any:
+def _description(program: memoryview) -> Any:  # noqa: PLR0912 (a case for each kind of instruction)
     """What the instructions of a pickle describe, as numbers, text, tuples, `_Name` and `_Made`."""
     stack: list[Any] = []
     marks: list[int] = []
