@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.errors import FileFormatError, LayerError, OptionError, VectorError
-from rotalabs_steer.files.artefact import MAX_VECTORS, StoredSet, check_description, describe
+from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, check_description, describe
 from rotalabs_steer.files.formats import read_set, write_set
 from rotalabs_steer.files.hub import find_folder, push_files
 from rotalabs_steer.files.names import short_model_name

@@ -15,7 +15,7 @@ import torch
 
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.archives import open_archive
-from rotalabs_steer.files.artefact import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
+from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
 from rotalabs_steer.files.atomic import locked, write_atomically
 from rotalabs_steer.files.kept import clean, digest, keep, read_named, retry
 from rotalabs_steer.files.pickles import parse_pickle

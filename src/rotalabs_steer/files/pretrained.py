@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.artefact import STEERING, StoredSet, check_version, json_bytes, stamp
+from rotalabs_steer.files.schema import STEERING, StoredSet, check_version, json_bytes, stamp
 from rotalabs_steer.files.atomic import locked, write_atomically
 from rotalabs_steer.files.kept import clean, digest, keep, read_named, retry
 from rotalabs_steer.files.model_card import CARD_FILE, GENERATED, model_card
