@@ -174,8 +174,8 @@ def write_seeds(corpus: Path) -> None:
     import torch
 
     from rotalabs_steer import SteeringVector, SteeringVectorSet
-    from rotalabs_steer.files.schema import json_bytes
     from rotalabs_steer.files.one_file import one_file_bytes
+    from rotalabs_steer.files.schema import json_bytes
 
     calm = SteeringVectorSet("calm", [SteeringVector("calm", n, torch.zeros(4), "m") for n in (0, 1)])
     stored = calm._stored()

@@ -15,7 +15,6 @@ import torch
 
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.archives import open_archive
-from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
 from rotalabs_steer.files.atomic import locked, write_atomically
 from rotalabs_steer.files.kept import clean, digest, keep, read_named, retry
 from rotalabs_steer.files.pickles import parse_pickle
@@ -28,6 +27,7 @@ from rotalabs_steer.files.reading import (
     parse_json_object,
     read_bytes,
 )
+from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,11 +16,11 @@ import torch
 
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.archives import open_archive
-from rotalabs_steer.files.schema import MAX_VECTORS
 from rotalabs_steer.files.gguf import read_control_vector
 from rotalabs_steer.files.one_file import looks_like_safetensors, parse_safetensors
 from rotalabs_steer.files.pickles import PickledSteeringVector, parse_pickle
 from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, numbers_in, read_bytes, read_start
+from rotalabs_steer.files.schema import MAX_VECTORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.schema import STEERING, StoredSet, check_version, json_bytes, stamp
 from rotalabs_steer.files.atomic import locked, write_atomically
 from rotalabs_steer.files.kept import clean, digest, keep, read_named, retry
 from rotalabs_steer.files.model_card import CARD_FILE, GENERATED, model_card
 from rotalabs_steer.files.names import shown_model_name
 from rotalabs_steer.files.one_file import one_file_bytes, parse_one_file
 from rotalabs_steer.files.reading import MAX_JSON_BYTES, MAX_TENSOR_BYTES, l2_norm, parse_json_object, read_bytes
+from rotalabs_steer.files.schema import STEERING, StoredSet, check_version, json_bytes, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
