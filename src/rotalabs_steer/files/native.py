@@ -1,7 +1,7 @@
 """The native format: `NAME.json` (metadata) with `NAME.pt` (the tensor), and folders of them.
 
 The `.json` file is the commit point: it names its tensor by SHA-256, so a reader can always tell whether the two
-belong together (see `kept`).
+belong together (see `two_file_commit`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.archives import open_archive
 from rotalabs_steer.files.atomic import locked, write_atomically
-from rotalabs_steer.files.kept import clean, digest, keep, read_named, retry
 from rotalabs_steer.files.pickles import parse_pickle
 from rotalabs_steer.files.reading import (
     MAX_JSON_BYTES,
@@ -28,6 +27,13 @@ from rotalabs_steer.files.reading import (
     read_bytes,
 )
 from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
+from rotalabs_steer.files.two_file_commit import (
+    digest,
+    keep_old_data,
+    read_by_digest,
+    read_while_written,
+    remove_old_data,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,10 +52,10 @@ def save_vector(path: Path, metadata: Mapping[str, Any], vector: Float[torch.Ten
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
         _pin_vector(path)
-        keep(_add_suffix(path, ".pt"))
+        keep_old_data(_add_suffix(path, ".pt"))
         write_atomically(_add_suffix(path, ".pt"), tensor)
         write_atomically(_add_suffix(path, ".json"), document)
-        clean(path.parent, {f"{path.name}.json", f"{path.name}.pt"})
+        remove_old_data(path.parent, {f"{path.name}.json", f"{path.name}.pt"})
 
 
 def load_vector(path: Path) -> tuple[dict[str, Any], Float[torch.Tensor, " hidden"]]:
@@ -60,7 +66,7 @@ def load_vector(path: Path) -> tuple[dict[str, Any], Float[torch.Tensor, " hidde
         FileFormatError: a file is damaged, unsafe, of a newer version, or not a vector.
     """
     path = strip_suffix(path)
-    return retry(lambda: _load_vector_once(path))
+    return read_while_written(lambda: _load_vector_once(path))
 
 
 def save_vector_set(directory: Path, stored: StoredSet) -> None:
@@ -77,7 +83,7 @@ def save_vector_set(directory: Path, stored: StoredSet) -> None:
         new = {_layer_name(layer) for layer in layers}
         _pin_set(directory)
         for name in old | new:
-            keep(directory / f"{name}.pt")
+            keep_old_data(directory / f"{name}.pt")
         for layer in layers:
             write_atomically(directory / f"{_layer_name(layer)}.pt", tensors[layer])
             write_atomically(directory / f"{_layer_name(layer)}.json", documents[layer])
@@ -85,12 +91,14 @@ def save_vector_set(directory: Path, stored: StoredSet) -> None:
         for name in old - new:
             (directory / f"{name}.json").unlink(missing_ok=True)
             (directory / f"{name}.pt").unlink(missing_ok=True)
-        clean(directory, {f"{name}{suffix}" for name in old | new for suffix in (".json", ".pt")} | {SET_FILE})
+        remove_old_data(
+            directory, {f"{name}{suffix}" for name in old | new for suffix in (".json", ".pt")} | {SET_FILE}
+        )
 
 
 def load_vector_set(directory: Path) -> StoredSet:
     """Set metadata and, by layer, metadata and tensor. Reads folders of rotalabs-steer 1.2 too."""
-    return retry(lambda: _load_vector_set_once(directory))
+    return read_while_written(lambda: _load_vector_set_once(directory))
 
 
 def parse_vector(content: bytearray, path: Path) -> Float[torch.Tensor, " hidden"]:
@@ -151,7 +159,7 @@ def _read_tensor(path: Path, sha256: str | None) -> torch.Tensor:
     current = _add_suffix(path, ".pt")
     if sha256 is None:
         return parse_vector(read_bytes(current, MAX_TENSOR_BYTES), current)
-    return parse_vector(read_named(current, sha256, MAX_TENSOR_BYTES), current)
+    return parse_vector(read_by_digest(current, sha256, MAX_TENSOR_BYTES), current)
 
 
 def _pin_vector(path: Path) -> None:
