@@ -113,7 +113,7 @@ class Target:
 
 def readers(kind: bytes, content: bytearray):
     """The readers that get these bytes. The first byte says where in a file they stand, so that fuzzing comes deep."""
-    from rotalabs_steer.files import foreign, gguf, native, one_file, reading
+    from rotalabs_steer.files import gguf, native, one_file, other_tools, reading
     from rotalabs_steer.importing import import_vectors
     from rotalabs_steer.vectors import SteeringVectorSet
 
@@ -122,11 +122,11 @@ def readers(kind: bytes, content: bytearray):
     if number == 0:
         yield "json", lambda: reading.parse_json_object(content, path)
         yield "pt", lambda: native.parse_vector(content, path)
-        yield "foreign", lambda: foreign.parse_foreign(content, path)
+        yield "foreign", lambda: other_tools.parse_other_tool(content, path)
     elif number == 1:
         archive = pt_archive(content)
         yield "pickle", lambda: native.parse_vector(archive, path)
-        yield "foreign pickle", lambda: foreign.parse_foreign(archive, path)
+        yield "foreign pickle", lambda: other_tools.parse_other_tool(archive, path)
     elif number == 2:
         whole = bytearray(len(content).to_bytes(8, "little")) + content + bytes(64)
         yield "header", lambda: one_file.parse_safetensors(whole, path)
@@ -137,12 +137,15 @@ def readers(kind: bytes, content: bytearray):
         )
     elif number == 4:
         array = b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little", signed=False) if len(content) < 65536 else b""
-        yield "npy", lambda: foreign.parse_foreign(bytearray(array) + content + bytes(64), path)
+        yield "npy", lambda: other_tools.parse_other_tool(bytearray(array) + content + bytes(64), path)
     elif number == 5:
         yield "gguf", lambda: gguf.parse_control_vector(content, path)
     else:
         yield "one file", lambda: SteeringVectorSet._from_stored(one_file.parse_one_file(content, path), path)
-        yield "import", lambda: import_vectors(foreign.parse_foreign(content, path), behavior="x", model_name="x")
+        yield (
+            "import",
+            lambda: import_vectors(other_tools.parse_other_tool(content, path), behavior="x", model_name="x"),
+        )
 
 
 def pt_archive(pickled: bytes | bytearray) -> bytearray:
@@ -171,8 +174,8 @@ def write_seeds(corpus: Path) -> None:
     import torch
 
     from rotalabs_steer import SteeringVector, SteeringVectorSet
-    from rotalabs_steer.files.artefact import json_bytes
     from rotalabs_steer.files.one_file import one_file_bytes
+    from rotalabs_steer.files.schema import json_bytes
 
     calm = SteeringVectorSet("calm", [SteeringVector("calm", n, torch.zeros(4), "m") for n in (0, 1)])
     stored = calm._stored()

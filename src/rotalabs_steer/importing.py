@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.errors import OptionError, VectorError
-from rotalabs_steer.files.foreign import read_foreign
 from rotalabs_steer.files.formats import find_format
 from rotalabs_steer.files.gguf import ControlVector
+from rotalabs_steer.files.other_tools import read_other_tool
 from rotalabs_steer.files.reading import is_part
 from rotalabs_steer.models import find_model_config
 from rotalabs_steer.ordinary_numbers import as_integer, plain_value
@@ -77,7 +77,7 @@ def import_vectors(
         own = _read_own(path)
         if own is not None:
             return _renamed(own, behavior, model_name, layer_offset)
-        source = read_foreign(path)
+        source = read_other_tool(path)
         name = behavior or _recorded(source, "behavior") or path.stem
         about = {"imported_from": path.name}
         as_vector = _as_vector

@@ -1,5 +1,5 @@
 """The import path that rotalabs-steer 1.2 has for downloads: `from rotalabs_steer.utils import download_vectors`."""
 
-from rotalabs_steer.files.collection import download_vectors, list_available_vectors
+from rotalabs_steer.files.v1_downloads import download_vectors, list_available_vectors
 
 __all__ = ["download_vectors", "list_available_vectors"]

@@ -5,8 +5,8 @@ import torch
 
 from rotalabs_steer import SteeringVectorSet
 from rotalabs_steer.errors import DownloadError, FileFormatError
-from rotalabs_steer.files.collection import cache_folder
 from rotalabs_steer.files.names import check_name, check_relative
+from rotalabs_steer.files.v1_downloads import cache_folder
 from rotalabs_steer.utils import download_vectors, list_available_vectors
 
 UNSAFE = [

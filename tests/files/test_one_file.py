@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.errors import FileFormatError, LayerError, OptionError
-from rotalabs_steer.files.artefact import STEERING
 from rotalabs_steer.files.one_file import parse_one_file, parse_safetensors
+from rotalabs_steer.files.schema import STEERING
 
 
 def calm(value=1.0, dtype=torch.float32):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from rotalabs_steer.files.artefact import StoredSet
+    from rotalabs_steer.files.schema import StoredSet
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The native format: `NAME.json` (metadata) with `NAME.pt` (the tensor), and folders of them.
 
 The `.json` file is the commit point: it names its tensor by SHA-256, so a reader can always tell whether the two
-belong together (see `kept`).
+belong together (see `two_file_commit`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.artefact import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
+from rotalabs_steer.files.archives import open_archive
 from rotalabs_steer.files.atomic import locked, write_atomically
-from rotalabs_steer.files.kept import clean, digest, keep, read_named, retry
-from rotalabs_steer.files.pickles import parse_torch_file
+from rotalabs_steer.files.pickles import parse_pickle
 from rotalabs_steer.files.reading import (
     MAX_JSON_BYTES,
     MAX_TENSOR_BYTES,
@@ -26,6 +25,14 @@ from rotalabs_steer.files.reading import (
     is_part,
     parse_json_object,
     read_bytes,
+)
+from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
+from rotalabs_steer.files.two_file_commit import (
+    digest,
+    keep_old_data,
+    read_by_digest,
+    read_while_written,
+    remove_old_data,
 )
 
 if TYPE_CHECKING:
@@ -45,10 +52,10 @@ def save_vector(path: Path, metadata: Mapping[str, Any], vector: Float[torch.Ten
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
         _pin_vector(path)
-        keep(_add_suffix(path, ".pt"))
+        keep_old_data(_add_suffix(path, ".pt"))
         write_atomically(_add_suffix(path, ".pt"), tensor)
         write_atomically(_add_suffix(path, ".json"), document)
-        clean(path.parent, {f"{path.name}.json", f"{path.name}.pt"})
+        remove_old_data(path.parent, {f"{path.name}.json", f"{path.name}.pt"})
 
 
 def load_vector(path: Path) -> tuple[dict[str, Any], Float[torch.Tensor, " hidden"]]:
@@ -59,7 +66,7 @@ def load_vector(path: Path) -> tuple[dict[str, Any], Float[torch.Tensor, " hidde
         FileFormatError: a file is damaged, unsafe, of a newer version, or not a vector.
     """
     path = strip_suffix(path)
-    return retry(lambda: _load_vector_once(path))
+    return read_while_written(lambda: _load_vector_once(path))
 
 
 def save_vector_set(directory: Path, stored: StoredSet) -> None:
@@ -76,7 +83,7 @@ def save_vector_set(directory: Path, stored: StoredSet) -> None:
         new = {_layer_name(layer) for layer in layers}
         _pin_set(directory)
         for name in old | new:
-            keep(directory / f"{name}.pt")
+            keep_old_data(directory / f"{name}.pt")
         for layer in layers:
             write_atomically(directory / f"{_layer_name(layer)}.pt", tensors[layer])
             write_atomically(directory / f"{_layer_name(layer)}.json", documents[layer])
@@ -84,17 +91,19 @@ def save_vector_set(directory: Path, stored: StoredSet) -> None:
         for name in old - new:
             (directory / f"{name}.json").unlink(missing_ok=True)
             (directory / f"{name}.pt").unlink(missing_ok=True)
-        clean(directory, {f"{name}{suffix}" for name in old | new for suffix in (".json", ".pt")} | {SET_FILE})
+        remove_old_data(
+            directory, {f"{name}{suffix}" for name in old | new for suffix in (".json", ".pt")} | {SET_FILE}
+        )
 
 
 def load_vector_set(directory: Path) -> StoredSet:
     """Set metadata and, by layer, metadata and tensor. Reads folders of rotalabs-steer 1.2 too."""
-    return retry(lambda: _load_vector_set_once(directory))
+    return read_while_written(lambda: _load_vector_set_once(directory))
 
 
 def parse_vector(content: bytearray, path: Path) -> Float[torch.Tensor, " hidden"]:
     """The vector in the content of a `.pt` file, which it does not copy."""
-    vector = parse_torch_file(content, path)
+    vector = parse_pickle(open_archive(content, path), path)
     if not isinstance(vector, torch.Tensor):
         raise FileFormatError(f"{path} holds a {type(vector).__name__}, expected one tensor.")
     check_vector_layout(vector, str(path))
@@ -150,7 +159,7 @@ def _read_tensor(path: Path, sha256: str | None) -> torch.Tensor:
     current = _add_suffix(path, ".pt")
     if sha256 is None:
         return parse_vector(read_bytes(current, MAX_TENSOR_BYTES), current)
-    return parse_vector(read_named(current, sha256, MAX_TENSOR_BYTES), current)
+    return parse_vector(read_by_digest(current, sha256, MAX_TENSOR_BYTES), current)
 
 
 def _pin_vector(path: Path) -> None:

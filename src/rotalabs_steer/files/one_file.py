@@ -13,7 +13,6 @@ import safetensors.torch
 import torch
 
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.artefact import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
 from rotalabs_steer.files.atomic import locked, remove_strays, write_atomically
 from rotalabs_steer.files.reading import (
     MAX_JSON_BYTES,
@@ -23,6 +22,7 @@ from rotalabs_steer.files.reading import (
     parse_json_object,
     read_bytes,
 )
+from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,7 +1,7 @@
 """A vector set as a model repository: `steering_config.json`, `vectors.safetensors` and a model card.
 
-The configuration is the commit point: it names the vectors by SHA-256 (see `kept`), so a folder is never read as a
-mixture of two saves. What it says besides repeats the header of the vectors, for people and other programs.
+The configuration is the commit point: it names the vectors by SHA-256 (see `two_file_commit`), so a folder is never
+read as a mixture of two saves. What it says besides repeats the header of the vectors, for people and other programs.
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.artefact import STEERING, StoredSet, check_version, json_bytes, stamp
 from rotalabs_steer.files.atomic import locked, write_atomically
-from rotalabs_steer.files.kept import clean, digest, keep, read_named, retry
 from rotalabs_steer.files.model_card import CARD_FILE, GENERATED, model_card
 from rotalabs_steer.files.names import shown_model_name
 from rotalabs_steer.files.one_file import one_file_bytes, parse_one_file
 from rotalabs_steer.files.reading import MAX_JSON_BYTES, MAX_TENSOR_BYTES, l2_norm, parse_json_object, read_bytes
+from rotalabs_steer.files.schema import STEERING, StoredSet, check_version, json_bytes, stamp
+from rotalabs_steer.files.two_file_commit import (
+    digest,
+    keep_old_data,
+    read_by_digest,
+    read_while_written,
+    remove_old_data,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,11 +91,11 @@ def save_pretrained_folder(directory: Path, stored: StoredSet) -> None:
     files = pretrained_files(stored)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
-        keep(directory / VECTORS_FILE)
+        keep_old_data(directory / VECTORS_FILE)
         for name, content in files.items():
             if name != CARD_FILE or may_replace_card(directory / CARD_FILE):
                 write_atomically(directory / name, content)
-        clean(directory, set(files))
+        remove_old_data(directory, set(files))
 
 
 def load_pretrained_folder(directory: Path) -> StoredSet:
@@ -99,7 +105,7 @@ def load_pretrained_folder(directory: Path) -> StoredSet:
         FileNotFoundError: it has no `steering_config.json`.
         FileFormatError: a file is damaged, unsafe, of a newer version, or the two do not belong together.
     """
-    return retry(lambda: _load_once(directory))
+    return read_while_written(lambda: _load_once(directory))
 
 
 def may_replace_card(path: Path) -> bool:
@@ -117,4 +123,4 @@ def _load_once(directory: Path) -> StoredSet:
     config = parse_json_object(read_bytes(path, MAX_JSON_BYTES), path)
     check_version(config, path)
     vectors = directory / VECTORS_FILE
-    return parse_one_file(read_named(vectors, config.get("vectors_sha256"), MAX_TENSOR_BYTES), vectors)
+    return parse_one_file(read_by_digest(vectors, config.get("vectors_sha256"), MAX_TENSOR_BYTES), vectors)

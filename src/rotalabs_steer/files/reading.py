@@ -122,41 +122,6 @@ def _pieces(vector: torch.Tensor) -> Sequence[torch.Tensor]:
     return torch.split(vector.reshape(-1), 2**16)
 
 
-class ByteFile:
-    """Bytes as a file, of which at most `limit` are read at once. `io.BytesIO` would copy them all."""
-
-    def __init__(self, content: bytearray | memoryview, limit: int) -> None:
-        self._content = memoryview(content)
-        self._limit = limit
-        self._place = 0
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Moves to a place counted from the start (0), from here (1) or from the end (2)."""
-        self._place = offset + (0, self._place, len(self._content))[whence]
-        if self._place < 0:
-            raise OSError("it begins before the file does")
-        return self._place
-
-    def tell(self) -> int:
-        """The place of the next byte."""
-        return self._place
-
-    def read(self, count: int = -1) -> bytes:
-        """The next bytes; ValueError if more than the limit are asked for."""
-        rest = max(0, len(self._content) - self._place)
-        if (count if count >= 0 else rest) > self._limit:
-            raise ValueError(f"it asks for {count:,} bytes at once, more than {self._limit:,}")
-        taken = bytes(self._content[self._place :][: rest if count < 0 else count])
-        self._place += len(taken)
-        return taken
-
-    def readline(self) -> bytes:
-        """The next bytes up to a line's end, or 256 of them."""
-        line, end, _ = bytes(self._content[self._place :][:256]).partition(b"\n")
-        self._place += len(line + end)
-        return line + end
-
-
 def _open_regular(path: Path) -> BufferedReader:
     _check_link(path)
     no_waiting = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its writer

@@ -16,11 +16,11 @@ import torch
 
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.archives import open_archive
-from rotalabs_steer.files.artefact import MAX_VECTORS
 from rotalabs_steer.files.gguf import read_control_vector
 from rotalabs_steer.files.one_file import looks_like_safetensors, parse_safetensors
 from rotalabs_steer.files.pickles import PickledSteeringVector, parse_pickle
 from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, numbers_in, read_bytes, read_start
+from rotalabs_steer.files.schema import MAX_VECTORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ _NPY_DTYPES = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}
 _MAX_NPY_HEADER = 10_000
 
 
-def read_foreign(path: Path) -> Any:
+def read_other_tool(path: Path) -> Any:
     """What another tool's file holds: a tensor, tensors by layer, a `PickledSteeringVector` or a `ControlVector`.
 
     Raises:
@@ -40,10 +40,10 @@ def read_foreign(path: Path) -> Any:
     """
     if read_start(path, 4) == b"GGUF":
         return read_control_vector(path)
-    return parse_foreign(read_bytes(path, MAX_TENSOR_BYTES), path)
+    return parse_other_tool(read_bytes(path, MAX_TENSOR_BYTES), path)
 
 
-def parse_foreign(content: bytearray, path: Path) -> Any:
+def parse_other_tool(content: bytearray, path: Path) -> Any:
     """The same of a file's content."""
     if content.startswith(_NPY_MAGIC):
         return _parse_npy(memoryview(content), str(path))

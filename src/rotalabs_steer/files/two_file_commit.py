@@ -1,8 +1,8 @@
-"""Two files that must belong together: a document names its data by SHA-256, and old data is kept until it does.
+"""Two files that must stay in step: the JSON names its tensors by SHA-256, and old tensors stay until it is replaced.
 
-The document is the commit point. A writer gives the data that it is about to replace a second name made of its digest,
-writes the new data, then the document. A reader that finds the data changed under it takes the kept one or reads again.
-Killed at any moment, a writer leaves the old pair or the new one.
+The JSON file is the commit point. A writer hard-links the tensors that it is about to replace under a name made of
+their digest, writes the new tensors, then the new JSON. A reader whose JSON names other tensors than it finds takes the
+linked ones, or reads both files again. A writer that is killed at any moment leaves the old pair or the new one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 class ChangedMeanwhileError(Exception):
-    """A writer was at work while we read."""
+    """The data changed after the document that names them was read."""
 
 
 def digest(content: bytes | bytearray) -> str:
@@ -36,8 +36,11 @@ def digest(content: bytes | bytearray) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def keep(path: Path) -> None:
-    """Gives data that is about to be replaced its second name. Links, pipes and what is not there yet are no data."""
+def keep_old_data(path: Path) -> None:
+    """Hard-links a file under a name made of its SHA-256, so that readers still find it after it is replaced.
+
+    It does nothing for symbolic links, pipes and files that do not exist.
+    """
     if path.is_symlink() or not path.is_file():
         return
     with contextlib.suppress(FileNotFoundError):
@@ -47,15 +50,18 @@ def keep(path: Path) -> None:
             _link(path, kept)
 
 
-def read_named(path: Path, sha256: object, limit: int) -> bytearray:
-    """The content with this digest: the file's own or that of the copy a writer kept.
+def read_by_digest(path: Path, sha256: object, limit: int) -> bytearray:
+    """The content with this digest: that of the file, or of the link that a writer kept.
 
     Raises:
-        FileNotFoundError: there is neither.
-        ChangedMeanwhileError: the file's content is another one.
+        FileNotFoundError: neither exists.
+        ChangedMeanwhileError: the file has another digest.
+        FileFormatError: `sha256` is not a digest.
     """
     if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise FileFormatError(f"{path.with_suffix('')}.json names its tensor by {sha256!r:.80}, which is no SHA-256.")
+        raise FileFormatError(
+            f"{path.with_suffix('')}.json names its tensor by {sha256!r:.80}, which is not a SHA-256."
+        )
     for candidate in (path, _kept(path, sha256)):
         with contextlib.suppress(FileNotFoundError):
             content = read_bytes(candidate, limit)
@@ -66,11 +72,11 @@ def read_named(path: Path, sha256: object, limit: int) -> bytearray:
     raise ChangedMeanwhileError(f"{path} is not the tensor that its metadata describes (SHA-256 differs).")
 
 
-def retry(read: Callable[[], _T]) -> _T:
-    """What `read` gives, tried again while a writer is at work.
+def read_while_written(read: Callable[[], _T]) -> _T:
+    """What `read` returns. It is called again while a writer replaces the files.
 
     Raises:
-        FileFormatError: it did not come to rest, so it was not a writer.
+        FileFormatError: the files still differ after many attempts, so they are damaged.
     """
     for _ in range(_ATTEMPTS):
         try:
@@ -80,8 +86,8 @@ def retry(read: Callable[[], _T]) -> _T:
     raise FileFormatError(f"{last} The file was changed or damaged after it was saved.")
 
 
-def clean(directory: Path, names: set[str]) -> None:
-    """Removes kept data and what earlier killed writers left of these file names. Call it under `locked`."""
+def remove_old_data(directory: Path, names: set[str]) -> None:
+    """Removes the links of `keep_old_data` and what killed writers left of these file names. Call it under `locked`."""
     for path in directory.iterdir():
         match = _KEPT.fullmatch(path.name)
         if match and match["stem"] + match["suffix"] in names:
