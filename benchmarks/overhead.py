@@ -137,7 +137,7 @@ VARIANTS = {
 
 
 def generations(rounds: int, *, compiled: bool = False) -> None:
-    """Whole generations of SmolLM2-135M, steered against unsteered, in turn; compiled with a static cache, or neither."""
+    """Whole generations of SmolLM2-135M, steered against unsteered, in turn: plain, or compiled with a static cache."""
     model = AutoModelForCausalLM.from_pretrained(sample_model_path(), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(sample_model_path())
     settings = {"max_new_tokens": 48, "min_new_tokens": 48, "do_sample": False}
@@ -159,8 +159,9 @@ def generations(rounds: int, *, compiled: bool = False) -> None:
                     times.append(time.perf_counter() - started)
             if number > 0:  # the first round compiles
                 ratios.append(times[1] / times[0])
+        kind = ", compiled, static cache" if compiled else ""
         print(
-            f"\ngenerate{', compiled, static cache' if compiled else ''}, SmolLM2-135M, batch {batch}: steered / unsteered "
+            f"\ngenerate{kind}, SmolLM2-135M, batch {batch}: steered / unsteered "
             f"{statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f}, {rounds} pairs)"
         )
 
