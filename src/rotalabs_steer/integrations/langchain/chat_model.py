@@ -11,14 +11,12 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables.config import get_config_list
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict
 
-from rotalabs_steer.integrations.langchain.gathering import Gathering, gathered
 from rotalabs_steer.integrations.langchain.generation import up_to
+from rotalabs_steer.integrations.langchain.language_model import SteeredLanguageModel
 from rotalabs_steer.integrations.langchain.messages import CALL_END, CALL_START, RESULT_START, render_chat
-from rotalabs_steer.integrations.langchain.steered_model import SteeredModelFields
 from rotalabs_steer.integrations.langchain.tool_calls import (
     ParsedAnswer,
     begins_like_json,
@@ -28,18 +26,18 @@ from rotalabs_steer.integrations.langchain.tool_calls import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
     from langchain_core.language_models import LangSmithParams, LanguageModelInput
     from langchain_core.messages import BaseMessage
-    from langchain_core.runnables import Runnable, RunnableConfig
+    from langchain_core.runnables import Runnable
     from langchain_core.tools import BaseTool
 
     from rotalabs_steer.integrations.langchain.generation import Answer, Request
 
 
-class SteeredChatModel(SteeredModelFields, BaseChatModel):
+class SteeredChatModel(SteeredLanguageModel[AIMessage], BaseChatModel):
     """A LangChain chat model whose answers are steered.
 
     chat = SteeredChatModel(
@@ -51,97 +49,25 @@ class SteeredChatModel(SteeredModelFields, BaseChatModel):
 
     A call is steered in its own thread or task, so calls at different strengths may run at the same time. `batch` and
     `abatch` answer up to `max_batch_size` inputs in one run of the model, each at its own strengths. See
-    `SteeredModelFields` for the settings.
+    `SteeredLanguageModel` for the settings.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid")
 
     streaming: bool = False
     """Whether `invoke` streams inside, for callbacks that want each piece."""
 
     @classmethod
-    def sharing(cls, other: SteeredModelFields) -> SteeredChatModel:
+    def sharing(cls, other: SteeredLanguageModel[Any]) -> SteeredChatModel:
         """A chat model on the model, vectors and strengths of another: what changes in one changes in both."""
-        fields = {name: getattr(other, name) for name in SteeredModelFields.model_fields}
+        fields = {name: getattr(other, name) for name in SteeredLanguageModel.model_fields}
         chat = cls(**fields | {"steering_configs": {}})
-        chat._steering, chat._generator = other._steering, other._generator
+        chat._behaviors, chat._generator = other._behaviors, other._generator
         return chat
 
     @property
     def _llm_type(self) -> str:
         return "steered_chat_model"
-
-    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
-        """One answer. `config={"configurable": {"strengths": {...}}}`, or `strengths={...}`, is for this call only."""
-        gathering: Gathering | None = kwargs.pop("_gathering", None)
-        if gathering is not None:
-            with gathering.member():
-                return self.invoke(input, config, **kwargs)
-        kwargs["strengths"] = self._call_strengths(config, kwargs.get("strengths"))
-        return super().invoke(input, config, **kwargs)
-
-    async def ainvoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AIMessage:
-        """`invoke` for asyncio."""
-        gathering: Gathering | None = kwargs.pop("_gathering", None)
-        if gathering is not None:
-            with gathering.member():
-                return await self.ainvoke(input, config, **kwargs)
-        kwargs["strengths"] = self._call_strengths(config, kwargs.get("strengths"))
-        return await super().ainvoke(input, config, **kwargs)
-
-    def stream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> Iterator[AIMessageChunk]:
-        """The answer of `invoke`, piece by piece."""
-        kwargs["strengths"] = self._call_strengths(config, kwargs.get("strengths"))
-        yield from super().stream(input, config, **kwargs)
-
-    async def astream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[AIMessageChunk]:
-        """`stream` for asyncio."""
-        kwargs["strengths"] = self._call_strengths(config, kwargs.get("strengths"))
-        async for chunk in super().astream(input, config, **kwargs):
-            yield chunk
-
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """Answers to many inputs, in runs of the model of `max_batch_size`; a list of configs gives each its own
-        strengths. `max_concurrency` in the first config makes the runs smaller."""
-        answers: list[AIMessage] = []
-        for part, configs, gathering in self._parts(inputs, config):
-            answers += super().batch(part, configs, **kwargs, _gathering=gathering)
-        return answers
-
-    async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """`batch` for asyncio."""
-        answers: list[AIMessage] = []
-        for part, configs, gathering in self._parts(inputs, config):
-            answers += await super().abatch(part, configs, **kwargs, _gathering=gathering)
-        return answers
-
-    def _parts(
-        self, inputs: Sequence[LanguageModelInput], config: RunnableConfig | Sequence[RunnableConfig] | None
-    ) -> Iterator[tuple[list[LanguageModelInput], list[RunnableConfig], Gathering]]:
-        configs = get_config_list(config, len(inputs)) if inputs else []
-        size = min(self.max_batch_size, (configs[0].get("max_concurrency") if configs else None) or len(inputs) or 1)
-        for start in range(0, len(inputs), size):
-            part = list(inputs[start : start + size])
-            together: list[RunnableConfig] = [
-                {**one, "max_concurrency": len(part)} for one in configs[start : start + size]
-            ]
-            yield part, together, Gathering(len(part), self._generator.answers)
 
     def bind_tools(
         self,
@@ -164,6 +90,9 @@ class SteeredChatModel(SteeredModelFields, BaseChatModel):
         chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
         return self.bind(tools=declared, **chosen, **kwargs)
 
+    def _request(self, given: LanguageModelInput, stop: Sequence[str] | None, options: Mapping[str, Any]) -> Request:
+        return _Call(self, self._convert_input(given).to_messages(), stop, options).request
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -172,8 +101,7 @@ class SteeredChatModel(SteeredModelFields, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = _Call(self, messages, stop, kwargs)
-        future = gathered([call.request])
-        (answer,) = self._generator.answers([call.request]) if future is None else future.result()
+        (answer,) = self._generator.answers([call.request])
         return call.result(answer)
 
     async def _agenerate(
@@ -184,11 +112,7 @@ class SteeredChatModel(SteeredModelFields, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = _Call(self, messages, stop, kwargs)
-        future = gathered([call.request])
-        if future is None:
-            (answer,) = await asyncio.to_thread(self._generator.answers, [call.request])
-        else:
-            (answer,) = await asyncio.wrap_future(future)
+        (answer,) = await asyncio.to_thread(self._generator.answers, [call.request])
         return call.result(answer)
 
     def _stream(
@@ -222,10 +146,10 @@ class _Call:
         chat: SteeredChatModel,
         messages: Sequence[BaseMessage],
         stop: Sequence[str] | None,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
     ) -> None:
         options = dict(options)
-        self._strengths = chat._steering.merged(options.pop("strengths", None))
+        self._strengths = chat._behaviors.merged(options.pop("strengths", None))
         choice = options.pop("tool_choice", None)
         tools = [] if choice == "none" else [convert_to_openai_tool(tool) for tool in options.pop("tools", None) or ()]
         options.pop("tools", None)
@@ -233,9 +157,9 @@ class _Call:
         self._names = tool_names(tools)
         self._forced = forced_beginning(choice, self._names)
         ends = () if not tools else (RESULT_START,) if self._forced is None else (RESULT_START, CALL_END)
-        sampling = chat._sampling(stop, options, *ends)
+        settings = chat._settings(stop, options, *ends)
         prompt = render_chat(chat._generator.chat, messages, tools) + (self._forced or "")
-        self.request: Request = chat._generator.request(prompt, self._strengths, sampling, special=False)
+        self.request: Request = chat._generator.request(prompt, self._strengths, settings, special=False)
         self._shown = ""
 
     def result(self, answer: Answer) -> ChatResult:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
-    from rotalabs_steer.integrations.langchain.steering import Steering
+    from rotalabs_steer.integrations.langchain.behaviors import SteeredBehaviors
 
 
 @dataclass(frozen=True)
-class Sampling:
+class GenerationSettings:
     """How answers are generated; `options` go to `model.generate` as they are."""
 
     max_new_tokens: int
@@ -51,7 +51,7 @@ class Request:
 
     ids: tuple[int, ...]
     strengths: Mapping[str, float]
-    sampling: Sampling
+    settings: GenerationSettings
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,15 @@ class Answer:
 class Generator:
     """A model with its tokenizer and steering."""
 
-    def __init__(self, chat: ChatTokenizer, steering: Steering) -> None:
+    def __init__(self, chat: ChatTokenizer, behaviors: SteeredBehaviors) -> None:
         self.chat = chat
         self.tokenizer = chat.tokenizer
-        self.steering = steering
-        self.window: int | None = getattr(text_config(steering.model), "max_position_embeddings", None)
+        self.behaviors = behaviors
+        self.window: int | None = getattr(text_config(behaviors.model), "max_position_embeddings", None)
 
-    def request(self, text: str, strengths: Mapping[str, float], sampling: Sampling, *, special: bool) -> Request:
+    def request(
+        self, text: str, strengths: Mapping[str, float], settings: GenerationSettings, *, special: bool
+    ) -> Request:
         """A rendered prompt as a request. `special`: it is a plain text, so special tokens are added to it.
 
         Raises:
@@ -88,22 +90,22 @@ class Generator:
             raise OptionError("The prompt is empty: there is nothing to answer.")
         if self.window is not None and len(ids) >= self.window:
             raise OptionError(f"The prompt has {len(ids)} tokens; the model's context holds {self.window}. Shorten it.")
-        return Request(ids, strengths, sampling)
+        return Request(ids, strengths, settings)
 
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answers to requests, in their order: one batch for each way of sampling, strengths by row."""
+        """The answers to requests, in their order: one batch for each way of settings, strengths by row."""
         answers: dict[int, Answer] = {}
         left = list(range(len(requests)))
         while left:
-            sampling = requests[left[0]].sampling
+            settings = requests[left[0]].settings
             numbers = [
-                number for number in left if requests[number].sampling == sampling
+                number for number in left if requests[number].settings == settings
             ]  # options need not be hashable
             left = [number for number in left if number not in numbers]
             batch = [requests[number] for number in numbers]
             for number, request, (row, finished) in zip(numbers, batch, self.generate(batch), strict=True):
                 text = self.tokenizer.decode(row, skip_special_tokens=True)
-                before = "".join(up_to([text], sampling.stop))
+                before = "".join(up_to([text], settings.stop))
                 answers[number] = Answer(before, len(request.ids), len(row), finished)
         return [answers[number] for number in range(len(requests))]
 
@@ -115,27 +117,59 @@ class Generator:
         Args:
             left: ends the generation when it is set.
         """
-        sampling = requests[0].sampling
-        criteria = StoppingCriteriaList([_Ends(self.tokenizer, sampling.stop, left)])
-        most = sampling.max_new_tokens
+        settings = requests[0].settings
+        criteria = StoppingCriteriaList([_Ends(self.tokenizer, settings.stop, left)])
+        most = settings.max_new_tokens
         if self.window is not None:
             most = min(most, self.window - max(len(request.ids) for request in requests))
-        injector = self.steering.injector([request.strengths for request in requests])
+        injector = self.behaviors.injector([request.strengths for request in requests])
         with injector.scoped() if injector is not None else contextlib.nullcontext():
             rows = continue_rows(
-                self.steering.model,
+                self.behaviors.model,
                 self.tokenizer,
                 [request.ids for request in requests],
                 most,
                 stopping_criteria=criteria,
                 streamer=streamer,
-                **sampling.for_generate(),
+                **settings.for_generate(),
             )
         return [(row, len(row) < most) for row in rows]
 
     def stream(self, request: Request) -> AnswerStream:
         """The answer to a request, piece by piece."""
         return AnswerStream(self, request)
+
+
+class SharedRun(Generator):
+    """A generator that is told some requests beforehand, and answers all of them when the first one is asked for.
+
+    An error of that run is raised for each of the requests. Requests that it was not told are answered on their own.
+    """
+
+    def __init__(self, generator: Generator, requests: Sequence[Request]) -> None:
+        super().__init__(generator.chat, generator.behaviors)
+        self._waiting = list(requests)
+        self._answered: list[tuple[Request, Answer]] = []
+        self._error: Exception | None = None
+
+    def answers(self, requests: Sequence[Request]) -> list[Answer]:
+        """The answers to requests, in their order. Equal requests get the answers of the run in its order."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            try:
+                self._answered = list(zip(waiting, super().answers(waiting), strict=True))
+            except Exception as error:
+                self._error = error
+        if self._error is not None:
+            raise self._error
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Request) -> Answer:
+        for number, (known, answer) in enumerate(self._answered):
+            if known == request:
+                del self._answered[number]
+                return answer
+        return super().answers([request])[0]
 
 
 class AnswerStream:
@@ -165,7 +199,7 @@ class AnswerStream:
         text = ""
         outcome: list[tuple[list[int], bool]] = []
         try:
-            for piece in up_to(_read(pieces, outcome), self._request.sampling.stop):
+            for piece in up_to(_read(pieces, outcome), self._request.settings.stop):
                 text += piece
                 yield piece
             ((row, finished),) = outcome

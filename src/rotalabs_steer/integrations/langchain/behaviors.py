@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _CONFIG_KEYS = {"vector_path", "vectors", "strength", "layer"}
 
 
-class Steering:
+class SteeredBehaviors:
     """Vector sets by behaviour, with the strength at which each acts unless a call says otherwise.
 
     Args:
