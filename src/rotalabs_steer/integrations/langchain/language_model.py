@@ -120,13 +120,13 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> LanguageModelOutputVar:
         """One answer. `config={"configurable": {"strengths": {...}}}`, or `strengths={...}`, is for this call only."""
-        return super().invoke(input, config, **self._with_strengths(config, kwargs))  # type: ignore[safe-super]
+        return super().invoke(input, config, **self._with_strengths(config, kwargs))  # type: ignore[return-value, safe-super]
 
     async def ainvoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> LanguageModelOutputVar:
         """Does the same as `invoke`, for asyncio."""
-        return await super().ainvoke(input, config, **self._with_strengths(config, kwargs))
+        return await super().ainvoke(input, config, **self._with_strengths(config, kwargs))  # type: ignore[return-value]
 
     def stream(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """The answer of `invoke`, piece by piece."""
@@ -202,9 +202,8 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
                 calls[number] = self._request(given, chosen.get("stop"), chosen), chosen
             except Exception:  # it is raised again in a call of its own, where LangChain's callbacks learn of it
                 yield number, self, one, options
-        left = list(calls)
-        while left:
-            numbers, left = left[:size], left[size:]
+        for start in range(0, len(calls), size):
+            numbers = list(calls)[start : start + size]
             model = self.model_copy()
             model._generator = SharedRun(self._generator, [calls[number][0] for number in numbers])
             for number in numbers:
