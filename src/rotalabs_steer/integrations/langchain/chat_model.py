@@ -1,4 +1,4 @@
-"""A chat model whose every call is steered."""
+"""A LangChain chat model that is steered."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict
 
-from rotalabs_steer.integrations.langchain.generation import up_to
+from rotalabs_steer.integrations.langchain.generation import before_stop
 from rotalabs_steer.integrations.langchain.language_model import SteeredLanguageModel
 from rotalabs_steer.integrations.langchain.messages import CALL_END, CALL_START, RESULT_START, render_chat
 from rotalabs_steer.integrations.langchain.tool_calls import (
     ParsedAnswer,
-    begins_like_json,
-    forced_beginning,
+    forced_prefix,
+    may_be_json_call,
     parse_answer,
     tool_names,
 )
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
     from langchain_core.tools import BaseTool
 
-    from rotalabs_steer.integrations.langchain.generation import Answer, Request
+    from rotalabs_steer.integrations.langchain.generation import Answer, GenerationRequest
 
 
 class SteeredChatModel(SteeredLanguageModel[AIMessage], BaseChatModel):
@@ -47,19 +47,19 @@ class SteeredChatModel(SteeredLanguageModel[AIMessage], BaseChatModel):
     chat.set_strength("formality", 0.5)  # for every later call
     chat.invoke("Hello!", config={"configurable": {"strengths": {"formality": -1.0}}})  # for this call
 
-    A call is steered in its own thread or task, so calls at different strengths may run at the same time. `batch` and
-    `abatch` answer up to `max_batch_size` inputs in one run of the model, each at its own strengths. See
-    `SteeredLanguageModel` for the settings.
+    Each call is steered in its own thread or task, so calls with different strengths can run at the same time. `batch`
+    and `abatch` answer up to `max_batch_size` inputs in one run of the model, each with its own strengths.
+    `SteeredLanguageModel` lists the settings.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     streaming: bool = False
-    """Whether `invoke` streams inside, for callbacks that want each piece."""
+    """Whether `invoke` generates a stream, so that callbacks receive each piece."""
 
     @classmethod
     def sharing(cls, other: SteeredLanguageModel[Any]) -> SteeredChatModel:
-        """A chat model on the model, vectors and strengths of another: what changes in one changes in both."""
+        """A chat model that shares the model, vectors and strengths of another one. Changes of one change both."""
         fields = {name: getattr(other, name) for name in SteeredLanguageModel.model_fields}
         chat = cls(**fields | {"steering_configs": {}})
         chat._behaviors, chat._generator = other._behaviors, other._generator
@@ -76,21 +76,23 @@ class SteeredChatModel(SteeredLanguageModel[AIMessage], BaseChatModel):
         tool_choice: Any = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """The model with tools, declared through the tokenizer's chat template.
+        """The model with tools, which the tokenizer's chat template declares to it.
 
         Args:
-            tool_choice: "auto"; "any" or "required", which make the model begin with a call; a tool's name, which makes
-                it call that one; or "none".
+            tool_choice: "auto" leaves the choice to the model. "any" and "required" make the model begin with a call.
+                The name of a tool makes it call that tool. "none" hides the tools.
 
         Raises:
-            OptionError: `tool_choice` names no tool.
+            OptionError: `tool_choice` does not name one of the tools.
         """
         declared = [convert_to_openai_tool(tool) for tool in tools]
-        forced_beginning(tool_choice, tool_names(declared))
+        forced_prefix(tool_choice, tool_names(declared))
         chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
         return self.bind(tools=declared, **chosen, **kwargs)
 
-    def _request(self, given: LanguageModelInput, stop: Sequence[str] | None, options: Mapping[str, Any]) -> Request:
+    def _request(
+        self, given: LanguageModelInput, stop: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> GenerationRequest:
         return _Call(self, self._convert_input(given).to_messages(), stop, options).request
 
     def _generate(
@@ -139,7 +141,7 @@ class SteeredChatModel(SteeredLanguageModel[AIMessage], BaseChatModel):
 
 
 class _Call:
-    """One call of a chat model: its request, and its answer as a message."""
+    """One call of a chat model: it makes the request, and turns the answer into messages."""
 
     def __init__(
         self,
@@ -155,45 +157,45 @@ class _Call:
         options.pop("tools", None)
         self._model_name = chat.model_name
         self._names = tool_names(tools)
-        self._forced = forced_beginning(choice, self._names)
-        ends = () if not tools else (RESULT_START,) if self._forced is None else (RESULT_START, CALL_END)
-        settings = chat._settings(stop, options, *ends)
-        prompt = render_chat(chat._generator.chat, messages, tools) + (self._forced or "")
-        self.request: Request = chat._generator.request(prompt, self._strengths, settings, special=False)
+        self._prefix = forced_prefix(choice, self._names)
+        stops = () if not tools else (RESULT_START,) if self._prefix is None else (RESULT_START, CALL_END)
+        settings = chat._settings(stop, options, *stops)
+        prompt = render_chat(chat._generator.chat, messages, tools) + (self._prefix or "")
+        self.request: GenerationRequest = chat._generator.request(prompt, self._strengths, settings, special=False)
         self._shown = ""
 
     def result(self, answer: Answer) -> ChatResult:
-        """The whole answer."""
+        """The complete answer as LangChain's result."""
         parsed = self._parsed(answer)
         message = AIMessage(
             content=parsed.content,
             tool_calls=parsed.tool_calls,
             invalid_tool_calls=parsed.invalid_tool_calls,
             usage_metadata=_usage(answer),
-            response_metadata=self._facts(answer),
+            response_metadata=self._metadata(answer),
         )
-        return ChatResult(generations=[ChatGeneration(message=message, generation_info=self._facts(answer))])
+        return ChatResult(generations=[ChatGeneration(message=message, generation_info=self._metadata(answer))])
 
     def visible(self, pieces: Iterable[str]) -> Iterator[str]:
-        """What can be shown while it is written. What may be a call is held back to the end."""
+        """The text that can be shown while it is generated. Text that may be a tool call is held back until the end."""
         if not self._names:
             yield from pieces
             return
         written = ""
-        for piece in up_to(pieces, [CALL_START]):
+        for piece in before_stop(pieces, [CALL_START]):
             written += piece
-            if self._forced is None and not begins_like_json(written):
+            if self._prefix is None and not may_be_json_call(written):
                 yield written[len(self._shown) :]
                 self._shown = written
 
     def last_chunk(self, answer: Answer) -> ChatGenerationChunk:
-        """What was held back, the calls, and the facts about the answer."""
+        """The text that was held back, the tool calls, and the metadata of the answer."""
         parsed = self._parsed(answer)
         chunks = [
             tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=index)
             for index, call in enumerate(parsed.tool_calls)
         ]
-        # LangChain completes the unfinished JSON of chunks: without the tag, this would become a call of no tool.
+        # LangChain completes unfinished JSON in chunks. The tag prevents that, so that the call stays an invalid one.
         chunks += [
             tool_call_chunk(name=None, args=f"{CALL_START}{call['args']}", id=call["id"], index=len(chunks) + index)
             for index, call in enumerate(parsed.invalid_tool_calls)
@@ -204,14 +206,14 @@ class _Call:
             usage_metadata=_usage(answer),
             chunk_position="last",
         )
-        return ChatGenerationChunk(message=message, generation_info=self._facts(answer))
+        return ChatGenerationChunk(message=message, generation_info=self._metadata(answer))
 
     def _parsed(self, answer: Answer) -> ParsedAnswer:
         if not self._names:
             return ParsedAnswer(answer.text, [], [])
-        return parse_answer((self._forced or "") + answer.text, self._names)
+        return parse_answer((self._prefix or "") + answer.text, self._names)
 
-    def _facts(self, answer: Answer) -> dict[str, Any]:
+    def _metadata(self, answer: Answer) -> dict[str, Any]:
         finish = "stop" if answer.finished else "length"
         return {"model_name": self._model_name, "finish_reason": finish, "strengths": dict(self._strengths)}
 

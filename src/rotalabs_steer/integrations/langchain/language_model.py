@@ -1,4 +1,4 @@
-"""What the chat model and the plain-text model share: a loaded model, its settings, strengths, and batches."""
+"""The base class of the chat model and the plain-text model: the loaded model, settings, strengths and batches."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from rotalabs_steer.acting import Vectors
-    from rotalabs_steer.integrations.langchain.generation import Request
+    from rotalabs_steer.integrations.langchain.generation import GenerationRequest
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _READ_BY_LANGCHAIN = ("stop", "stream", "structured_output_format", "ls_structured_output_format")
 
 
 class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
-    """A LangChain language model whose calls are steered, each at its own strengths.
+    """A LangChain language model that is steered. Each call can have its own strengths.
 
     Attributes:
-        model_name: Hugging Face id or folder. Not needed where `model` and `tokenizer` are given.
-        steering_configs: `{behavior: {"vector_path": ..., "strength": 1.0, "layer": None}}`; `vectors` instead of
-            `vector_path` for a set or vector in hand.
-        device: "auto" for CUDA, else MPS, else CPU.
-        torch_dtype: "auto" for the one the model was saved in, "float32", "bfloat16" or "float16".
-        max_new_tokens: an answer is cut there. LangChain's name `max_tokens` does as well.
-        temperature: 0 is greedy decoding, and so is `do_sample=False`.
-        stop: strings that end an answer and are not part of it; those of a call replace them.
-        max_batch_size: how many inputs of `batch` are answered at once.
+        model_name: a Hugging Face id or a folder. It is not needed if `model` and `tokenizer` are given.
+        steering_configs: `{behavior: {"vector_path": ..., "strength": 1.0, "layer": None}}`. A loaded vector or set is
+            given as `vectors` instead of `vector_path`.
+        device: "auto" chooses CUDA, else MPS, else the CPU.
+        torch_dtype: "auto" (the dtype in which the model was saved), "float32", "bfloat16" or "float16".
+        max_new_tokens: the maximum number of new tokens. LangChain's name `max_tokens` is accepted too.
+        temperature: 0 means greedy decoding, as `do_sample=False` does.
+        stop: strings that end an answer and are not part of it. The stop strings of a call replace them.
+        max_batch_size: how many inputs of `batch` are answered in one run of the model.
         injection_mode, check_model: as in `MultiVectorInjector`.
-        generation_kwargs: more for `model.generate`, such as `top_p`.
-        template_options: for the chat template, as in `{"enable_thinking": False}`.
-        model, tokenizer: loaded already, instead of `model_name`. Several steered models may share them.
+        generation_kwargs: further arguments of `model.generate`, such as `top_p`.
+        template_options: options of the chat template, such as `{"enable_thinking": False}`.
+        model, tokenizer: a loaded model and its tokenizer, instead of `model_name`. Several steered models can share
+            them.
     """
 
     model_name: str = ""
@@ -70,7 +71,8 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
     _generator: Generator = PrivateAttr()
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)  # what follows stays out of pydantic, which would wrap errors and print the model
+        super().__init__(**settings)
+        # The rest is not a pydantic validator, because pydantic would wrap its errors and print the whole model.
         if isinstance(self.model, str):
             raise OptionError(f"model is the text {self.model!r}; give a name as model_name, or a loaded model.")
         if self.model is None:
@@ -90,15 +92,15 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
         return self._behaviors.strengths
 
     def set_strength(self, behavior: str, strength: float) -> None:
-        """Changes a behaviour's strength, for calls that begin later. KeyError for an unknown behaviour."""
+        """Changes a behaviour's strength for calls that begin later. Raises KeyError for an unknown behaviour."""
         self._behaviors.set_strength(behavior, strength)
 
     def get_strength(self, behavior: str) -> float:
-        """The present strength of a behaviour. KeyError for an unknown one."""
+        """The present strength of a behaviour. Raises KeyError for an unknown one."""
         return self._behaviors.get_strength(behavior)
 
     def disable_steering(self, behavior: str | None = None) -> None:
-        """Sets the strength of one behaviour, or of all, to 0: the model as it was."""
+        """Sets the strength of one behaviour, or of all, to 0, which leaves the model unsteered."""
         for name in self._behaviors.strengths if behavior is None else [behavior]:
             self._behaviors.set_strength(name, 0.0)
 
@@ -112,14 +114,14 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
         """Adds a behaviour, or replaces its vectors, while the model is in use.
 
         Raises:
-            VectorError, LayerError, ModelMismatchError: the vectors do not fit the model; nothing has changed.
+            VectorError, LayerError, ModelMismatchError: the vectors do not fit the model. Nothing has changed.
         """
         self._behaviors.add(behavior, vector, strength, layer)
 
     def invoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> LanguageModelOutputVar:
-        """One answer. `config={"configurable": {"strengths": {...}}}`, or `strengths={...}`, is for this call only."""
+        """One answer. `config={"configurable": {"strengths": {...}}}` or `strengths={...}` apply to this call only."""
         return super().invoke(input, config, **self._with_strengths(config, kwargs))  # type: ignore[return-value, safe-super]
 
     async def ainvoke(
@@ -149,9 +151,9 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
     ) -> list[LanguageModelOutputVar]:
         """Answers to many inputs, up to `max_batch_size` of them in one run of the model.
 
-        A list of configs gives each input its own strengths. `max_concurrency` in the first config makes the runs
-        smaller. An input that cannot be answered raises before the model runs; with `return_exceptions` its error is
-        returned in its place, and the other inputs are answered.
+        A list of configs gives each input its own strengths. `max_concurrency` in the first config can make the runs
+        smaller. An input that cannot be rendered raises its error before the model runs. With `return_exceptions`, the
+        error is returned in place of the answer, and the other inputs are answered.
         """
         answers: dict[int, Any] = {}
         for number, model, one, options in self._calls(inputs, config, kwargs):
@@ -188,19 +190,19 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
         config: RunnableConfig | Sequence[RunnableConfig] | None,
         options: dict[str, Any],
     ) -> Iterator[tuple[int, SteeredLanguageModel[LanguageModelOutputVar], RunnableConfig, dict[str, Any]]]:
-        """The calls that a batch consists of: number of the input, the model to invoke, config and options.
+        """The calls of a batch: the number of the input, the model to invoke, the config and the options.
 
-        Each input stays a call of LangChain with its own callbacks, cache look-up and error. The model to invoke is a
-        copy of this one for each run, which answers all inputs of that run when the first of them needs an answer.
+        Each input is one ordinary call for LangChain, with its own callbacks, cache look-up and error. Inputs that are
+        answered in one run share a copy of this model, whose generator answers all of them at the first call.
         """
         configs = get_config_list(config, len(inputs))
         size = self._run_size(configs)
-        calls: dict[int, tuple[Request, dict[str, Any]]] = {}
+        calls: dict[int, tuple[GenerationRequest, dict[str, Any]]] = {}
         for number, (given, one) in enumerate(zip(inputs, configs, strict=True)):
             try:
                 chosen = self._with_strengths(one, options)
                 calls[number] = self._request(given, chosen.get("stop"), chosen), chosen
-            except Exception:  # it is raised again in a call of its own, where LangChain's callbacks learn of it
+            except Exception:  # The ordinary call raises it again, so that the callbacks are told.
                 yield number, self, one, options
         for start in range(0, len(calls), size):
             numbers = list(calls)[start : start + size]
@@ -210,7 +212,11 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
                 yield number, model, configs[number], calls[number][1]
 
     def _run_size(self, configs: Sequence[RunnableConfig]) -> int:
-        """How many inputs of a batch are answered in one run of the model."""
+        """How many inputs of a batch are answered in one run of the model.
+
+        Raises:
+            OptionError: a limit is not an integer that is at least 1.
+        """
         limits = [self.max_batch_size, *(one.get("max_concurrency") for one in configs[:1])]
         sizes = [limit for limit in limits if limit is not None]
         if any(as_integer(size) is None or size < 1 for size in sizes):
@@ -220,12 +226,14 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
         return min(sizes)
 
     @abstractmethod
-    def _request(self, given: LanguageModelInput, stop: Sequence[str] | None, options: Mapping[str, Any]) -> Request:
-        """What the model is asked when it is invoked with an input and with options."""
+    def _request(
+        self, given: LanguageModelInput, stop: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> GenerationRequest:
+        """The request that `invoke` makes from an input and the options of a call."""
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """What decides the answers: LangChain's caches tell models apart by it."""
+        """Everything that decides the answers. LangChain's caches use it to tell models apart."""
         return {
             "model_name": self.model_name,
             "vectors": self._behaviors.fingerprint(),
@@ -240,18 +248,19 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
         }
 
     def _with_strengths(self, config: RunnableConfig | None, options: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's options with all its strengths: what it was given, else what its config says, else the present."""
+        """The options of a call with a strength for every behaviour: from `options`, the config, or the present one."""
         configured = ensure_config(config).get("configurable", {}).get("strengths")
         given = {**(configured or {}), **(options.get("strengths") or {})}
         return {**options, "strengths": self._behaviors.merged(given)}
 
-    def _settings(self, stop: Sequence[str] | None, options: dict[str, Any], *ends: str) -> GenerationSettings:
-        """How one call generates. Takes what it knows out of `options`.
+    def _settings(self, stop: Sequence[str] | None, options: Mapping[str, Any], *stops: str) -> GenerationSettings:
+        """The settings of one call. `stops` are stop strings in addition to those of the call or the model.
 
         Raises:
-            OptionError: there is an option left that nothing would be done with.
+            OptionError: there is an unknown option, which would have no effect.
         """
-        most = options.pop("max_new_tokens", options.pop("max_tokens", self.max_new_tokens))
+        options = dict(options)
+        max_new_tokens = options.pop("max_new_tokens", options.pop("max_tokens", self.max_new_tokens))
         temperature = options.pop("temperature", self.temperature)
         greedy = not options.pop("do_sample", self.do_sample)
         more = {**self.generation_kwargs, **options.pop("generation_kwargs", {})}
@@ -262,8 +271,10 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
                 f"Unknown options {sorted(options)}. A call takes strengths, stop, max_new_tokens, temperature, "
                 "do_sample, tools, tool_choice and generation_kwargs."
             )
-        stops = tuple(dict.fromkeys((*(self.stop if stop is None else stop), *ends)))
-        return GenerationSettings(most, 0.0 if greedy else temperature, stops, tuple(sorted(more.items())))
+        all_stops = tuple(dict.fromkeys((*(self.stop if stop is None else stop), *stops)))
+        return GenerationSettings(
+            max_new_tokens, 0.0 if greedy else temperature, all_stops, tuple(sorted(more.items()))
+        )
 
 
 def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:

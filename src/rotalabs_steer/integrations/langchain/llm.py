@@ -1,4 +1,4 @@
-"""A plain-text model whose every call is steered."""
+"""A LangChain model for plain text that is steered."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
     from langchain_core.language_models import LanguageModelInput
 
-    from rotalabs_steer.integrations.langchain.generation import Answer, Request
+    from rotalabs_steer.integrations.langchain.generation import Answer, GenerationRequest
 
 _NOT_IN_THE_CACHE = {"callbacks", "tags", "metadata", "run_name", "run_id"}
 
 
 class SteeredLLM(SteeredLanguageModel[str], BaseLLM):
-    """A LangChain model that goes on with a text, steered. For base models; conversations are for `SteeredChatModel`.
+    """A LangChain model that continues a text while it is steered.
 
-    Settings, strengths for single calls and batches are as there.
+    It is meant for base models; use `SteeredChatModel` for conversations. Settings, batches and the strengths of single
+    calls are the same in both.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -37,7 +38,7 @@ class SteeredLLM(SteeredLanguageModel[str], BaseLLM):
         return "steered_llm"
 
     def generate(self, prompts: list[str], stop: list[str] | None = None, *args: Any, **options: Any) -> LLMResult:
-        """LangChain's own, which is called by all others."""
+        """LangChain's `generate`, with a cache that distinguishes the options of calls."""
         return BaseLLM.generate(self._with_options(options), prompts, stop, *args, **options)
 
     async def agenerate(
@@ -47,7 +48,10 @@ class SteeredLLM(SteeredLanguageModel[str], BaseLLM):
         return await BaseLLM.agenerate(self._with_options(options), prompts, stop, *args, **options)
 
     def _with_options(self, options: Mapping[str, Any]) -> SteeredLLM:
-        """A copy that counts the options of a call among its settings, by which alone LangChain's cache knows it."""
+        """A copy of this model that has the options of a call among its identifying parameters.
+
+        LangChain's cache distinguishes plain-text models only by these parameters, not by the options of a call.
+        """
         copy = self.model_copy()
         copy._options = {name: value for name, value in sorted(options.items()) if name not in _NOT_IN_THE_CACHE}
         return copy
@@ -56,13 +60,15 @@ class SteeredLLM(SteeredLanguageModel[str], BaseLLM):
     def _identifying_params(self) -> dict[str, Any]:
         return {**super()._identifying_params, "call": self._options}
 
-    def _request(self, given: LanguageModelInput, stop: Sequence[str] | None, options: Mapping[str, Any]) -> Request:
+    def _request(
+        self, given: LanguageModelInput, stop: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> GenerationRequest:
         (request,) = self._requests([self._convert_input(given).to_string()], stop, options)
         return request
 
     def _requests(
         self, prompts: Sequence[str], stop: Sequence[str] | None, options: Mapping[str, Any]
-    ) -> list[Request]:
+    ) -> list[GenerationRequest]:
         options = dict(options)
         strengths = self._behaviors.merged(options.pop("strengths", None))
         settings = self._settings(stop, options)
@@ -103,7 +109,7 @@ class SteeredLLM(SteeredLanguageModel[str], BaseLLM):
             yield chunk
 
 
-def _result(requests: Sequence[Request], answers: Sequence[Answer]) -> LLMResult:
+def _result(requests: Sequence[GenerationRequest], answers: Sequence[Answer]) -> LLMResult:
     generations = [
         [
             Generation(
