@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from rotalabs_steer.decoder import text_config
 from rotalabs_steer.errors import OptionError
@@ -130,7 +130,7 @@ class Generator:
         self,
         requests: Sequence[GenerationRequest],
         cancelled: threading.Event | None = None,
-        streamer: TextStreamer | None = None,
+        streamer: TextIteratorStreamer | None = None,
     ) -> list[tuple[list[int], bool]]:
         """The new tokens for each request, and whether its answer is finished. All requests have the same settings.
 
@@ -204,29 +204,21 @@ class AnswerStream:
         self.answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
-        pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        generator, request = self._generator, self._request
+        pieces = TextIteratorStreamer(generator.tokenizer, skip_prompt=True, skip_special_tokens=True)
         cancelled = threading.Event()
-
-        def run() -> None:
-            streamer = _QueueStreamer(self._generator.tokenizer, pieces)
+        with ThreadPoolExecutor(1) as executor:
+            run = executor.submit(contextvars.copy_context().run, generator.generate, [request], cancelled, pieces)
+            run.add_done_callback(lambda _: pieces.text_queue.put(pieces.stop_signal))  # also after an error
             try:
-                pieces.put(self._generator.generate([self._request], cancelled, streamer)[0])
-            except BaseException as error:  # _read raises it in the thread that reads the pieces
-                pieces.put(error)
-
-        thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
-        thread.start()
-        text = ""
-        outcome: list[tuple[list[int], bool]] = []
-        try:
-            for piece in before_stop(_read(pieces, outcome), self._request.settings.stop):
-                text += piece
-                yield piece
-            ((row, finished),) = outcome
-            self.answer = Answer(text, len(self._request.ids), len(row), finished)
-        finally:
-            cancelled.set()
-            thread.join()
+                text = ""
+                for piece in before_stop(pieces, request.settings.stop):
+                    text += piece
+                    yield piece
+                ((row, finished),) = run.result()
+                self.answer = Answer(text, len(request.ids), len(row), finished)
+            finally:
+                cancelled.set()
 
 
 def before_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
@@ -255,28 +247,6 @@ def _possible_beginning(text: str, stops: Sequence[str]) -> int:
     """How many characters at the end of a text may be the beginning of a stop string."""
     lengths = (n for stop in stops for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
     return max(lengths, default=0)
-
-
-def _read(pieces: queue.SimpleQueue[Any], outcome: list[tuple[list[int], bool]]) -> Iterator[str]:
-    """The pieces of text in a queue. The result that follows them is added to `outcome`; an error is raised."""
-    while isinstance(piece := pieces.get(), str):
-        yield piece
-    if isinstance(piece, BaseException):
-        raise piece
-    outcome.append(piece)
-
-
-class _QueueStreamer(TextStreamer):  # type: ignore[misc]
-    """Puts the generated text into a queue, in pieces that end between words."""
-
-    def __init__(self, tokenizer: Any, pieces: queue.SimpleQueue[Any]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._queue = pieces
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """transformers calls this for every piece, also for empty ones."""
-        if text:
-            self._queue.put(text)
 
 
 class _StopOrCancel(StoppingCriteria):  # type: ignore[misc]
