@@ -196,6 +196,20 @@ def test_a_size_of_runs_below_one_is_refused(model, batch, limits, runs):
     assert runs == []
 
 
+def test_a_prompt_that_nearly_fills_the_context_does_not_shorten_the_answers_to_others(model, batch, runs):
+    given = ["Hi!", "long " * 440, "Why?"]
+    alone = [text(model.invoke(prompt, max_new_tokens=90)) for prompt in given]
+    runs.clear()
+    assert [text(answer) for answer in batch(given, max_new_tokens=90)] == alone
+    assert runs == [2, 1]
+
+
+def test_one_text_is_not_a_batch_of_its_letters(batch, runs):
+    with pytest.raises(OptionError, match="inputs is one string; give a list of strings"):
+        batch("Hi!")
+    assert runs == []
+
+
 def test_as_many_configs_as_inputs_are_needed(batch):
     with pytest.raises(ValueError, match="2 configs for 3 inputs"):
         batch(PROMPTS, [config({}), config({})])

@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from rotalabs_steer.decoder import text_config
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.generation import continue_rows
+from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ class GenerationSettings:
         options: further keyword arguments of `model.generate`.
 
     Raises:
-        OptionError: `max_new_tokens` or `temperature` is too small.
+        OptionError: a number is out of range, or a stop string is empty or not a string.
     """
 
     max_new_tokens: int
@@ -42,11 +43,16 @@ class GenerationSettings:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0:
+        max_new_tokens, temperature = as_integer(self.max_new_tokens), as_real(self.temperature)
+        if max_new_tokens is None or max_new_tokens < 1 or temperature is None or temperature < 0:
             raise OptionError(
-                f"max_new_tokens must be at least 1 and temperature at least 0, got {self.max_new_tokens} and "
-                f"{self.temperature}."
+                "max_new_tokens must be an integer that is at least 1 and temperature a number that is at least 0, got "
+                f"{self.max_new_tokens!r} and {self.temperature!r}."
             )
+        if not all(isinstance(stop, str) and stop for stop in self.stop):
+            raise OptionError(f"stop is {list(self.stop)!r}. Each stop string must be a string that is not empty.")
+        object.__setattr__(self, "max_new_tokens", max_new_tokens)
+        object.__setattr__(self, "temperature", temperature)
 
     def for_generate(self) -> dict[str, Any]:
         """The keyword arguments of `model.generate`, except for the number of tokens and the stop strings."""
@@ -90,7 +96,7 @@ class Generator:
     def request(
         self, text: str, strengths: Mapping[str, float], settings: GenerationSettings, *, special: bool
     ) -> GenerationRequest:
-        """Makes a request from a rendered prompt.
+        """Makes a request from a rendered prompt. The answer may fill the model's context, but not exceed it.
 
         Args:
             special: whether the tokenizer adds its special tokens. A plain text needs them; the chat template has
@@ -102,8 +108,13 @@ class Generator:
         ids = self.chat.ids(text, special=special)
         if not ids:
             raise OptionError("The prompt is empty: there is nothing to answer.")
-        if self.window is not None and len(ids) >= self.window:
-            raise OptionError(f"The prompt has {len(ids)} tokens; the model's context holds {self.window}. Shorten it.")
+        if self.window is not None:
+            room = self.window - len(ids)
+            if room < 1:
+                raise OptionError(
+                    f"The prompt has {len(ids)} tokens; the model's context holds {self.window}. Shorten it."
+                )
+            settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
         return GenerationRequest(ids, strengths, settings)
 
     def answers(self, requests: Sequence[GenerationRequest]) -> list[Answer]:
@@ -115,9 +126,8 @@ class Generator:
         left = list(range(len(requests)))
         while left:
             settings = requests[left[0]].settings
-            numbers = [
-                number for number in left if requests[number].settings == settings
-            ]  # options need not be hashable
+            # Settings are compared, not hashed, because options may be lists.
+            numbers = [number for number in left if requests[number].settings == settings]
             left = [number for number in left if number not in numbers]
             batch = [requests[number] for number in numbers]
             for number, request, (row, finished) in zip(numbers, batch, self.generate(batch), strict=True):
@@ -139,21 +149,18 @@ class Generator:
         """
         settings = requests[0].settings
         criteria = StoppingCriteriaList([_StopOrCancel(self.tokenizer, settings.stop, cancelled)])
-        max_new_tokens = settings.max_new_tokens
-        if self.window is not None:
-            max_new_tokens = min(max_new_tokens, self.window - max(len(request.ids) for request in requests))
         injector = self.behaviors.injector([request.strengths for request in requests])
         with injector.scoped() if injector is not None else contextlib.nullcontext():
             rows = continue_rows(
                 self.behaviors.model,
                 self.tokenizer,
                 [request.ids for request in requests],
-                max_new_tokens,
+                settings.max_new_tokens,
                 stopping_criteria=criteria,
                 streamer=streamer,
                 **settings.for_generate(),
             )
-        return [(row, len(row) < max_new_tokens) for row in rows]
+        return [(row, len(row) < settings.max_new_tokens) for row in rows]
 
     def stream(self, request: GenerationRequest) -> AnswerStream:
         """The answer to a request as a stream of pieces."""

@@ -15,6 +15,7 @@ from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.langchain.behaviors import SteeredBehaviors
 from rotalabs_steer.integrations.langchain.generation import GenerationSettings, Generator, SharedRun
+from rotalabs_steer.listed import list_of
 from rotalabs_steer.ordinary_numbers import as_integer
 
 if TYPE_CHECKING:
@@ -156,14 +157,14 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
         error is returned in place of the answer, and the other inputs are answered.
         """
         answers: dict[int, Any] = {}
-        for number, model, one, options in self._calls(inputs, config, kwargs):
+        for number, model, arguments, options in self._calls(inputs, config, kwargs):
             try:
-                answers[number] = model.invoke(inputs[number], one, **options)
+                answers[number] = model.invoke(*arguments, **options)
             except Exception as error:
                 if not return_exceptions:
                     raise
                 answers[number] = error
-        return [answers[number] for number in range(len(inputs))]
+        return [answers[number] for number in sorted(answers)]
 
     async def abatch(
         self,
@@ -175,41 +176,46 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
     ) -> list[LanguageModelOutputVar]:
         """Does the same as `batch`, for asyncio."""
         answers: dict[int, Any] = {}
-        for number, model, one, options in self._calls(inputs, config, kwargs):
+        for number, model, arguments, options in self._calls(inputs, config, kwargs):
             try:
-                answers[number] = await model.ainvoke(inputs[number], one, **options)
+                answers[number] = await model.ainvoke(*arguments, **options)
             except Exception as error:
                 if not return_exceptions:
                     raise
                 answers[number] = error
-        return [answers[number] for number in range(len(inputs))]
+        return [answers[number] for number in sorted(answers)]
 
     def _calls(
         self,
         inputs: Sequence[LanguageModelInput],
         config: RunnableConfig | Sequence[RunnableConfig] | None,
         options: dict[str, Any],
-    ) -> Iterator[tuple[int, SteeredLanguageModel[LanguageModelOutputVar], RunnableConfig, dict[str, Any]]]:
-        """The calls of a batch: the number of the input, the model to invoke, the config and the options.
+    ) -> Iterator[
+        tuple[
+            int, SteeredLanguageModel[LanguageModelOutputVar], tuple[LanguageModelInput, RunnableConfig], dict[str, Any]
+        ]
+    ]:
+        """The calls of a batch: the number of the input, the model to invoke, its arguments and its options.
 
         Each input is one ordinary call for LangChain, with its own callbacks, cache look-up and error. Inputs that are
         answered in one run share a copy of this model, whose generator answers all of them at the first call.
         """
-        configs = get_config_list(config, len(inputs))
+        given = list_of("inputs", inputs)
+        configs = get_config_list(config, len(given))
         size = self._run_size(configs)
         calls: dict[int, tuple[GenerationRequest, dict[str, Any]]] = {}
-        for number, (given, one) in enumerate(zip(inputs, configs, strict=True)):
+        for number, (each, one) in enumerate(zip(given, configs, strict=True)):
             try:
                 chosen = self._with_strengths(one, options)
-                calls[number] = self._request(given, chosen.get("stop"), chosen), chosen
+                calls[number] = self._request(each, chosen.get("stop"), chosen), chosen
             except Exception:  # The ordinary call raises it again, so that the callbacks are told.
-                yield number, self, one, options
+                yield number, self, (each, one), options
         for start in range(0, len(calls), size):
             numbers = list(calls)[start : start + size]
             model = self.model_copy()
             model._generator = SharedRun(self._generator, [calls[number][0] for number in numbers])
             for number in numbers:
-                yield number, model, configs[number], calls[number][1]
+                yield number, model, (given[number], configs[number]), calls[number][1]
 
     def _run_size(self, configs: Sequence[RunnableConfig]) -> int:
         """How many inputs of a batch are answered in one run of the model.
@@ -271,7 +277,7 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
                 f"Unknown options {sorted(options)}. A call takes strengths, stop, max_new_tokens, temperature, "
                 "do_sample, tools, tool_choice and generation_kwargs."
             )
-        all_stops = tuple(dict.fromkeys((*(self.stop if stop is None else stop), *stops)))
+        all_stops = tuple(dict.fromkeys((*list_of("stop", self.stop if stop is None else stop), *stops)))
         return GenerationSettings(
             max_new_tokens, 0.0 if greedy else temperature, all_stops, tuple(sorted(more.items()))
         )
