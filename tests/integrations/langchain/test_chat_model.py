@@ -223,6 +223,12 @@ def test_stop_strings_that_would_stop_everything_are_refused(chat):
         chat.batch(["Hi!"])
 
 
+@pytest.mark.parametrize("option", ["num_return_sequences", "max_new_tokens", "streamer", "return_dict_in_generate"])
+def test_options_for_generate_that_contradict_the_settings_are_refused(chat, option):
+    with pytest.raises(OptionError, match=rf"generation_kwargs contains \['{option}'\], which the steered model sets"):
+        chat.invoke("Hi!", generation_kwargs={option: 2})
+
+
 def test_numbers_may_be_those_of_numpy(chat):
     answer = chat.invoke("Hi!", max_new_tokens=np.int64(3), temperature=np.float32(0))
     assert answer.usage_metadata["output_tokens"] <= 3

@@ -24,6 +24,21 @@ if TYPE_CHECKING:
     from rotalabs_steer.integrations.langchain.behaviors import SteeredBehaviors
 
 
+# These would contradict the settings, or change what `model.generate` returns.
+_RESERVED_OPTIONS = {
+    "input_ids",
+    "inputs",
+    "attention_mask",
+    "max_new_tokens",
+    "max_length",
+    "stop_strings",
+    "stopping_criteria",
+    "streamer",
+    "num_return_sequences",
+    "return_dict_in_generate",
+}
+
+
 @dataclass(frozen=True)
 class GenerationSettings:
     """How answers are generated.
@@ -34,7 +49,7 @@ class GenerationSettings:
         options: further keyword arguments of `model.generate`.
 
     Raises:
-        OptionError: a number is out of range, or a stop string is empty or not a string.
+        OptionError: a number is out of range, an option is reserved, or a stop string is empty or not a string.
     """
 
     max_new_tokens: int
@@ -48,6 +63,12 @@ class GenerationSettings:
             raise OptionError(
                 "max_new_tokens must be an integer that is at least 1 and temperature a number that is at least 0, got "
                 f"{self.max_new_tokens!r} and {self.temperature!r}."
+            )
+        reserved = [name for name, _ in self.options if name in _RESERVED_OPTIONS]
+        if reserved:
+            raise OptionError(
+                f"generation_kwargs contains {reserved}, which the steered model sets itself. Use the settings "
+                "max_new_tokens and stop, and batch or stream."
             )
         if not all(isinstance(stop, str) and stop for stop in self.stop):
             raise OptionError(f"stop is {list(self.stop)!r}. Each stop string must be a string that is not empty.")
