@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.acting import Vectors, at_layer, warn_not_steering
@@ -13,7 +14,7 @@ from rotalabs_steer.plans import check_strength
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -83,16 +84,26 @@ class SteeredBehaviors:
             raise KeyError(f"No vectors for behaviour {behavior!r}; there are {list(self._sets)}.")
         return self._strengths[behavior]
 
-    def merged(self, overrides: Mapping[str, float] | None) -> dict[str, float]:
-        """The strengths of one call: those that it gives, and the present ones of all other behaviours.
+    def merged(self, *overrides: Mapping[str, float] | None) -> dict[str, float]:
+        """The strengths of one call: those of the last override that has them, else the present ones.
 
         Raises:
-            OptionError: a behaviour has no vectors, or a strength is not a finite number.
+            OptionError: an override is not a mapping, a behaviour has no vectors, or a strength is not a finite number.
         """
-        unknown = [name for name in overrides or {} if name not in self._sets]
-        if unknown:
-            raise OptionError(f"Strength for {unknown[0]!r}, but there are vectors for {list(self._sets)} only.")
-        return self.strengths | {name: _one_number(number) for name, number in (overrides or {}).items()}
+        strengths = self.strengths
+        for override in overrides:
+            if override is None:
+                continue
+            if not isinstance(override, Mapping):
+                raise OptionError(
+                    f"strengths is {override!r}. Give a dict of strengths by behaviour, such as "
+                    f"{dict.fromkeys(self._sets, 1.0)}."
+                )
+            unknown = [name for name in override if name not in self._sets]
+            if unknown:
+                raise OptionError(f"Strength for {unknown[0]!r}, but there are vectors for {list(self._sets)} only.")
+            strengths |= {name: _one_number(number) for name, number in override.items()}
+        return strengths
 
     def injector(self, rows: Sequence[Mapping[str, float]]) -> MultiVectorInjector | None:
         """The injector that steers each row of a batch by its own strengths, or None if there are no behaviours."""

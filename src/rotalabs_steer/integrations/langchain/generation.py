@@ -25,18 +25,7 @@ if TYPE_CHECKING:
 
 
 # These would contradict the settings, or change what `model.generate` returns.
-_RESERVED_OPTIONS = {
-    "input_ids",
-    "inputs",
-    "attention_mask",
-    "max_new_tokens",
-    "max_length",
-    "stop_strings",
-    "stopping_criteria",
-    "streamer",
-    "num_return_sequences",
-    "return_dict_in_generate",
-}
+_RESERVED = ("max_new_tokens", "stopping_criteria", "streamer", "num_return_sequences", "return_dict_in_generate")
 
 
 @dataclass(frozen=True)
@@ -64,7 +53,7 @@ class GenerationSettings:
                 "max_new_tokens must be an integer that is at least 1 and temperature a number that is at least 0, got "
                 f"{self.max_new_tokens!r} and {self.temperature!r}."
             )
-        reserved = [name for name, _ in self.options if name in _RESERVED_OPTIONS]
+        reserved = [name for name, _ in self.options if name in _RESERVED]
         if reserved:
             raise OptionError(
                 f"generation_kwargs contains {reserved}, which the steered model sets itself. Use the settings "

@@ -256,8 +256,7 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
     def _with_strengths(self, config: RunnableConfig | None, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options of a call with a strength for every behaviour: from `options`, the config, or the present one."""
         configured = ensure_config(config).get("configurable", {}).get("strengths")
-        given = {**(configured or {}), **(options.get("strengths") or {})}
-        return {**options, "strengths": self._behaviors.merged(given)}
+        return {**options, "strengths": self._behaviors.merged(configured, options.get("strengths"))}
 
     def _settings(self, stop: Sequence[str] | None, options: Mapping[str, Any], *stops: str) -> GenerationSettings:
         """The settings of one call. `stops` are stop strings in addition to those of the call or the model.
