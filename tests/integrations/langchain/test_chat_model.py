@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+import numpy as np
 import pytest
 import torch
 from langchain_core.caches import InMemoryCache
@@ -212,6 +213,30 @@ def test_stop_ends_the_answer_before_the_string(chat):
     assert chat.invoke("Hi!", max_new_tokens=8, stop=["never"]).content == whole
 
 
+def test_stop_strings_that_would_stop_everything_are_refused(chat):
+    with pytest.raises(OptionError, match="stop is one string; give a list of strings"):
+        chat.invoke("Hi!", stop="abc")
+    with pytest.raises(OptionError, match=r"stop is \[''\]. Each stop string must be a string that is not empty"):
+        chat.invoke("Hi!", stop=[""])
+    chat.stop = "abc"
+    with pytest.raises(OptionError, match="stop is one string"):
+        chat.batch(["Hi!"])
+
+
+@pytest.mark.parametrize("option", ["num_return_sequences", "max_new_tokens", "streamer", "return_dict_in_generate"])
+def test_options_for_generate_that_contradict_the_settings_are_refused(chat, option):
+    with pytest.raises(OptionError, match=rf"generation_kwargs contains \['{option}'\], which the steered model sets"):
+        chat.invoke("Hi!", generation_kwargs={option: 2})
+
+
+def test_numbers_may_be_those_of_numpy(chat):
+    answer = chat.invoke("Hi!", max_new_tokens=np.int64(3), temperature=np.float32(0))
+    assert answer.usage_metadata["output_tokens"] <= 3
+    for wrong in ({"max_new_tokens": "3"}, {"max_new_tokens": 2.5}, {"temperature": float("nan")}):
+        with pytest.raises(OptionError, match="must be an integer that is at least 1 and temperature a number"):
+            chat.invoke("Hi!", **wrong)
+
+
 def test_temperature_zero_is_greedy_and_above_it_is_drawn(chat):
     chat.temperature = 0.0
     assert chat.invoke("Hi!").content == chat.invoke("Hi!").content
@@ -221,7 +246,7 @@ def test_temperature_zero_is_greedy_and_above_it_is_drawn(chat):
     assert len(drawn) > 1
     chat.do_sample = False
     assert chat.invoke("Hi!").content == chat.invoke("Hi!").content
-    with pytest.raises(OptionError, match="temperature at least 0, got 6 and -1"):
+    with pytest.raises(OptionError, match="temperature a number that is at least 0, got 6 and -1"):
         chat.invoke("Hi!", temperature=-1.0, do_sample=True)
 
 
@@ -266,6 +291,11 @@ def test_unknown_behaviours(chat):
         chat.invoke("Hi!", config({"wit": 1.0}))
     with pytest.raises(OptionError, match="not a finite number"):
         chat.invoke("Hi!", config({"formality": "much"}))
+    for wrong in (0.5, "formality=0.5", ["formality"]):
+        with pytest.raises(OptionError, match=r"Give a dict of strengths by behaviour, such as \{'formality': 1.0"):
+            chat.invoke("Hi!", config(wrong))
+        with pytest.raises(OptionError, match="Give a dict of strengths by behaviour"):
+            chat.invoke("Hi!", strengths=wrong)
     with pytest.raises(OptionError, match="is a list; each call takes one number"):
         chat.set_strength("formality", [1.0, 2.0])
 

@@ -9,9 +9,9 @@ from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from rotalabs_steer.errors import ChatTemplateError, OptionError
-from rotalabs_steer.integrations.langchain.generation import up_to
+from rotalabs_steer.integrations.langchain.generation import before_stop
 from rotalabs_steer.integrations.langchain.messages import render_chat
-from rotalabs_steer.integrations.langchain.tool_calls import begins_like_json, forced_beginning, parse_answer
+from rotalabs_steer.integrations.langchain.tool_calls import forced_prefix, may_be_json_call, parse_answer
 
 
 @tool
@@ -113,7 +113,7 @@ def test_calls_in_an_answer(text, content, expected):
     ("block", "error"),
     [
         ('{"name": "weather", "arguments": {"city": }}', "Expecting value"),
-        ('{"name": "weather", "arguments": {}} and more', "more behind the JSON: 'and more'"),
+        ('{"name": "weather", "arguments": {}} and more', "more text after the JSON: 'and more'"),
         ('{"arguments": {}}', 'an object with a "name"'),
         ('{"name": "weather", "arguments": ["Oslo"]}', 'an object with a "name"'),
         ("17", 'an object with a "name"'),
@@ -135,31 +135,33 @@ def test_a_result_that_the_model_makes_up_is_no_result():
 
 
 def test_forced_calls():
-    assert forced_beginning(None, ["a"]) is forced_beginning("auto", ["a"]) is forced_beginning("none", ["a"]) is None
+    assert forced_prefix(None, ["a"]) is forced_prefix("auto", ["a"]) is forced_prefix("none", ["a"]) is None
     named = '<tool_call>\n{"name": "b", "arguments": '
-    assert forced_beginning("b", ["a", "b"]) == named
-    assert forced_beginning({"type": "function", "function": {"name": "b"}}, ["a", "b"]) == named
-    assert forced_beginning("any", ["b"]) == named
-    assert forced_beginning("required", ["a", "b"]) == forced_beginning(True, ["a", "b"]) == '<tool_call>\n{"name": "'
-    with pytest.raises(OptionError, match=r"tool_choice is 'c', which names no bound tool. Use one of \['a', 'b'\]"):
-        forced_beginning("c", ["a", "b"])
+    assert forced_prefix("b", ["a", "b"]) == named
+    assert forced_prefix({"type": "function", "function": {"name": "b"}}, ["a", "b"]) == named
+    assert forced_prefix("any", ["b"]) == named
+    assert forced_prefix("required", ["a", "b"]) == forced_prefix(True, ["a", "b"]) == '<tool_call>\n{"name": "'
+    with pytest.raises(
+        OptionError, match=r"tool_choice is 'c', which does not name a bound tool. Use one of \['a', 'b'\]"
+    ):
+        forced_prefix("c", ["a", "b"])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
 def test_text_before_an_end_however_it_is_cut(size):
     text = "one <to two <tool_call> three"
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    assert "".join(up_to(pieces, ["<tool_call>", "##"])) == "one <to two "
-    assert "".join(up_to(pieces, ["four"])) == text
-    assert "".join(up_to(pieces, ["three", "two"])) == "one <to "
-    assert "".join(up_to(pieces, [])) == text
+    assert "".join(before_stop(pieces, ["<tool_call>", "##"])) == "one <to two "
+    assert "".join(before_stop(pieces, ["four"])) == text
+    assert "".join(before_stop(pieces, ["three", "two"])) == "one <to "
+    assert "".join(before_stop(pieces, [])) == text
 
 
 def test_what_may_still_become_a_call():
-    assert begins_like_json("")
-    assert begins_like_json(" {")
-    assert begins_like_json("```json")
-    assert not begins_like_json("It")
+    assert may_be_json_call("")
+    assert may_be_json_call(" {")
+    assert may_be_json_call("```json")
+    assert not may_be_json_call("It")
 
 
 def test_a_forced_call_of_the_tiny_model_is_read_or_reported(chat):
@@ -167,7 +169,7 @@ def test_a_forced_call_of_the_tiny_model_is_read_or_reported(chat):
     assert answer.content == ""
     assert len(answer.invalid_tool_calls) == 1  # random weights write no JSON
     assert answer.invalid_tool_calls[0]["args"].startswith('{"name": "weather", "arguments": ')
-    with pytest.raises(OptionError, match="names no bound tool"):
+    with pytest.raises(OptionError, match="does not name a bound tool"):
         chat.bind_tools([weather], tool_choice="rain")
 
 

@@ -1,4 +1,4 @@
-"""An agent whose model is steered."""
+"""A LangChain agent with a steered model."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 class SteeredAgentExecutor:
-    """LangChain's agent (`create_agent`) on a steered model: it calls tools until it has an answer.
+    """LangChain's agent (`create_agent`) with a steered model. It calls tools until it has an answer.
 
     Args:
-        llm: a `SteeredChatModel`; a `SteeredLLM`, whose model is then used for chat at the same strengths; or any other
-            chat model, which is not steered.
+        llm: a `SteeredChatModel`, a `SteeredLLM` (whose model is then used for chat with the same strengths), or any
+            other chat model, which is not steered.
         tools: LangChain tools, or functions with docstrings.
-        system_prompt: stands before every conversation.
-        max_iterations: most calls of the model for one input.
-        verbose: print every step.
+        system_prompt: the system message of every conversation.
+        max_iterations: the maximum number of calls of the model for one input.
+        verbose: whether every step is printed.
 
     Attributes:
-        agent: the compiled graph, for what `run` does not do: streaming, memory, several messages.
+        agent: the compiled graph, for streaming, memory and several messages, which `run` does not offer.
     """
 
     def __init__(
@@ -60,25 +60,25 @@ class SteeredAgentExecutor:
     def run(
         self, input: str, chat_history: Sequence[BaseMessage] | None = None, config: RunnableConfig | None = None
     ) -> str:
-        """The agent's answer to an input, or a note that it needed more than `max_iterations` calls.
+        """The agent's answer to an input, or a message that it needed more than `max_iterations` calls.
 
         Args:
-            config: for this run, such as `{"configurable": {"strengths": {...}}}`.
+            config: LangChain's config for this run, such as `{"configurable": {"strengths": {...}}}`.
         """
         return _answer(self.agent.invoke(_conversation(input, chat_history), self._limited(config)))
 
     async def arun(
         self, input: str, chat_history: Sequence[BaseMessage] | None = None, config: RunnableConfig | None = None
     ) -> str:
-        """`run` for asyncio."""
+        """Does the same as `run`, for asyncio."""
         return _answer(await self.agent.ainvoke(_conversation(input, chat_history), self._limited(config)))
 
     def set_strength(self, behavior: str, strength: float) -> None:
-        """Changes a behaviour's strength. KeyError for an unknown behaviour."""
+        """Changes a behaviour's strength. Raises KeyError for an unknown behaviour."""
         self._steered.set_strength(behavior, strength)
 
     def get_strength(self, behavior: str) -> float:
-        """The present strength of a behaviour. KeyError for an unknown one."""
+        """The present strength of a behaviour. Raises KeyError for an unknown one."""
         return self._steered.get_strength(behavior)
 
     def disable_steering(self, behavior: str | None = None) -> None:
@@ -98,7 +98,7 @@ class SteeredAgentExecutor:
         return self.llm
 
     def _limited(self, config: RunnableConfig | None) -> RunnableConfig:
-        """The graph's own limit, in steps, is put out of the way of `max_iterations`."""
+        """The config with a limit of graph steps that is high enough for `max_iterations` calls of the model."""
         return {"recursion_limit": 10 + 5 * self.max_iterations, **(config or {})}
 
 
@@ -110,7 +110,7 @@ def create_steered_agent(
     device: str = "auto",
     verbose: bool = False,
 ) -> SteeredAgentExecutor:
-    """A `SteeredAgentExecutor` on a model that is loaded for it."""
+    """Loads a model and returns a `SteeredAgentExecutor` for it."""
     configs = {behavior: dict(config) for behavior, config in (steering_configs or {}).items()}
     chat = SteeredChatModel(model_name=model_name, steering_configs=configs, device=device)
     return SteeredAgentExecutor(chat, tools or [], system_prompt, verbose=verbose)

@@ -1,4 +1,4 @@
-"""A chat model whose every call is steered."""
+"""A LangChain chat model that is steered."""
 
 from __future__ import annotations
 
@@ -11,35 +11,33 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables.config import get_config_list
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict
 
-from rotalabs_steer.integrations.langchain.gathering import Gathering, gathered
-from rotalabs_steer.integrations.langchain.generation import up_to
+from rotalabs_steer.integrations.langchain.generation import before_stop
+from rotalabs_steer.integrations.langchain.language_model import SteeredLanguageModel
 from rotalabs_steer.integrations.langchain.messages import CALL_END, CALL_START, RESULT_START, render_chat
-from rotalabs_steer.integrations.langchain.steered_model import SteeredModelFields
 from rotalabs_steer.integrations.langchain.tool_calls import (
     ParsedAnswer,
-    begins_like_json,
-    forced_beginning,
+    forced_prefix,
+    may_be_json_call,
     parse_answer,
     tool_names,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
     from langchain_core.language_models import LangSmithParams, LanguageModelInput
     from langchain_core.messages import BaseMessage
-    from langchain_core.runnables import Runnable, RunnableConfig
+    from langchain_core.runnables import Runnable
     from langchain_core.tools import BaseTool
 
-    from rotalabs_steer.integrations.langchain.generation import Answer, Request
+    from rotalabs_steer.integrations.langchain.generation import Answer, GenerationRequest
 
 
-class SteeredChatModel(SteeredModelFields, BaseChatModel):
+class SteeredChatModel(SteeredLanguageModel[AIMessage], BaseChatModel):
     """A LangChain chat model whose answers are steered.
 
     chat = SteeredChatModel(
@@ -49,99 +47,27 @@ class SteeredChatModel(SteeredModelFields, BaseChatModel):
     chat.set_strength("formality", 0.5)  # for every later call
     chat.invoke("Hello!", config={"configurable": {"strengths": {"formality": -1.0}}})  # for this call
 
-    A call is steered in its own thread or task, so calls at different strengths may run at the same time. `batch` and
-    `abatch` answer up to `max_batch_size` inputs in one run of the model, each at its own strengths. See
-    `SteeredModelFields` for the settings.
+    Each call is steered in its own thread or task, so calls with different strengths can run at the same time. `batch`
+    and `abatch` answer up to `max_batch_size` inputs in one run of the model, each with its own strengths.
+    `SteeredLanguageModel` lists the settings.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid")
 
     streaming: bool = False
-    """Whether `invoke` streams inside, for callbacks that want each piece."""
+    """Whether `invoke` generates a stream, so that callbacks receive each piece."""
 
     @classmethod
-    def sharing(cls, other: SteeredModelFields) -> SteeredChatModel:
-        """A chat model on the model, vectors and strengths of another: what changes in one changes in both."""
-        fields = {name: getattr(other, name) for name in SteeredModelFields.model_fields}
+    def sharing(cls, other: SteeredLanguageModel[Any]) -> SteeredChatModel:
+        """A chat model that shares the model, vectors and strengths of another one. Changes of one change both."""
+        fields = {name: getattr(other, name) for name in SteeredLanguageModel.model_fields}
         chat = cls(**fields | {"steering_configs": {}})
-        chat._steering, chat._generator = other._steering, other._generator
+        chat._behaviors, chat._generator = other._behaviors, other._generator
         return chat
 
     @property
     def _llm_type(self) -> str:
         return "steered_chat_model"
-
-    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
-        """One answer. `config={"configurable": {"strengths": {...}}}`, or `strengths={...}`, is for this call only."""
-        gathering: Gathering | None = kwargs.pop("_gathering", None)
-        if gathering is not None:
-            with gathering.member():
-                return self.invoke(input, config, **kwargs)
-        kwargs["strengths"] = self._call_strengths(config, kwargs.get("strengths"))
-        return super().invoke(input, config, **kwargs)
-
-    async def ainvoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AIMessage:
-        """`invoke` for asyncio."""
-        gathering: Gathering | None = kwargs.pop("_gathering", None)
-        if gathering is not None:
-            with gathering.member():
-                return await self.ainvoke(input, config, **kwargs)
-        kwargs["strengths"] = self._call_strengths(config, kwargs.get("strengths"))
-        return await super().ainvoke(input, config, **kwargs)
-
-    def stream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> Iterator[AIMessageChunk]:
-        """The answer of `invoke`, piece by piece."""
-        kwargs["strengths"] = self._call_strengths(config, kwargs.get("strengths"))
-        yield from super().stream(input, config, **kwargs)
-
-    async def astream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[AIMessageChunk]:
-        """`stream` for asyncio."""
-        kwargs["strengths"] = self._call_strengths(config, kwargs.get("strengths"))
-        async for chunk in super().astream(input, config, **kwargs):
-            yield chunk
-
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """Answers to many inputs, in runs of the model of `max_batch_size`; a list of configs gives each its own
-        strengths. `max_concurrency` in the first config makes the runs smaller."""
-        answers: list[AIMessage] = []
-        for part, configs, gathering in self._parts(inputs, config):
-            answers += super().batch(part, configs, **kwargs, _gathering=gathering)
-        return answers
-
-    async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """`batch` for asyncio."""
-        answers: list[AIMessage] = []
-        for part, configs, gathering in self._parts(inputs, config):
-            answers += await super().abatch(part, configs, **kwargs, _gathering=gathering)
-        return answers
-
-    def _parts(
-        self, inputs: Sequence[LanguageModelInput], config: RunnableConfig | Sequence[RunnableConfig] | None
-    ) -> Iterator[tuple[list[LanguageModelInput], list[RunnableConfig], Gathering]]:
-        configs = get_config_list(config, len(inputs)) if inputs else []
-        size = min(self.max_batch_size, (configs[0].get("max_concurrency") if configs else None) or len(inputs) or 1)
-        for start in range(0, len(inputs), size):
-            part = list(inputs[start : start + size])
-            together: list[RunnableConfig] = [
-                {**one, "max_concurrency": len(part)} for one in configs[start : start + size]
-            ]
-            yield part, together, Gathering(len(part), self._generator.answers)
 
     def bind_tools(
         self,
@@ -150,19 +76,24 @@ class SteeredChatModel(SteeredModelFields, BaseChatModel):
         tool_choice: Any = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """The model with tools, declared through the tokenizer's chat template.
+        """The model with tools, which the tokenizer's chat template declares to it.
 
         Args:
-            tool_choice: "auto"; "any" or "required", which make the model begin with a call; a tool's name, which makes
-                it call that one; or "none".
+            tool_choice: "auto" leaves the choice to the model. "any" and "required" make the model begin with a call.
+                The name of a tool makes it call that tool. "none" hides the tools.
 
         Raises:
-            OptionError: `tool_choice` names no tool.
+            OptionError: `tool_choice` does not name one of the tools.
         """
         declared = [convert_to_openai_tool(tool) for tool in tools]
-        forced_beginning(tool_choice, tool_names(declared))
+        forced_prefix(tool_choice, tool_names(declared))
         chosen = {} if tool_choice is None else {"tool_choice": tool_choice}
         return self.bind(tools=declared, **chosen, **kwargs)
+
+    def _request(
+        self, given: LanguageModelInput, stop: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> GenerationRequest:
+        return _Call(self, self._convert_input(given).to_messages(), stop, options).request
 
     def _generate(
         self,
@@ -172,8 +103,7 @@ class SteeredChatModel(SteeredModelFields, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = _Call(self, messages, stop, kwargs)
-        future = gathered([call.request])
-        (answer,) = self._generator.answers([call.request]) if future is None else future.result()
+        (answer,) = self._generator.answers([call.request])
         return call.result(answer)
 
     async def _agenerate(
@@ -184,11 +114,7 @@ class SteeredChatModel(SteeredModelFields, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = _Call(self, messages, stop, kwargs)
-        future = gathered([call.request])
-        if future is None:
-            (answer,) = await asyncio.to_thread(self._generator.answers, [call.request])
-        else:
-            (answer,) = await asyncio.wrap_future(future)
+        (answer,) = await asyncio.to_thread(self._generator.answers, [call.request])
         return call.result(answer)
 
     def _stream(
@@ -215,61 +141,61 @@ class SteeredChatModel(SteeredModelFields, BaseChatModel):
 
 
 class _Call:
-    """One call of a chat model: its request, and its answer as a message."""
+    """One call of a chat model: it makes the request, and turns the answer into messages."""
 
     def __init__(
         self,
         chat: SteeredChatModel,
         messages: Sequence[BaseMessage],
         stop: Sequence[str] | None,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
     ) -> None:
         options = dict(options)
-        self._strengths = chat._steering.merged(options.pop("strengths", None))
+        self._strengths = chat._behaviors.merged(options.pop("strengths", None))
         choice = options.pop("tool_choice", None)
         tools = [] if choice == "none" else [convert_to_openai_tool(tool) for tool in options.pop("tools", None) or ()]
         options.pop("tools", None)
         self._model_name = chat.model_name
         self._names = tool_names(tools)
-        self._forced = forced_beginning(choice, self._names)
-        ends = () if not tools else (RESULT_START,) if self._forced is None else (RESULT_START, CALL_END)
-        sampling = chat._sampling(stop, options, *ends)
-        prompt = render_chat(chat._generator.chat, messages, tools) + (self._forced or "")
-        self.request: Request = chat._generator.request(prompt, self._strengths, sampling, special=False)
+        self._prefix = forced_prefix(choice, self._names)
+        stops = () if not tools else (RESULT_START,) if self._prefix is None else (RESULT_START, CALL_END)
+        settings = chat._settings(stop, options, *stops)
+        prompt = render_chat(chat._generator.chat, messages, tools) + (self._prefix or "")
+        self.request: GenerationRequest = chat._generator.request(prompt, self._strengths, settings, special=False)
         self._shown = ""
 
     def result(self, answer: Answer) -> ChatResult:
-        """The whole answer."""
+        """The complete answer as LangChain's result."""
         parsed = self._parsed(answer)
         message = AIMessage(
             content=parsed.content,
             tool_calls=parsed.tool_calls,
             invalid_tool_calls=parsed.invalid_tool_calls,
             usage_metadata=_usage(answer),
-            response_metadata=self._facts(answer),
+            response_metadata=self._metadata(answer),
         )
-        return ChatResult(generations=[ChatGeneration(message=message, generation_info=self._facts(answer))])
+        return ChatResult(generations=[ChatGeneration(message=message, generation_info=self._metadata(answer))])
 
     def visible(self, pieces: Iterable[str]) -> Iterator[str]:
-        """What can be shown while it is written. What may be a call is held back to the end."""
+        """The text that can be shown while it is generated. Text that may be a tool call is held back until the end."""
         if not self._names:
             yield from pieces
             return
         written = ""
-        for piece in up_to(pieces, [CALL_START]):
+        for piece in before_stop(pieces, [CALL_START]):
             written += piece
-            if self._forced is None and not begins_like_json(written):
+            if self._prefix is None and not may_be_json_call(written):
                 yield written[len(self._shown) :]
                 self._shown = written
 
     def last_chunk(self, answer: Answer) -> ChatGenerationChunk:
-        """What was held back, the calls, and the facts about the answer."""
+        """The text that was held back, the tool calls, and the metadata of the answer."""
         parsed = self._parsed(answer)
         chunks = [
             tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=index)
             for index, call in enumerate(parsed.tool_calls)
         ]
-        # LangChain completes the unfinished JSON of chunks: without the tag, this would become a call of no tool.
+        # LangChain completes unfinished JSON in chunks. The tag prevents that, so that the call stays an invalid one.
         chunks += [
             tool_call_chunk(name=None, args=f"{CALL_START}{call['args']}", id=call["id"], index=len(chunks) + index)
             for index, call in enumerate(parsed.invalid_tool_calls)
@@ -280,14 +206,14 @@ class _Call:
             usage_metadata=_usage(answer),
             chunk_position="last",
         )
-        return ChatGenerationChunk(message=message, generation_info=self._facts(answer))
+        return ChatGenerationChunk(message=message, generation_info=self._metadata(answer))
 
     def _parsed(self, answer: Answer) -> ParsedAnswer:
         if not self._names:
             return ParsedAnswer(answer.text, [], [])
-        return parse_answer((self._forced or "") + answer.text, self._names)
+        return parse_answer((self._prefix or "") + answer.text, self._names)
 
-    def _facts(self, answer: Answer) -> dict[str, Any]:
+    def _metadata(self, answer: Answer) -> dict[str, Any]:
         finish = "stop" if answer.finished else "length"
         return {"model_name": self._model_name, "finish_reason": finish, "strengths": dict(self._strengths)}
 

@@ -1,31 +1,45 @@
-"""Steered answers to rendered prompts: a batch at once, or one piece by piece."""
+"""Steered answers to rendered prompts, either for a batch at once or for one prompt as a stream."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import queue
 import threading
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from rotalabs_steer.decoder import text_config
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.generation import continue_rows
+from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
-    from rotalabs_steer.integrations.langchain.steering import Steering
+    from rotalabs_steer.integrations.langchain.behaviors import SteeredBehaviors
+
+
+# These would contradict the settings, or change what `model.generate` returns.
+_RESERVED = ("max_new_tokens", "stopping_criteria", "streamer", "num_return_sequences", "return_dict_in_generate")
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How answers are generated; `options` go to `model.generate` as they are."""
+class GenerationSettings:
+    """How answers are generated.
+
+    Attributes:
+        temperature: 0 means greedy decoding.
+        stop: strings that end an answer and are not part of it.
+        options: further keyword arguments of `model.generate`.
+
+    Raises:
+        OptionError: a number is out of range, an option is reserved, or a stop string is empty or not a string.
+    """
 
     max_new_tokens: int
     temperature: float
@@ -33,33 +47,45 @@ class Sampling:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0:
+        max_new_tokens, temperature = as_integer(self.max_new_tokens), as_real(self.temperature)
+        if max_new_tokens is None or max_new_tokens < 1 or temperature is None or temperature < 0:
             raise OptionError(
-                f"max_new_tokens must be at least 1 and temperature at least 0, got {self.max_new_tokens} and "
-                f"{self.temperature}."
+                "max_new_tokens must be an integer that is at least 1 and temperature a number that is at least 0, got "
+                f"{self.max_new_tokens!r} and {self.temperature!r}."
             )
+        reserved = [name for name, _ in self.options if name in _RESERVED]
+        if reserved:
+            raise OptionError(
+                f"generation_kwargs contains {reserved}, which the steered model sets itself. Use the settings "
+                "max_new_tokens and stop, and batch or stream."
+            )
+        if not all(isinstance(stop, str) and stop for stop in self.stop):
+            raise OptionError(f"stop is {list(self.stop)!r}. Each stop string must be a string that is not empty.")
+        object.__setattr__(self, "max_new_tokens", max_new_tokens)
+        object.__setattr__(self, "temperature", temperature)
 
     def for_generate(self) -> dict[str, Any]:
-        """The keyword arguments of `model.generate`, but for number of tokens and stop strings."""
-        drawn = {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {"do_sample": False}
-        return drawn | dict(self.options)
+        """The keyword arguments of `model.generate`, except for the number of tokens and the stop strings."""
+        sampled = {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {"do_sample": False}
+        return sampled | dict(self.options)
 
 
 @dataclass(frozen=True)
-class Request:
-    """One prompt, as token ids, with the strengths that it is answered at."""
+class GenerationRequest:
+    """One prompt as token ids, with the strengths and the settings for its answer."""
 
     ids: tuple[int, ...]
     strengths: Mapping[str, float]
-    sampling: Sampling
+    settings: GenerationSettings
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote, up to a stop string.
+    """The text that the model generated, without a stop string.
 
     Attributes:
-        finished: the model came to an end by itself or to a stop string; False where it was cut at `max_new_tokens`.
+        finished: whether the model ended the answer itself or reached a stop string. False means that the answer
+            reached the maximum number of new tokens.
     """
 
     text: str
@@ -69,180 +95,198 @@ class Answer:
 
 
 class Generator:
-    """A model with its tokenizer and steering."""
+    """Generates steered answers with one model and its tokenizer."""
 
-    def __init__(self, chat: ChatTokenizer, steering: Steering) -> None:
+    def __init__(self, chat: ChatTokenizer, behaviors: SteeredBehaviors) -> None:
         self.chat = chat
         self.tokenizer = chat.tokenizer
-        self.steering = steering
-        self.window: int | None = getattr(text_config(steering.model), "max_position_embeddings", None)
+        self.behaviors = behaviors
+        self.window: int | None = getattr(text_config(behaviors.model), "max_position_embeddings", None)
 
-    def request(self, text: str, strengths: Mapping[str, float], sampling: Sampling, *, special: bool) -> Request:
-        """A rendered prompt as a request. `special`: it is a plain text, so special tokens are added to it.
+    def request(
+        self, text: str, strengths: Mapping[str, float], settings: GenerationSettings, *, special: bool
+    ) -> GenerationRequest:
+        """Makes a request from a rendered prompt. The answer may fill the model's context, but not exceed it.
+
+        Args:
+            special: whether the tokenizer adds its special tokens. A plain text needs them; the chat template has
+                already written them.
 
         Raises:
-            OptionError: the prompt is empty or fills the model's context.
+            OptionError: the prompt is empty, or leaves no room in the model's context.
         """
         ids = self.chat.ids(text, special=special)
         if not ids:
             raise OptionError("The prompt is empty: there is nothing to answer.")
-        if self.window is not None and len(ids) >= self.window:
-            raise OptionError(f"The prompt has {len(ids)} tokens; the model's context holds {self.window}. Shorten it.")
-        return Request(ids, strengths, sampling)
+        if self.window is not None:
+            room = self.window - len(ids)
+            if room < 1:
+                raise OptionError(
+                    f"The prompt has {len(ids)} tokens; the model's context holds {self.window}. Shorten it."
+                )
+            settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
+        return GenerationRequest(ids, strengths, settings)
 
-    def answers(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answers to requests, in their order: one batch for each way of sampling, strengths by row."""
+    def answers(self, requests: Sequence[GenerationRequest]) -> list[Answer]:
+        """The answers to requests, in the same order.
+
+        Requests with equal settings are one batch for the model. Each row has its own strengths.
+        """
         answers: dict[int, Answer] = {}
         left = list(range(len(requests)))
         while left:
-            sampling = requests[left[0]].sampling
-            numbers = [
-                number for number in left if requests[number].sampling == sampling
-            ]  # options need not be hashable
+            settings = requests[left[0]].settings
+            # Settings are compared, not hashed, because options may be lists.
+            numbers = [number for number in left if requests[number].settings == settings]
             left = [number for number in left if number not in numbers]
             batch = [requests[number] for number in numbers]
             for number, request, (row, finished) in zip(numbers, batch, self.generate(batch), strict=True):
                 text = self.tokenizer.decode(row, skip_special_tokens=True)
-                before = "".join(up_to([text], sampling.stop))
-                answers[number] = Answer(before, len(request.ids), len(row), finished)
+                kept = "".join(before_stop([text], settings.stop))
+                answers[number] = Answer(kept, len(request.ids), len(row), finished)
         return [answers[number] for number in range(len(requests))]
 
     def generate(
-        self, requests: Sequence[Request], left: threading.Event | None = None, streamer: TextStreamer | None = None
+        self,
+        requests: Sequence[GenerationRequest],
+        cancelled: threading.Event | None = None,
+        streamer: TextIteratorStreamer | None = None,
     ) -> list[tuple[list[int], bool]]:
-        """New tokens for each request, all sampled in one way, and whether they came to an end.
+        """The new tokens for each request, and whether its answer is finished. All requests have the same settings.
 
         Args:
-            left: ends the generation when it is set.
+            cancelled: ends the generation when it is set.
         """
-        sampling = requests[0].sampling
-        criteria = StoppingCriteriaList([_Ends(self.tokenizer, sampling.stop, left)])
-        most = sampling.max_new_tokens
-        if self.window is not None:
-            most = min(most, self.window - max(len(request.ids) for request in requests))
-        injector = self.steering.injector([request.strengths for request in requests])
+        settings = requests[0].settings
+        criteria = StoppingCriteriaList([_StopOrCancel(self.tokenizer, settings.stop, cancelled)])
+        injector = self.behaviors.injector([request.strengths for request in requests])
         with injector.scoped() if injector is not None else contextlib.nullcontext():
             rows = continue_rows(
-                self.steering.model,
+                self.behaviors.model,
                 self.tokenizer,
                 [request.ids for request in requests],
-                most,
+                settings.max_new_tokens,
                 stopping_criteria=criteria,
                 streamer=streamer,
-                **sampling.for_generate(),
+                **settings.for_generate(),
             )
-        return [(row, len(row) < most) for row in rows]
+        return [(row, len(row) < settings.max_new_tokens) for row in rows]
 
-    def stream(self, request: Request) -> AnswerStream:
-        """The answer to a request, piece by piece."""
+    def stream(self, request: GenerationRequest) -> AnswerStream:
+        """The answer to a request as a stream of pieces."""
         return AnswerStream(self, request)
 
 
-class AnswerStream:
-    """Iterates over the pieces of one answer; `answer` is there once the last has been read.
+class SharedRun(Generator):
+    """A generator that knows a list of requests beforehand. It answers all of them when the first one is asked for.
 
-    The model runs in a thread of its own, where it is steered. A reader who leaves early stops it.
+    If the model fails, its error is raised for each of these requests. Any other request is answered on its own.
     """
 
-    def __init__(self, generator: Generator, request: Request) -> None:
+    def __init__(self, generator: Generator, requests: Sequence[GenerationRequest]) -> None:
+        super().__init__(generator.chat, generator.behaviors)
+        self._waiting = list(requests)
+        self._answered: list[tuple[GenerationRequest, Answer]] = []
+        self._error: Exception | None = None
+
+    def answers(self, requests: Sequence[GenerationRequest]) -> list[Answer]:
+        """The answers to requests, in the same order. Equal requests take their answers in the order of the list."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            try:
+                self._answered = list(zip(waiting, super().answers(waiting), strict=True))
+            except Exception as error:
+                self._error = error
+        if self._error is not None:
+            raise self._error
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: GenerationRequest) -> Answer:
+        for number, (known, answer) in enumerate(self._answered):
+            if known == request:
+                del self._answered[number]
+                return answer
+        return super().answers([request])[0]
+
+
+class AnswerStream:
+    """Iterates over the pieces of one answer. `answer` is set when the last piece has been read.
+
+    The model runs and is steered in a separate thread. Closing the iterator early stops the model.
+    """
+
+    def __init__(self, generator: Generator, request: GenerationRequest) -> None:
         self._generator = generator
         self._request = request
         self.answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
-        pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        left = threading.Event()
-
-        def run() -> None:
-            streamer = _Pieces(self._generator.tokenizer, pieces)
+        generator, request = self._generator, self._request
+        pieces = TextIteratorStreamer(generator.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        cancelled = threading.Event()
+        with ThreadPoolExecutor(1) as executor:
+            run = executor.submit(contextvars.copy_context().run, generator.generate, [request], cancelled, pieces)
+            run.add_done_callback(lambda _: pieces.text_queue.put(pieces.stop_signal))  # also after an error
             try:
-                pieces.put(self._generator.generate([self._request], left, streamer)[0])
-            except BaseException as error:  # raised where the pieces are read
-                pieces.put(error)
-
-        thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
-        thread.start()
-        text = ""
-        outcome: list[tuple[list[int], bool]] = []
-        try:
-            for piece in up_to(_read(pieces, outcome), self._request.sampling.stop):
-                text += piece
-                yield piece
-            ((row, finished),) = outcome
-            self.answer = Answer(text, len(self._request.ids), len(row), finished)
-        finally:
-            left.set()
-            thread.join()
+                text = ""
+                for piece in before_stop(pieces, request.settings.stop):
+                    text += piece
+                    yield piece
+                ((row, finished),) = run.result()
+                self.answer = Answer(text, len(request.ids), len(row), finished)
+            finally:
+                cancelled.set()
 
 
-def up_to(pieces: Iterable[str], ends: Sequence[str]) -> Iterator[str]:
-    """The text before the first of some ends. What could be the beginning of an end is held back until it is not.
+def before_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """The text before the first stop string.
 
-    All pieces are read, also those behind an end.
+    Text that may be the beginning of a stop string is held back until it is clear whether it is one. All pieces are
+    read, also those after a stop string.
     """
     held = ""
-    ended = False
+    stopped = False
     for piece in pieces:
-        if ended:
+        if stopped:
             continue
         held += piece
-        places = [place for end in ends if (place := held.find(end)) >= 0]
-        ended = bool(places)
-        safe = min(places) if ended else len(held) - _begun(held, ends)
+        places = [place for stop in stops if (place := held.find(stop)) >= 0]
+        stopped = bool(places)
+        safe = min(places) if stopped else len(held) - _possible_beginning(held, stops)
         if safe:
             yield held[:safe]
-        held = "" if ended else held[safe:]
+        held = "" if stopped else held[safe:]
     if held:
         yield held
 
 
-def _begun(text: str, ends: Sequence[str]) -> int:
-    """How many characters at the end of a text may be the beginning of an end."""
-    lengths = (n for end in ends for n in range(len(end) - 1, 0, -1) if text.endswith(end[:n]))
+def _possible_beginning(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of a text may be the beginning of a stop string."""
+    lengths = (n for stop in stops for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
     return max(lengths, default=0)
 
 
-def _read(pieces: queue.SimpleQueue[Any], outcome: list[tuple[list[int], bool]]) -> Iterator[str]:
-    """The pieces as they come; what follows them goes to `outcome`, or is raised."""
-    while isinstance(piece := pieces.get(), str):
-        yield piece
-    if isinstance(piece, BaseException):
-        raise piece
-    outcome.append(piece)
+class _StopOrCancel(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row at a stop string, and ends all rows when the generation is cancelled.
 
-
-class _Pieces(TextStreamer):  # type: ignore[misc]
-    """Puts what the model writes into a queue, in pieces that end between words."""
-
-    def __init__(self, tokenizer: Any, pieces: queue.SimpleQueue[Any]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._queue = pieces
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called for every piece, empty ones included."""
-        if text:
-            self._queue.put(text)
-
-
-class _Ends(StoppingCriteria):  # type: ignore[misc]
-    """Ends a row at a stop string, and all rows when nobody reads them any more.
-
-    transformers' own `stop_strings` matches in the prompt as well, and looks through the whole vocabulary before the
+    The `stop_strings` of transformers also match in the prompt. They also go through the whole vocabulary before the
     first token, which takes longer than a short answer.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str], left: threading.Event | None) -> None:
+    def __init__(self, tokenizer: Any, stops: Sequence[str], cancelled: threading.Event | None) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
-        self._left = left
-        self._reach = max((len(stop.encode()) for stop in stops), default=0) + 1  # a token has a byte at least
+        self._cancelled = cancelled
+        self._reach = (
+            max((len(stop.encode()) for stop in stops), default=0) + 1
+        )  # in tokens, each of which is at least one byte
         self._start: int | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
-        """One answer for each row."""
+        """Whether each row has ended, as booleans of shape [batch]."""
         if self._start is None:
             self._start = input_ids.shape[1] - 1
-        if self._left is not None and self._left.is_set():
+        if self._cancelled is not None and self._cancelled.is_set():
             return torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         if not self._stops:
             return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

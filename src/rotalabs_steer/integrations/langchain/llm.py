@@ -1,145 +1,78 @@
-"""A plain-text model whose every call is steered."""
+"""A LangChain model for plain text that is steered."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from langchain_core.runnables.config import ContextThreadPoolExecutor, get_config_list
-from pydantic import ConfigDict
+from pydantic import ConfigDict, PrivateAttr
 
-from rotalabs_steer.integrations.langchain.gathering import Gathering, gathered
-from rotalabs_steer.integrations.langchain.steered_model import SteeredModelFields
+from rotalabs_steer.integrations.langchain.language_model import SteeredLanguageModel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
     from langchain_core.language_models import LanguageModelInput
-    from langchain_core.runnables import RunnableConfig
 
-    from rotalabs_steer.integrations.langchain.generation import Answer, Request
+    from rotalabs_steer.integrations.langchain.generation import Answer, GenerationRequest
 
-_LANGCHAINS_OWN = {"callbacks", "tags", "metadata", "run_name", "run_id"}
-_CALL: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("rotalabs_steer_llm_call")
+_NOT_IN_THE_CACHE = {"callbacks", "tags", "metadata", "run_name", "run_id"}
 
 
-class SteeredLLM(SteeredModelFields, BaseLLM):
-    """A LangChain model that goes on with a text, steered. For base models; conversations are for `SteeredChatModel`.
+class SteeredLLM(SteeredLanguageModel[str], BaseLLM):
+    """A LangChain model that continues a text while it is steered.
 
-    Settings, strengths for single calls and batches are as there.
+    It is meant for base models; use `SteeredChatModel` for conversations. Settings, batches and the strengths of single
+    calls are the same in both.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid")
+
+    _options: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def _llm_type(self) -> str:
         return "steered_llm"
 
-    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> str:
-        """What follows a text. `config={"configurable": {"strengths": {...}}}` is for this call only."""
-        return super().invoke(input, config, **self._with_strengths(config, kwargs))
-
-    async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> str:
-        """`invoke` for asyncio."""
-        return await super().ainvoke(input, config, **self._with_strengths(config, kwargs))
-
-    def stream(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[str]:
-        """The text of `invoke`, piece by piece."""
-        yield from super().stream(input, config, **self._with_strengths(config, kwargs))
-
-    async def astream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[str]:
-        """`stream` for asyncio."""
-        async for piece in super().astream(input, config, **self._with_strengths(config, kwargs)):
-            yield piece
-
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        **kwargs: Any,
-    ) -> list[str]:
-        """What follows each text, in runs of the model of `max_batch_size`; each config may have its own strengths."""
-        texts: dict[int, str] = {}
-        for gathering, groups in self._parts(inputs, config, kwargs):
-
-            def run(group: _Group, gathering: Gathering = gathering) -> list[str]:
-                with gathering.member():
-                    return BaseLLM.batch(self, group.inputs, group.configs, **group.options)
-
-            with ContextThreadPoolExecutor(max_workers=len(groups)) as executor:
-                for group, written in zip(groups, executor.map(run, groups), strict=True):
-                    texts |= zip(group.numbers, written, strict=True)
-        return [texts[number] for number in range(len(inputs))]
-
-    async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        **kwargs: Any,
-    ) -> list[str]:
-        """`batch` for asyncio."""
-        texts: dict[int, str] = {}
-        for gathering, groups in self._parts(inputs, config, kwargs):
-
-            async def run(group: _Group, gathering: Gathering = gathering) -> list[str]:
-                with gathering.member():
-                    return await BaseLLM.abatch(self, group.inputs, group.configs, **group.options)
-
-            for group, written in zip(groups, await asyncio.gather(*map(run, groups)), strict=True):
-                texts |= zip(group.numbers, written, strict=True)
-        return [texts[number] for number in range(len(inputs))]
-
     def generate(self, prompts: list[str], stop: list[str] | None = None, *args: Any, **options: Any) -> LLMResult:
-        """What LangChain makes of its calls."""
-        with _known_to_the_cache(options):
-            return super().generate(prompts, stop, *args, **options)
+        """LangChain's `generate`, with a cache that distinguishes the options of calls."""
+        return BaseLLM.generate(self._with_options(options), prompts, stop, *args, **options)
 
     async def agenerate(
         self, prompts: list[str], stop: list[str] | None = None, *args: Any, **options: Any
     ) -> LLMResult:
-        """`generate` for asyncio."""
-        with _known_to_the_cache(options):
-            return await super().agenerate(prompts, stop, *args, **options)
+        """Does the same as `generate`, for asyncio."""
+        return await BaseLLM.agenerate(self._with_options(options), prompts, stop, *args, **options)
+
+    def _with_options(self, options: Mapping[str, Any]) -> SteeredLLM:
+        """A copy of this model that has the options of a call among its identifying parameters.
+
+        LangChain's cache distinguishes plain-text models only by these parameters, not by the options of a call.
+        """
+        copy = self.model_copy()
+        copy._options = {name: value for name, value in sorted(options.items()) if name not in _NOT_IN_THE_CACHE}
+        return copy
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {**super()._identifying_params, "call": _CALL.get({})}
+        return {**super()._identifying_params, "call": self._options}
 
-    def _parts(
-        self,
-        inputs: Sequence[LanguageModelInput],
-        config: RunnableConfig | Sequence[RunnableConfig] | None,
-        options: dict[str, Any],
-    ) -> Iterator[tuple[Gathering, list[_Group]]]:
-        """The inputs of each run of the model, those of equal strengths as one call of LangChain.
+    def _request(
+        self, given: LanguageModelInput, stop: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> GenerationRequest:
+        (request,) = self._requests([self._convert_input(given).to_string()], stop, options)
+        return request
 
-        Equal, because LangChain's cache knows a call by one set of options and its text.
-        """
-        configs = get_config_list(config, len(inputs)) if inputs else []
-        size = min(self.max_batch_size, (configs[0].get("max_concurrency") if configs else None) or len(inputs) or 1)
-        for start in range(0, len(inputs), size):
-            groups: dict[tuple[tuple[str, float], ...], _Group] = {}
-            for number in range(start, min(start + size, len(inputs))):
-                chosen = self._with_strengths(configs[number], options)
-                group = groups.setdefault(tuple(chosen["strengths"].items()), _Group(chosen))
-                group.add(number, inputs[number], configs[number])
-            yield Gathering(len(groups), self._generator.answers), list(groups.values())
-
-    def _with_strengths(self, config: RunnableConfig | None, options: Mapping[str, Any]) -> dict[str, Any]:
-        return {**options, "strengths": self._call_strengths(config, options.get("strengths"))}
-
-    def _requests(self, prompts: Sequence[str], stop: Sequence[str] | None, options: dict[str, Any]) -> list[Request]:
+    def _requests(
+        self, prompts: Sequence[str], stop: Sequence[str] | None, options: Mapping[str, Any]
+    ) -> list[GenerationRequest]:
         options = dict(options)
-        strengths = self._steering.merged(options.pop("strengths", None))
-        sampling = self._sampling(stop, options)
-        return [self._generator.request(prompt, strengths, sampling, special=True) for prompt in prompts]
+        strengths = self._behaviors.merged(options.pop("strengths", None))
+        settings = self._settings(stop, options)
+        return [self._generator.request(prompt, strengths, settings, special=True) for prompt in prompts]
 
     def _generate(
         self,
@@ -149,8 +82,7 @@ class SteeredLLM(SteeredModelFields, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         requests = self._requests(prompts, stop, kwargs)
-        future = gathered(requests)
-        return _result(requests, self._generator.answers(requests) if future is None else future.result())
+        return _result(requests, self._generator.answers(requests))
 
     async def _agenerate(
         self,
@@ -160,12 +92,7 @@ class SteeredLLM(SteeredModelFields, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         requests = self._requests(prompts, stop, kwargs)
-        future = gathered(requests)
-        if future is None:
-            answers = await asyncio.to_thread(self._generator.answers, requests)
-        else:
-            answers = await asyncio.wrap_future(future)
-        return _result(requests, answers)
+        return _result(requests, await asyncio.to_thread(self._generator.answers, requests))
 
     def _stream(
         self,
@@ -182,32 +109,7 @@ class SteeredLLM(SteeredModelFields, BaseLLM):
             yield chunk
 
 
-@contextlib.contextmanager
-def _known_to_the_cache(options: Mapping[str, Any]) -> Iterator[None]:
-    """LangChain's cache knows a plain-text model by its settings only: here, those of the call count among them."""
-    token = _CALL.set({name: value for name, value in sorted(options.items()) if name not in _LANGCHAINS_OWN})
-    try:
-        yield
-    finally:
-        _CALL.reset(token)
-
-
-class _Group:
-    """Inputs of a batch that have the same options."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
-        self.numbers: list[int] = []
-        self.inputs: list[LanguageModelInput] = []
-        self.configs: list[RunnableConfig] = []
-
-    def add(self, number: int, given: LanguageModelInput, config: RunnableConfig) -> None:
-        self.numbers.append(number)
-        self.inputs.append(given)
-        self.configs.append({**config, "max_concurrency": None})
-
-
-def _result(requests: Sequence[Request], answers: Sequence[Answer]) -> LLMResult:
+def _result(requests: Sequence[GenerationRequest], answers: Sequence[Answer]) -> LLMResult:
     generations = [
         [
             Generation(

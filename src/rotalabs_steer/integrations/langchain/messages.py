@@ -1,9 +1,9 @@
-"""LangChain's messages as the prompt that the tokenizer's chat template makes of them, tools included.
+"""Renders LangChain's messages and tools as a prompt with the tokenizer's chat template.
 
-Where the template knows tools, it declares them and writes calls and results in the model's own format. Where it does
-not, it would drop them without a word; so they are spelled out in the format of Hermes and Qwen, which many models and
-the built-in `tool_restraint` pairs have seen: signatures in the system message, a call as JSON between `<tool_call>`
-tags, a result between `<tool_response>` tags.
+A template that supports tools declares them and writes calls and results in the model's own format. Any other template
+would drop them silently. For such a template, tools, calls and results become plain text in the format of Hermes and
+Qwen, which many models and the built-in `tool_restraint` pairs use: the signatures are in the system message, a call is
+JSON between `<tool_call>` tags, and a result is between `<tool_response>` tags.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ For each call, write a JSON object with the function's name and its arguments wi
 {CALL_START}
 {{{{"name": <function-name>, "arguments": <args-json-object>}}}}
 {CALL_END}"""
-_PROBE = "rotalabs_steer_probe"
+_PROBE_TEXT = "rotalabs_steer_probe"
 
 
 def render_chat(tokenizer: Any, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-    """A conversation as the model's prompt, up to and with the header of its answer.
+    """The prompt for a conversation, including the header of the model's answer.
 
     Args:
         tools: OpenAI-style function declarations.
 
     Raises:
-        ChatTemplateError: there is no chat template, or it refuses the messages.
-        OptionError: a message holds something that is no text.
+        ChatTemplateError: there is no chat template, or it rejects the messages.
+        OptionError: the conversation is empty, or a message contains something other than text.
     """
     renderer = ChatTokenizer.of(tokenizer)
     chat = [_as_dict(message) for message in messages]
@@ -57,16 +57,16 @@ def render_chat(tokenizer: Any, messages: Sequence[BaseMessage], tools: Sequence
         raise OptionError("The conversation is empty: there is nothing to answer.")
     if not tools and not any(message["role"] == "tool" or "tool_calls" in message for message in chat):
         return renderer.render(chat)
-    if _knows_tools(renderer):
+    if _supports_tools(renderer):
         return renderer.render(chat, tools=list(tools) or None)
-    return renderer.render(_spelled_out(renderer, chat, tools))
+    return renderer.render(_with_tools_as_text(renderer, chat, tools))
 
 
 def text_of(message: BaseMessage) -> str:
     """The text of a message, whose content may be a list of blocks.
 
     Raises:
-        OptionError: a block is an image, a file or another thing that is no text.
+        OptionError: a block is an image, a file or something else that is not text.
     """
     if isinstance(message.content, str):
         return message.content
@@ -76,7 +76,7 @@ def text_of(message: BaseMessage) -> str:
             texts.append(block)
         elif block.get("type") == "text":
             texts.append(block["text"])
-        elif block.get("type") not in {"tool_use", "tool_call", "reasoning"}:  # calls are in tool_calls as well
+        elif block.get("type") not in {"tool_use", "tool_call", "reasoning"}:  # calls are also in tool_calls
             raise OptionError(f"A message holds a block of type {block.get('type')!r}; this model reads text only.")
     return "".join(texts)
 
@@ -93,7 +93,10 @@ def _as_dict(message: BaseMessage) -> dict[str, Any]:
     if isinstance(message, ChatMessage):
         return {"role": message.role, "content": content}
     if not isinstance(message, AIMessage):
-        raise OptionError(f"A {type(message).__name__} has no place in a conversation with this model.")
+        raise OptionError(
+            f"A message is a {type(message).__name__}, which this model cannot read. Use system, human, AI and tool "
+            "messages."
+        )
     calls = [
         {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
         for call in message.tool_calls
@@ -101,11 +104,11 @@ def _as_dict(message: BaseMessage) -> dict[str, Any]:
     return {"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {})
 
 
-def _spelled_out(
+def _with_tools_as_text(
     tokenizer: ChatTokenizer, chat: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The conversation for a template that knows nothing of tools."""
-    result_role = "tool" if _shows_role(tokenizer, "tool") else "user"
+    """The conversation for a template that does not support tools."""
+    result_role = "tool" if _renders_role(tokenizer, "tool") else "user"
     plain = []
     for message in chat:
         content = message["content"]
@@ -124,17 +127,21 @@ def _spelled_out(
     return plain
 
 
-def _knows_tools(tokenizer: ChatTokenizer) -> bool:
-    """Whether the template shows a tool that it is given."""
+def _supports_tools(tokenizer: ChatTokenizer) -> bool:
+    """Whether the template writes a tool that it is given into the prompt."""
     parameters = {"type": "object", "properties": {}}
-    probe = {"type": "function", "function": {"name": _PROBE, "description": "", "parameters": parameters}}
-    return _PROBE in tokenizer.render([{"role": "user", "content": "?"}], tools=[probe])
+    probe = {"type": "function", "function": {"name": _PROBE_TEXT, "description": "", "parameters": parameters}}
+    return _PROBE_TEXT in tokenizer.render([{"role": "user", "content": "?"}], tools=[probe])
 
 
-def _shows_role(tokenizer: ChatTokenizer, role: str) -> bool:
-    """Whether the template shows what a role says, rather than drop or refuse it."""
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "?"}, {"role": role, "content": _PROBE}]
+def _renders_role(tokenizer: ChatTokenizer, role: str) -> bool:
+    """Whether the template writes the messages of a role into the prompt, rather than drop or reject them."""
+    chat = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "?"},
+        {"role": role, "content": _PROBE_TEXT},
+    ]
     try:
-        return _PROBE in tokenizer.render(chat)
+        return _PROBE_TEXT in tokenizer.render(chat)
     except ChatTemplateError:
         return False

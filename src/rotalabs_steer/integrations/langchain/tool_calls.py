@@ -1,4 +1,4 @@
-"""Tool calls: what the model is made to begin with, and what its text turns out to call."""
+"""Tool calls: the prefix that makes a model call a tool, and the calls in the text of an answer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from langchain_core.messages import InvalidToolCall, ToolCall
 
 _BLOCK = re.compile(rf"{re.escape(CALL_START)}(.*?)(?:{re.escape(CALL_END)}|\Z)", re.DOTALL)
-_DECODER = json.JSONDecoder(strict=False)  # small models write line breaks into strings
+_DECODER = json.JSONDecoder(strict=False)  # because small models write line breaks inside strings
 
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """An answer taken apart: its prose, its calls, and calls that cannot be read."""
+    """The parts of an answer: its text, its tool calls, and the tool calls that cannot be parsed."""
 
     content: str
     tool_calls: list[ToolCall]
@@ -32,19 +32,19 @@ class ParsedAnswer:
 
 
 def tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of OpenAI-style function declarations."""
+    """The names in OpenAI-style function declarations."""
     return [tool["function"]["name"] for tool in tools]
 
 
-def forced_beginning(tool_choice: Any, names: Sequence[str]) -> str | None:
-    """What the answer has to begin with so that it is a call, or None where the model is free.
+def forced_prefix(tool_choice: Any, names: Sequence[str]) -> str | None:
+    """The text that an answer must begin with so that it is a tool call, or None if the model may choose.
 
     Args:
-        tool_choice: None, "auto" or "none": free. "any", "required" or True: some tool. A tool's name, alone or as
-            OpenAI's dict: that tool.
+        tool_choice: None, False, "auto" and "none" let the model choose. "any", "required" and True ask for a call of
+            any tool. The name of a tool, alone or in OpenAI's dict, asks for a call of that tool.
 
     Raises:
-        OptionError: it names no tool that is bound.
+        OptionError: it does not name one of the bound tools.
     """
     if tool_choice in (None, False, "auto", "none"):
         return None
@@ -54,20 +54,20 @@ def forced_beginning(tool_choice: Any, names: Sequence[str]) -> str | None:
         name = tool_choice.get("function", {}).get("name") if isinstance(tool_choice, dict) else tool_choice
         if name not in names:
             raise OptionError(
-                f"tool_choice is {tool_choice!r}, which names no bound tool. Use one of {list(names)}, 'auto', 'any' "
-                "or 'none'."
+                f"tool_choice is {tool_choice!r}, which does not name a bound tool. Use one of {list(names)}, 'auto', "
+                "'any' or 'none'."
             )
     opened = f'{CALL_START}\n{{"name": "'
     return opened if name is None else f'{opened}{name}", "arguments": '
 
 
 def parse_answer(text: str, names: Collection[str]) -> ParsedAnswer:
-    """Takes an answer apart: calls between `<tool_call>` tags, or an answer that is nothing but JSON calls.
+    """Finds the tool calls of an answer, either between `<tool_call>` tags or in an answer that is only JSON.
 
-    What the model writes behind a `<tool_response>` tag is a result that it made up: it is dropped.
+    Text after a `<tool_response>` tag is a tool result that the model invented. It is removed.
 
     Args:
-        names: the bound tools. An answer that is JSON is a call only if it names one of them.
+        names: the bound tools. JSON without tags is a call only if it names one of them.
     """
     text = text.partition(RESULT_START)[0]
     blocks = _BLOCK.findall(text)
@@ -84,8 +84,8 @@ def parse_answer(text: str, names: Collection[str]) -> ParsedAnswer:
     return ParsedAnswer("".join([outside[0], *filter(str.strip, outside[1:])]), calls, invalid)
 
 
-def begins_like_json(text: str) -> bool:
-    """Whether an answer may turn out to be nothing but a call."""
+def may_be_json_call(text: str) -> bool:
+    """Whether an answer that begins with this text may consist of a JSON call only."""
     return not text.strip() or text.lstrip().startswith(("{", "[", "```"))
 
 
@@ -101,22 +101,22 @@ def _bare_calls(text: str, names: Collection[str]) -> list[ToolCall]:
 
 
 def _calls_in(text: str) -> list[ToolCall]:
-    """The calls in JSON: an object or a list of objects. Behind the JSON, nothing but closing brackets may stand."""
+    """The calls in a JSON object or a list of objects. Only closing brackets may follow the JSON."""
     stripped = text.strip()
     value, end = _DECODER.raw_decode(stripped)
     rest = stripped[end:].strip(" \n}]")
     if rest:
-        raise ValueError(f"There is more behind the JSON: {rest[:80]!r}.")
+        raise ValueError(f"There is more text after the JSON: {rest[:80]!r}.")
     return [_call(one) for one in (value if isinstance(value, list) else [value])]
 
 
 def _call(value: Any) -> ToolCall:
     name = value.get("name") if isinstance(value, dict) else None
     args = value.get("arguments", value.get("parameters", {})) if isinstance(value, dict) else None
-    if isinstance(args, str):  # some models quote their arguments
+    if isinstance(args, str):  # some models write the arguments as a string of JSON
         args = _DECODER.decode(args)
     if not isinstance(name, str) or not isinstance(args, dict):
-        raise ValueError('A call is an object with a "name" and an object of "arguments".')
+        raise ValueError('A call must be an object with a "name" and an object of "arguments".')
     return tool_call(name=name, args=args, id=_new_id())
 
 

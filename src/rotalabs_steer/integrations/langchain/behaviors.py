@@ -1,8 +1,9 @@
-"""Behaviours of one model and how strongly each acts: now, and for single calls."""
+"""The behaviours that a model is steered by, with their vectors and strengths."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.acting import Vectors, at_layer, warn_not_steering
@@ -13,7 +14,7 @@ from rotalabs_steer.plans import check_strength
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -23,15 +24,16 @@ if TYPE_CHECKING:
 _CONFIG_KEYS = {"vector_path", "vectors", "strength", "layer"}
 
 
-class Steering:
-    """Vector sets by behaviour, with the strength at which each acts unless a call says otherwise.
+class SteeredBehaviors:
+    """The vector set of each behaviour, and the strength it has unless a call gives another one.
 
     Args:
-        configs: by behaviour (any name), a dict with `vector_path` (a set or a single vector) or `vectors` (one in
-            hand); `strength`, by default 1.0; and `layer`, the one that acts in place of the set's acting layers.
+        configs: maps each behaviour (any name) to a dict with `vector_path` (of a set or a single vector) or `vectors`
+            (a loaded set or vector), `strength` (1.0 by default), and `layer` (the only layer that acts, instead of the
+            set's acting layers).
 
     Raises:
-        OptionError: a dict with other keys, without vectors, or with a strength that is no finite number.
+        OptionError: a dict has unknown keys, no vectors, or a strength that is not a finite number.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Steering:
         strength: float = 1.0,
         layer: int | None = None,
     ) -> None:
-        """Adds a behaviour, or replaces its vectors. Vectors that do not fit the model are refused."""
+        """Adds a behaviour, or replaces its vectors. Raises an error if the vectors do not fit the model."""
         loaded = at_layer(load_vectors(vectors), layer)
         check_vectors(self.model, loaded.acting, check_model=self.check_model)
         number = _one_number(strength)
@@ -72,29 +74,39 @@ class Steering:
         self._strengths[behavior] = number
 
     def set_strength(self, behavior: str, strength: float) -> None:
-        """Changes a strength, from the next call on. KeyError for an unknown behaviour."""
+        """Changes a strength for calls that begin later. Raises KeyError for an unknown behaviour."""
         self.get_strength(behavior)
         self._strengths[behavior] = _one_number(strength)
 
     def get_strength(self, behavior: str) -> float:
-        """The present strength of a behaviour. KeyError for an unknown one."""
+        """The present strength of a behaviour. Raises KeyError for an unknown one."""
         if behavior not in self._strengths:
             raise KeyError(f"No vectors for behaviour {behavior!r}; there are {list(self._sets)}.")
         return self._strengths[behavior]
 
-    def merged(self, overrides: Mapping[str, float] | None) -> dict[str, float]:
-        """The strengths of one call: the present ones, but for those that the call names.
+    def merged(self, *overrides: Mapping[str, float] | None) -> dict[str, float]:
+        """The strengths of one call: those of the last override that has them, else the present ones.
 
         Raises:
-            OptionError: a behaviour without vectors, or a strength that is no finite number.
+            OptionError: an override is not a mapping, a behaviour has no vectors, or a strength is not a finite number.
         """
-        unknown = [name for name in overrides or {} if name not in self._sets]
-        if unknown:
-            raise OptionError(f"Strength for {unknown[0]!r}, but there are vectors for {list(self._sets)} only.")
-        return self.strengths | {name: _one_number(number) for name, number in (overrides or {}).items()}
+        strengths = self.strengths
+        for override in overrides:
+            if override is None:
+                continue
+            if not isinstance(override, Mapping):
+                raise OptionError(
+                    f"strengths is {override!r}. Give a dict of strengths by behaviour, such as "
+                    f"{dict.fromkeys(self._sets, 1.0)}."
+                )
+            unknown = [name for name in override if name not in self._sets]
+            if unknown:
+                raise OptionError(f"Strength for {unknown[0]!r}, but there are vectors for {list(self._sets)} only.")
+            strengths |= {name: _one_number(number) for name, number in override.items()}
+        return strengths
 
     def injector(self, rows: Sequence[Mapping[str, float]]) -> MultiVectorInjector | None:
-        """What steers a batch, each row by its own strengths; None where there is nothing to steer by."""
+        """The injector that steers each row of a batch by its own strengths, or None if there are no behaviours."""
         if not self._sets:
             return None
         strengths: dict[str, float | list[float]] = {}
@@ -105,7 +117,7 @@ class Steering:
         return MultiVectorInjector(self.model, sets, strengths, self.injection_mode, check_model=self.check_model)
 
     def fingerprint(self) -> dict[str, str]:
-        """Layer and digest of each acting vector, by behaviour: what a cache must not mix up."""
+        """The layer and a digest of each acting vector, by behaviour. Caches need it to tell vectors apart."""
         return {
             behavior: ", ".join(f"layer {vector.layer_index} of {_digest(vector)}" for vector in vectors.acting)
             for behavior, vectors in self._sets.items()
@@ -120,12 +132,15 @@ def _read_config(behavior: str, config: Mapping[str, Any]) -> tuple[Any, int | N
     unknown = set(config) - _CONFIG_KEYS
     if unknown:
         raise OptionError(
-            f"The steering config of {behavior!r} has {sorted(unknown)}; it takes vector_path or vectors, strength and "
-            "layer."
+            f"The steering config of {behavior!r} has the unknown keys {sorted(unknown)}. Use vector_path or vectors, "
+            "strength and layer."
         )
     sources = [config[key] for key in ("vector_path", "vectors") if config.get(key) is not None]
     if len(sources) != 1:
-        raise OptionError(f"The steering config of {behavior!r} needs vector_path or vectors: one of them.")
+        raise OptionError(
+            f"The steering config of {behavior!r} has {len(sources)} sources of vectors. Give either "
+            "vector_path or vectors."
+        )
     return sources[0], config.get("layer"), config.get("strength", 1.0)
 
 
