@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from rotalabs_steer.evaluation.coherence import CoherenceCost
+from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import Estimate, mean_interval
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.evaluation.coherence import Calibration, CoherenceProbe
-    from rotalabs_steer.evaluation.propensity import PairScorer
+    from rotalabs_steer.datasets.rendering import RenderedPair
     from rotalabs_steer.vectors import SteeringVector
 
 FRACTIONS = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -102,17 +103,17 @@ class LayerCurve:
 
 def measure_curve(
     model: nn.Module,
-    scorer: PairScorer,
+    pairs: Sequence[RenderedPair],
     probe: CoherenceProbe,
     vector: SteeringVector,
     calibration: Calibration,
     fractions: Sequence[float] = FRACTIONS,
     unsteered: torch.Tensor | None = None,
 ) -> LayerCurve:
-    """Steers by fractions of a unit and measures pairs that made no vector.
+    """Steers by fractions of a unit and measures the propensities of pairs.
 
     Args:
-        scorer: of the pairs.
+        pairs: rendered pairs that did not make the vector.
         calibration: the unit, and the costs there, which are not measured again.
         fractions: −1, 0 and 1 are among them in any case.
         unsteered: `[pairs]`, their propensities at strength 0, where they are known.
@@ -125,7 +126,7 @@ def measure_curve(
         for fraction in fractions:
             injector.strength = fraction * calibration.strength
             if fraction not in propensities:
-                propensities[fraction] = scorer.propensities()
+                propensities[fraction] = pair_propensities(model, pairs)
             if fraction not in costs:
                 costs[fraction] = probe.measure()
     return LayerCurve(

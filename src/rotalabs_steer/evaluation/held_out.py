@@ -10,7 +10,6 @@ from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.evaluation.curves import FRACTIONS, LayerCurve, measure_curve
 from rotalabs_steer.evaluation.finalists import Answers
 from rotalabs_steer.evaluation.generation import generate_texts, spoken
-from rotalabs_steer.evaluation.propensity import PairScorer
 from rotalabs_steer.evaluation.scoring import judge_texts
 from rotalabs_steer.injection import ActivationInjector
 
@@ -56,7 +55,7 @@ class HeldOut:
     ) -> LayerCurve:
         """The log-odds of the pairs, and the cost, by strength."""
         known = self._unsteered_propensities
-        curve = measure_curve(self._model, self._scorer, self._probe, vector, calibration, fractions, known)
+        curve = measure_curve(self._model, self.pairs, self._probe, vector, calibration, fractions, known)
         self._unsteered_propensities = curve.at(0.0)
         return curve
 
@@ -68,10 +67,6 @@ class HeldOut:
         texts = {-1.0: steered[:count], 0.0: self._unsteered_answers, 1.0: steered[count:]}
         scores = {sign: judge_texts(judge, written) for sign, written in texts.items()}
         return Answers(tuple(self._prompts), texts, scores)
-
-    @cached_property
-    def _scorer(self) -> PairScorer:
-        return PairScorer(self._model, self.pairs)
 
     @cached_property
     def _unsteered_answers(self) -> tuple[str, ...]:
