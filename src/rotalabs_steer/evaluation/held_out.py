@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.datasets.conversations import as_messages, prompt_key
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.evaluation.curves import FRACTIONS, LayerCurve, measure_curve
-from rotalabs_steer.evaluation.finalists import Answers
+from rotalabs_steer.evaluation.finalists import Answers, JudgedTexts
 from rotalabs_steer.evaluation.generation import generate_texts, spoken
 from rotalabs_steer.evaluation.scoring import judge_texts
 from rotalabs_steer.injection import ActivationInjector
@@ -65,8 +65,8 @@ class HeldOut:
         with ActivationInjector(self._model, [vector], [-unit] * count + [unit] * count):
             steered = self._generate(times=2)
         texts = {-1.0: steered[:count], 0.0: self._unsteered_answers, 1.0: steered[count:]}
-        scores = {sign: judge_texts(judge, written) for sign, written in texts.items()}
-        return Answers(tuple(self._prompts), texts, scores)
+        rows = (JudgedTexts(sign, written, judge_texts(judge, written)) for sign, written in texts.items())
+        return Answers(tuple(self._prompts), tuple(rows))
 
     @cached_property
     def _unsteered_answers(self) -> tuple[str, ...]:

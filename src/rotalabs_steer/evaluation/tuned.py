@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping  # noqa: TC003 - a record's hints are read at run time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.evaluation.curves import LayerCurve
-from rotalabs_steer.evaluation.finalists import Answers, Finalist
-from rotalabs_steer.files.atomic import write_atomically
+from rotalabs_steer.evaluation.curves import LayerCurve  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.evaluation.finalists import Answers, Finalist  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.evaluation.records import from_json, key_of, read_record, to_json, write_record
 from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
 
     from rotalabs_steer.intervals import Estimate
 
@@ -41,7 +40,7 @@ class TunedSteering:
     """
 
     behavior: str
-    budget: float
+    budget: float = field(metadata={"key": "budget_kl"})
     vectors: SteeringVectorSet
     first_order_scores: Mapping[int, float]
     finalists: tuple[Finalist, ...]
@@ -104,11 +103,10 @@ class TunedSteering:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the vector set (as `SteeringVectorSet.save`) and, beside it, everything else as `tuning.json`."""
         self.vectors.save(directory)
-        text = json.dumps(self.to_record(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(Path(directory) / RECORD_FILE, (text + "\n").encode())
+        write_record(Path(directory) / RECORD_FILE, self.to_record())
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> TunedSteering:
+    def load(cls, directory: str | os.PathLike[str]) -> Self:
         """Reads what `save` wrote.
 
         Raises:
@@ -118,51 +116,23 @@ class TunedSteering:
         path = Path(directory) / RECORD_FILE
         if not path.exists():
             raise FileNotFoundError(f"{directory} holds no tuning ({RECORD_FILE}). Make one with: rotalabs-steer tune")
-        try:
-            record = json.loads(path.read_text("utf-8"))
-            version = record["schema_version"]
-            if not isinstance(version, int) or version > SCHEMA_VERSION:
-                raise FileFormatError(f"{path} has schema_version {version!r}; update rotalabs-steer to read it.")
-            tuned = cls._from_record(record, SteeringVectorSet.load(directory))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, FileFormatError):
-                raise
-            raise FileFormatError(f"{path} is not the record of a tuning: {error!r:.200}") from error
+        record, vectors = read_record(path, SCHEMA_VERSION), SteeringVectorSet.load(directory)
+        tuned: Self = from_json(cls, record, f"{path} is not the record of a tuning", vectors=vectors)
         if (tuned.behavior, tuned.layer_index) != (tuned.vectors.behavior, tuned.vectors.chosen_layer):
             raise FileFormatError(f"{path} is not about the vectors beside it. Take both from one tuning.")
         return tuned
 
     def to_record(self) -> dict[str, Any]:
-        """Everything but the vectors, as JSON has it."""
-        return {
+        """Everything but the vectors, as JSON has it, with what follows from it."""
+        derived = {
             "schema_version": SCHEMA_VERSION,
-            "behavior": self.behavior,
-            "budget_kl": self.budget,
             "steers": self.steers,
             "verdict": self.verdict,
             "layer": self.layer_index,
-            "effect": dataclasses.asdict(self.curve.effect),
-            "answers_change": dataclasses.asdict(self.answers.change),
-            "first_order_scores": {str(layer): score for layer, score in self.first_order_scores.items()},
-            "finalists": [finalist.to_record() for finalist in self.finalists],
-            "curve": self.curve.to_record(),
-            "control": self.control.to_record(),
-            "answers": self.answers.to_record(),
-            "judge_accuracy": self.judge_accuracy,
-            "provenance": dict(self.provenance),
+            "effect": self.curve.effect,
+            "answers_change": self.answers.change,
         }
-
-    @classmethod
-    def _from_record(cls, record: Mapping[str, Any], vectors: SteeringVectorSet) -> TunedSteering:
-        return cls(
-            record["behavior"],
-            record["budget_kl"],
-            vectors,
-            {int(layer): score for layer, score in record["first_order_scores"].items()},
-            tuple(Finalist.from_record(finalist) for finalist in record["finalists"]),
-            LayerCurve.from_record(record["curve"]),
-            LayerCurve.from_record(record["control"]),
-            Answers.from_record(record["answers"]),
-            record["judge_accuracy"],
-            record["provenance"],
-        )
+        fields = {key_of(field): getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["vectors"]
+        record: dict[str, Any] = to_json(derived | fields)
+        return record

@@ -221,12 +221,12 @@ class Tuner:
             direction = _random_direction(vectors[best.layer_index])
             return test.curve(direction, self._calibrate(direction), _ENDS)
 
-        scores: dict[int, float] = dict(enumerate(steps.do("scores", score)))
+        scores: dict[int, float] = dict(enumerate(steps.do("scores", score, list[float])))
         candidates = _apart(scores, options.finalists)
         finalists = []
         for layer in tqdm(candidates, desc="steering finalists", unit="layer", disable=not self._show_progress):
             step = f"layer {layer}"
-            finalists.append(steps.do(step, partial(steer, layer), Finalist.to_record, Finalist.from_record))
+            finalists.append(steps.do(step, partial(steer, layer), Finalist))
         best = max(finalists, key=lambda finalist: finalist.answers.change.mean)
         rescaled = SteeringVectorSet(
             splits["train"].behavior,
@@ -241,9 +241,9 @@ class Tuner:
             rescaled,
             scores,
             tuple(finalists),
-            steps.do("test", lambda: test.curve(chosen, unit), LayerCurve.to_record, LayerCurve.from_record),
-            steps.do("control", control, LayerCurve.to_record, LayerCurve.from_record),
-            steps.do("answers", lambda: test.answers(chosen, 1.0, judge), Answers.to_record, Answers.from_record),
+            steps.do("test", lambda: test.curve(chosen, unit), LayerCurve),
+            steps.do("control", control, LayerCurve),
+            steps.do("answers", lambda: test.answers(chosen, 1.0, judge), Answers),
             judge.accuracy(list(splits["test"])) if isinstance(judge, TextJudge) else None,
             {},
         )
