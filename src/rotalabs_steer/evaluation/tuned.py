@@ -35,7 +35,8 @@ class TunedSteering:
         curve: log-odds and costs of the test pairs by strength, at the chosen layer.
         control: the same of a random direction at that layer, at the same cost.
         answers: to the prompts of the test pairs, at the chosen layer.
-        judge_accuracy: share of test pairs whose sides the judge tells apart; None for a judge of the caller's.
+        judge_accuracy: share of test pairs whose positive response the judge scores above the negative one. It is None
+            in files of earlier releases where the judge was not a `TextJudge`.
         provenance: model, versions, pairs, options, seed, date.
     """
 
@@ -116,8 +117,11 @@ class TunedSteering:
         path = Path(directory) / RECORD_FILE
         if not path.exists():
             raise FileNotFoundError(f"{directory} holds no tuning ({RECORD_FILE}). Make one with: rotalabs-steer tune")
-        record, vectors = read_record(path, SCHEMA_VERSION), SteeringVectorSet.load(directory)
-        tuned: Self = from_json(cls, record, f"{path} is not the record of a tuning", vectors=vectors)
+        record, nothing = read_record(path, SCHEMA_VERSION), f"{path} is not the record of a tuning"
+        tuned: Self = from_json(
+            cls, record, nothing, vectors=None
+        )  # a damaged record is an error before vectors are read
+        tuned = dataclasses.replace(tuned, vectors=SteeringVectorSet.load(directory))
         if (tuned.behavior, tuned.layer_index) != (tuned.vectors.behavior, tuned.vectors.chosen_layer):
             raise FileFormatError(f"{path} is not about the vectors beside it. Take both from one tuning.")
         return tuned

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, partial
@@ -33,7 +32,7 @@ from rotalabs_steer.evaluation.finalists import Answers, Finalist
 from rotalabs_steer.evaluation.finished_steps import FinishedSteps
 from rotalabs_steer.evaluation.first_order import FirstOrder, NeutralCost
 from rotalabs_steer.evaluation.held_out import HeldOut
-from rotalabs_steer.evaluation.scoring import judge_texts
+from rotalabs_steer.evaluation.scoring import judge_accuracy, judge_identity, judge_name, judge_of, judge_texts
 from rotalabs_steer.evaluation.text_judge import TextJudge
 from rotalabs_steer.evaluation.tuned import RECORD_FILE, TunedSteering
 from rotalabs_steer.extraction.extract import extract_vectors
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.datasets.pairs import ContrastPair
-    from rotalabs_steer.evaluation.scoring import Judge
+    from rotalabs_steer.evaluation.scoring import Judge, LearningJudge
     from rotalabs_steer.extraction.readout import Readout
 
 _SEED = 0
@@ -109,7 +108,7 @@ def tune(
     contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
     output: str | os.PathLike[str] | None = None,
     *,
-    judge: Judge | None = None,
+    judge: Judge | LearningJudge | None = None,
     show_progress: bool = True,
     **options: Any,
 ) -> TunedSteering:
@@ -120,14 +119,17 @@ def tune(
             are understood and how pairs without one are shared out.
         output: a folder for the result (`TunedSteering.save`). Finished steps are kept there on the way: called again
             after it was stopped, `tune` goes on from them, to the same result.
-        judge: gives one finite number for each text of a list, higher for more of the behaviour; by default a
-            `TextJudge` of the training pairs. It is asked about two texts before the model runs.
+        judge: scores what the model writes. It is a function that returns one finite number for each text of a list,
+            higher for more of the behaviour; or a `TextJudge`; or an `LLMJudge`, which is shown a few of the training
+            pairs. The default is a `TextJudge` of the training pairs. It is asked about two texts before the model
+            runs.
         options: fields of `TuningOptions`.
 
     Raises:
         DatasetError: fewer than ten pairs, or pairs without prompts or responses.
         OptionError: an option is out of range, the judge's scores are not one finite number for each text, no strength
             costs the budget, or the folder belongs to other work.
+        JudgeError: an `LLMJudge` cannot be asked, or gave no verdict on a text. Finished steps are kept.
     """
     return Tuner(model, tokenizer, TuningOptions(**options), show_progress=show_progress).tune(
         contrast_pairs, output, judge
@@ -155,14 +157,14 @@ class Tuner:
         self,
         contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
         output: str | os.PathLike[str] | None = None,
-        judge: Judge | None = None,
+        judge: Judge | LearningJudge | None = None,
     ) -> TunedSteering:
         """Tunes one behaviour; see the function `tune`."""
         with unsteered(self._model):
             return self._tune(as_dataset(contrast_pairs), output, judge)
 
     def _tune(
-        self, dataset: ContrastPairDataset, output: str | os.PathLike[str] | None, judge: Judge | None
+        self, dataset: ContrastPairDataset, output: str | os.PathLike[str] | None, given: Judge | LearningJudge | None
     ) -> TunedSteering:
         splits = split_pairs(dataset)
         for split in ("validation", "test"):  # pairs without responses are an error before the model runs
@@ -170,15 +172,19 @@ class Tuner:
                 render_pair(self._tokenizer, pair, place=f"{split} pair {n}") for n, pair in enumerate(splits[split])
             ]
             check_scorable(sides_of(pairs), partial(_name_in, split))
+        train = list(splits["train"])
+        judge = None if given is None else judge_of(given, train)
         if judge is not None:  # one that cannot be used is an error now, not once the model has answered
-            judge_texts(judge, [splits["train"][0].positive, splits["train"][0].negative])
+            judge_texts(judge, [train[0].positive, train[0].negative])
         folder = None if output is None else Path(output)
         work = self._work(splits, judge)
         if folder is not None and (folder / RECORD_FILE).exists():
             return _finished(folder, work)
         steps = FinishedSteps(None if folder is None else folder / _STEPS_FILE, work)
-        tuned = self._run(splits, steps, judge or TextJudge.fit(list(splits["train"])), folder)
-        provenance = {**self._provenance(splits), "dataset_sha256": dataset.sha256, "work": work}
+        judge = TextJudge.fit(train) if judge is None else judge
+        tuned = self._run(splits, steps, judge, folder)
+        facts = {"judge": judge_name(judge), "dataset_sha256": dataset.sha256, "work": work}
+        provenance = {**self._provenance(splits), **facts}
         tuned = dataclasses.replace(tuned, provenance=provenance, vectors=_with_evidence(tuned, provenance))
         if folder is not None:
             tuned.save(folder)
@@ -224,7 +230,7 @@ class Tuner:
         scores: dict[int, float] = dict(enumerate(steps.do("scores", score, list[float])))
         candidates = _apart(scores, options.finalists)
         finalists = []
-        for layer in tqdm(candidates, desc="steering finalists", unit="layer", disable=not self._show_progress):
+        for layer in tqdm(candidates, desc="steering candidate layers", unit="layer", disable=not self._show_progress):
             step = f"layer {layer}"
             finalists.append(steps.do(step, partial(steer, layer), Finalist))
         best = max(finalists, key=lambda finalist: finalist.answers.change.mean)
@@ -244,7 +250,7 @@ class Tuner:
             steps.do("test", lambda: test.curve(chosen, unit), LayerCurve),
             steps.do("control", control, LayerCurve),
             steps.do("answers", lambda: test.answers(chosen, 1.0, judge), Answers),
-            judge.accuracy(list(splits["test"])) if isinstance(judge, TextJudge) else None,
+            steps.do("judge accuracy", lambda: judge_accuracy(judge, list(splits["test"])), float),
             {},
         )
 
@@ -275,9 +281,10 @@ class Tuner:
             self._measured_on = weights
             for measured in ("_cost", "_probe"):
                 self.__dict__.pop(measured, None)
-        model = (model_name(self._model), weights, tokenizer_digest(self._tokenizer))
+        chat = self._tokenizer
+        model = (model_name(self._model), weights, tokenizer_digest(chat.tokenizer), chat.processor_template)
         pairs = [(split, found.behavior, found.sha256) for split, found in splits.items()]
-        work = (model, pairs, self.options.to_record(), _described(judge))
+        work = (model, pairs, self.options.to_record(), judge_identity(judge))
         return hashlib.sha256(repr(work).encode()).hexdigest()
 
     def _provenance(self, splits: Mapping[str, ContrastPairDataset]) -> dict[str, Any]:
@@ -298,19 +305,6 @@ class Tuner:
 
 def _name_in(split: str, index: int) -> str:
     return f"{side_name(index)} of the {split} split"
-
-
-def _described(judge: Judge | None) -> str:
-    """What tells one judge from another: its name, and its code and data as far as their representations show them."""
-    function = judge if hasattr(judge, "__code__") else None
-    parts: list[Any] = [getattr(judge, "__module__", None), getattr(judge, "__qualname__", type(judge).__qualname__)]
-    if function is not None:
-        code, cells = function.__code__, function.__closure__ or ()
-        parts += [code.co_code, code.co_consts, code.co_names, function.__defaults__]
-        parts += [cell.cell_contents for cell in cells]
-    elif judge is not None:
-        parts.append(sorted(vars(judge).items()) if hasattr(judge, "__dict__") else None)
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(parts))
 
 
 def _apart(scores: Mapping[int, float], count: int) -> list[int]:
