@@ -1,4 +1,4 @@
-"""What a report says of a tuning beyond its own record, and what takes the model to find out."""
+"""Extra measurements for the report that need the model: capability, token projections and detection."""
 
 from __future__ import annotations
 

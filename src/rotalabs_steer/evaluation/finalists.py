@@ -1,4 +1,4 @@
-"""The layers that tuning steers to choose between them, and what the model wrote at each."""
+"""The candidate layers that tuning steers in order to choose one, and what the model wrote with each of them steered."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Finalist:
-    """A layer that was steered on the validation split.
+    """A candidate layer, steered on the validation split.
 
     Attributes:
-        first_order_score: what made it a finalist.
-        unit: strength of the extracted vector that spends the budget.
-        curve: log-odds of the validation pairs.
-        answers: to the validation prompts; their change decides between finalists.
+        first_order_score: the score by which the layer became a candidate.
+        unit: the strength at which the extracted vector spends the coherence budget.
+        curve: the log-odds of the validation pairs at each strength.
+        answers: the answers to the validation prompts. The layer whose answers change most is chosen.
     """
 
     layer_index: int = field(metadata={"key": "layer"})

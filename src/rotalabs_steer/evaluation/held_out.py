@@ -1,4 +1,4 @@
-"""A split that made no vector: its pairs, its prompts, and what the model, steered and not, makes of them."""
+"""A split that did not make the vectors: the propensities of its pairs and the answers to its prompts."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class HeldOut:
-    """The pairs and prompts of a split on a model. What the unsteered model makes of them is measured once.
+    """The pairs and prompts of a split on a model. The unsteered model is measured once.
 
     Args:
-        prompts: how many of the pairs' prompts are answered, each with its system message.
-        max_new_tokens: an answer is cut there.
+        prompts: how many of the pairs' prompts the model answers, each with its system message.
+        max_new_tokens: the maximum number of new tokens in each answer.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class Token:
 
 @dataclass(frozen=True)
 class ColorScale:
-    """What has no colour, and how far from it the colour is deepest."""
+    """A colour scale: `neutral` is the uncoloured score, `width` the distance at which the colour is strongest."""
 
     neutral: float
     width: float

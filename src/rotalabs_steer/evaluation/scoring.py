@@ -43,13 +43,14 @@ def judge_of(judge: Judge | LearningJudge, pairs: Sequence[ContrastPair]) -> Jud
     Raises:
         OptionError: it is neither a function of a list of texts nor a judge that learns.
     """
-    learn = getattr(judge, "learn", None)
-    if isinstance(judge, type) or not (callable(learn) or callable(judge)):
+    learn: Any = getattr(judge, "learn", None)
+    found: Any = learn(pairs) if callable(learn) and not isinstance(judge, type) else judge
+    if isinstance(found, type) or not callable(found):
         raise OptionError(
             f"The judge is {judge!r:.80}. Give a function that returns one number for each text of a list, a TextJudge "
             "or an LLMJudge."
         )
-    learned: Judge = learn(pairs) if callable(learn) else judge
+    learned: Judge = found
     return learned
 
 

@@ -1,4 +1,4 @@
-"""The outcome of tuning: vectors at a strength that is known to work, with the evidence, in memory and on disk."""
+"""The result of tuning: vectors at a calibrated strength, with the measurements behind them, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ RECORD_FILE = "tuning.json"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TunedSteering:
-    """The outcome of tuning a behaviour on a model.
+    """The result of tuning a behaviour on a model.
 
     Attributes:
-        vectors: the finalists' vectors, rescaled so that strength 1.0 spends the coherence budget; the chosen layer is
-            recorded, so that `get_best()` and `MultiVectorInjector` take it.
-        budget: KL on neutral text, nats per token.
-        first_order_scores: of every layer.
-        curve: log-odds and costs of the test pairs by strength, at the chosen layer.
-        control: the same of a random direction at that layer, at the same cost.
-        answers: to the prompts of the test pairs, at the chosen layer.
+        vectors: the vectors of the candidate layers, rescaled so that strength 1.0 spends the coherence budget. The set
+            records the chosen layer, so that `get_best()` and `MultiVectorInjector` take it.
+        budget: the coherence budget: KL on neutral text, in nats per token.
+        first_order_scores: the score of every layer.
+        finalists: the candidate layers, with what was measured when each of them was steered.
+        curve: the log-odds of the test pairs and the costs at each strength, with the chosen layer steered.
+        control: the same measurements for a random direction at that layer, at the same cost.
+        answers: the answers to the prompts of the test pairs, with the chosen layer steered.
         judge_accuracy: share of test pairs whose positive response the judge scores above the negative one. It is None
             in files of earlier releases where the judge was not a `TextJudge`.
-        provenance: model, versions, pairs, options, seed, date.
+        provenance: the model, the versions, the pairs, the options, the judge, the seed and the date.
     """
 
     behavior: str
@@ -58,12 +59,12 @@ class TunedSteering:
 
     @property
     def steers(self) -> bool:
-        """Whether, on the test split, the intervals of the log-odds' and of the answers' change both lie above zero."""
+        """Whether both 95 % intervals on the test split, of the log-odds and of the answers, lie above zero."""
         return self.curve.effect.above_zero and self.answers.change.above_zero
 
     @property
     def undecided(self) -> bool:
-        """Whether there is no interval to decide by, and none that speaks against it: the test split is too small."""
+        """Whether the test split is too small to decide: an interval is missing, and no interval includes zero."""
         found = (self.curve.effect, self.answers.change)
         return not self.steers and all(estimate.low is None or estimate.above_zero for estimate in found)
 
@@ -74,12 +75,12 @@ class TunedSteering:
 
     @property
     def compared_fractions(self) -> tuple[float, ...]:
-        """The strengths at which every steered layer was measured, so that their effects can stand side by side."""
+        """The strengths at which every candidate layer was measured, so that their effects can be compared."""
         measured = [set(finalist.curve.fractions) for finalist in self.finalists]
         return tuple(sorted(set.intersection(*measured)))
 
     def compared_changes(self) -> dict[int, list[Estimate]]:
-        """By steered layer, the mean change of the log-odds at each of `compared_fractions`."""
+        """The mean change of the log-odds at each of `compared_fractions`, for each candidate layer."""
         fractions = self.compared_fractions
         changes = {
             finalist.layer_index: dict(zip(finalist.curve.fractions, finalist.curve.changes(), strict=True))
@@ -127,7 +128,7 @@ class TunedSteering:
         return tuned
 
     def to_record(self) -> dict[str, Any]:
-        """Everything but the vectors, as JSON has it, with what follows from it."""
+        """Everything except the vectors as JSON values, with the verdict and the layer that follow from it."""
         derived = {
             "schema_version": SCHEMA_VERSION,
             "steers": self.steers,

@@ -1,8 +1,9 @@
-"""From contrast pairs to a layer and a strength that are known to work, or the finding that none does.
+"""Chooses a layer and a strength from contrast pairs and measures whether they steer.
 
-A first-order score of all layers costs one backward pass; only the best few layers are calibrated, each to the strength
-that spends the coherence budget; what the model then writes decides between them, since log-odds of given responses
-alone mislead; and a split that was used for nothing else says what the choice is worth.
+A first-order score of all layers costs one backward pass. Only the layers with the best scores become candidates. Each
+of them is calibrated to the strength that spends the coherence budget, and what the model then writes decides between
+them, because the log-odds of given responses alone mislead. A split that was used for nothing else shows how well the
+chosen layer steers.
 """
 
 from __future__ import annotations
@@ -56,23 +57,24 @@ if TYPE_CHECKING:
 
 _SEED = 0
 _ENDS = (-1.0, 1.0)
-"""All that is measured where the curve between them decides nothing."""
+"""Only the end points, where intermediate strengths would not change the decision."""
 _STEPS_FILE = "unfinished-tuning.json"
 _SUMS_FILE = "unfinished-extraction.safetensors"
 
 
 @dataclass(frozen=True)
 class TuningOptions:
-    """What tuning spends, and on what.
+    """How tuning extracts vectors, and how much it measures.
 
     Attributes:
-        method, token_position: of extraction.
-        budget: KL on neutral text, nats per token, that strength 1.0 may cost.
-        finalists: how many layers are steered to choose between them.
-        validation_pairs: how many of them score the layers and draw the finalists' curves, evenly over the split.
-        prompts: how many prompts of a split are answered.
-        max_new_tokens: an answer is cut there.
-        template_options: for the chat template, as in `{"enable_thinking": False}`.
+        method, token_position: how vectors are extracted; see `extract_vectors`.
+        budget: the coherence budget: the KL on neutral text, in nats per token, that strength 1.0 costs.
+        finalists: how many candidate layers to steer before choosing one.
+        validation_pairs: how many validation pairs score the layers and the candidates. They are taken evenly from the
+            split.
+        prompts: how many prompts of each split the model answers.
+        max_new_tokens: the maximum number of new tokens in each answer.
+        template_options: options of the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
         OptionError: a number is not above zero, or not an integer where it counts something.
@@ -97,7 +99,7 @@ class TuningOptions:
             object.__setattr__(self, name, number)
 
     def to_record(self) -> dict[str, Any]:
-        """The options as JSON has them."""
+        """The options as JSON values."""
         position = self.token_position
         return dataclasses.asdict(self) | {"token_position": None if position is None else readout_name(position)}
 
@@ -112,7 +114,7 @@ def tune(
     show_progress: bool = True,
     **options: Any,
 ) -> TunedSteering:
-    """Vectors, layer and strength for a behaviour, with the evidence.
+    """Extracts vectors for a behaviour, chooses a layer and a strength, and measures how well they steer.
 
     Args:
         contrast_pairs: with prompts and responses. Their metadata may name a "split"; `split_pairs` says which names
@@ -137,10 +139,10 @@ def tune(
 
 
 class Tuner:
-    """Tunes any number of behaviours on one model; what neutral text says of the model is measured once.
+    """Tunes any number of behaviours on one model. The measurements on neutral text are made once for all of them.
 
     Args:
-        options: what to spend.
+        options: how much to measure; the defaults of `TuningOptions` if not given.
     """
 
     def __init__(
@@ -317,7 +319,7 @@ def _apart(scores: Mapping[int, float], count: int) -> list[int]:
 
 
 def _random_direction(vector: SteeringVector) -> SteeringVector:
-    """A vector of the same layer and norm that knows nothing of the behaviour."""
+    """A random vector at the same layer with the same norm."""
     drawn = torch.randn(vector.dim, generator=torch.Generator().manual_seed(_SEED))
     return dataclasses.replace(vector, vector=drawn * (vector.norm / drawn.norm()))
 
