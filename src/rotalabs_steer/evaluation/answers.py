@@ -30,7 +30,7 @@ class Sampling:
 
     Attributes:
         max_new_tokens: the maximum number of new tokens in each answer.
-        temperature: 0 means greedy decoding. Above 0, tokens are sampled, and `seed` is set anew for every set of prompts.
+        temperature: 0 means greedy decoding. Above 0, tokens are sampled, starting at `seed` for each set of prompts.
         batch_size: how many prompts are answered at once.
         system_prompt: a system message that goes before every prompt.
 

@@ -1,4 +1,4 @@
-"""The candidate layers that tuning steers in order to choose one, and what the model wrote with each of them steered."""
+"""The candidate layers that tuning steers in order to choose one, and what the model wrote under each of them."""
 
 from __future__ import annotations
 
