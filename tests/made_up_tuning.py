@@ -7,7 +7,7 @@ import torch
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.evaluation.coherence import CoherenceCost
 from rotalabs_steer.evaluation.curves import LayerCurve
-from rotalabs_steer.evaluation.finalists import Answers, Finalist
+from rotalabs_steer.evaluation.finalists import Answers, Finalist, JudgedTexts
 from rotalabs_steer.evaluation.tuned import TunedSteering
 
 FRACTIONS = (-1.0, 0.0, 1.0)
@@ -24,9 +24,8 @@ def curve(layer, slope, seed=0):
 
 def answers(change, count=8):
     texts = {sign: (f"Answer {sign} one.", "Two & <three>.", *["Four."] * 6)[:count] for sign in FRACTIONS}
-    return Answers(
-        PROMPTS[:count], texts, {s: tuple(s * (change + 0.1 * (-1) ** n) for n in range(count)) for s in texts}
-    )
+    scores = {s: tuple(s * (change + 0.1 * (-1) ** n) for n in range(count)) for s in texts}
+    return Answers(PROMPTS[:count], tuple(JudgedTexts(sign, texts[sign], scores[sign]) for sign in texts))
 
 
 def tuned_steering(slope=1.0, change=1.0, hidden=16, layers=(1, 3), answered=8):

@@ -17,7 +17,6 @@ from architectures.sizes import DECODER_LAYERS
 from rotalabs_steer import ActivationInjector, SteeringVector, extract_activations
 from rotalabs_steer.decoder import decoder_layers, hidden_size
 from rotalabs_steer.errors import ArchitectureError
-from rotalabs_steer.evaluation.repeated_calls import RepeatedCall
 from rotalabs_steer.extraction.forward_pass import read_activations
 from rotalabs_steer.text_batches import plan_batches
 from tiny import count_hooks
@@ -338,22 +337,6 @@ def check_padding(subject: Subject, side: str) -> None:
         _equal(padded, alone, f"padded and single logits in mode {mode!r}")
 
 
-def check_repetition(subject: Subject) -> None:
-    """The same input under other strengths gives what a call by itself gives, though lower layers run only once."""
-    inputs = subject.inputs(subject.batch()) | {"use_cache": False}
-    repeated = RepeatedCall(subject.model, inputs)
-    injector = subject.steered("all")
-    with injector, torch.no_grad():
-        for strength in (STRENGTH, -STRENGTH, 0.0, STRENGTH):
-            injector.strength = strength
-            torch.manual_seed(0)
-            output = subject.model(**inputs)
-            if getattr(output, "logits", None) is None:
-                raise NotApplicable
-            torch.manual_seed(0)
-            torch.testing.assert_close(repeated.logits(), output.logits, **TOLERANCE)
-
-
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "shapes": check_shapes,
     "capture": check_capture,
@@ -364,7 +347,6 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "cache": check_cache,
     "left padding": lambda subject: check_padding(subject, "left"),
     "right padding": lambda subject: check_padding(subject, "right"),
-    "repetition": check_repetition,
 }
 
 

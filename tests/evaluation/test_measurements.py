@@ -12,7 +12,7 @@ from rotalabs_steer.evaluation import evaluate_vector, tune
 from rotalabs_steer.evaluation.coherence import CoherenceProbe, solve_quadratic
 from rotalabs_steer.evaluation.first_order import score_layers
 from rotalabs_steer.evaluation.generation import generate_texts, generate_tokens
-from rotalabs_steer.evaluation.propensity import PairScorer, pair_propensities, response_log_probs
+from rotalabs_steer.evaluation.propensity import pair_propensities, response_log_probs
 from rotalabs_steer.extraction import extract_vectors
 from rotalabs_steer.extraction.gradients import fisher_scores, pair_gradients
 from tiny import count_hooks, make_vector
@@ -76,7 +76,6 @@ def runs(model):
 
 @pytest.mark.parametrize("measure", [
     lambda model, words, pairs: pair_propensities(model, [render_pair(words, pair) for pair in pairs]),
-    lambda model, words, pairs: PairScorer(model, [render_pair(words, pair) for pair in pairs]),
     lambda model, words, pairs: pair_gradients(model, [render_pair(words, pair) for pair in pairs], [1]),
     lambda model, words, pairs: extract_vectors(model, words, pairs, [1], method="gradient", show_progress=False),
     lambda model, words, pairs: extract_vectors(model, words, pairs, [1], method="natural_gradient"),
@@ -116,8 +115,6 @@ def test_predictions_that_are_not_finite_are_named(llama):
     broken(llama, 42)
     with pytest.raises(ActivationError, match=r"the negative text of pair 2 are NaN or infinite \(1 of 8 texts\)"):
         pair_propensities(llama, pairs, share_prefixes=False)
-    with pytest.raises(ActivationError, match=r"predictions for the .* text of pair . are NaN or infinite"):
-        PairScorer(llama, pairs).propensities()
     with pytest.raises(ActivationError, match="gradient of the negative text of pair 2 at layer 1 is NaN or infinite"):
         pair_gradients(llama, pairs, [1, 3])
     with pytest.raises(ActivationError, match="predictions for neutral text 1 are NaN"):

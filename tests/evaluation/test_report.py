@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from made_up_tuning import tuned_steering
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.evaluation import CapabilityCheck, Detection, Estimate, PairedComparison, ProjectedText, plots
-from rotalabs_steer.evaluation.evidence import Evidence, gather_evidence
-from rotalabs_steer.evaluation.finalists import Answers
+from rotalabs_steer.evaluation.evidence import Evidence, ProjectedAnswers, gather_evidence
+from rotalabs_steer.evaluation.finalists import Answers, JudgedTexts
+from rotalabs_steer.evaluation.records import to_json
 from rotalabs_steer.evaluation.report import write_report
 
 
@@ -22,7 +23,7 @@ def evidence():
     seen = ProjectedText("Two & <three>.", ("Two", " &", " <three>."), offsets, scores, torch.tensor([0.0]))
     half = Estimate(0.5, 0.4, 0.6)
     check = CapabilityCheck(half, (1.0, -1.0), half, PairedComparison(Estimate(0.0, -0.1, 0.1), 1.0, 2, 0))
-    projected = dict.fromkeys((-1.0, 0.0, 1.0), (seen,))
+    projected = tuple(ProjectedAnswers(strength, (seen,)) for strength in (-1.0, 0.0, 1.0))
     return Evidence(check, projected, Detection("calm", 2, half, half, (1.0, 2.0), (0.0, 1.5)))
 
 
@@ -50,7 +51,7 @@ def test_the_records_are_those_of_the_tuning(tmp_path):
     text = re.search(r'<pre id="records"[^>]*>(.*?)</pre>', page, re.DOTALL)[1]
     for entity, letter in (("&#34;", '"'), ("&#39;", "'"), ("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
         text = text.replace(entity, letter)
-    assert json.loads(text) == json.loads(json.dumps(tuned.to_record() | {"evidence": evidence().to_record()}))
+    assert json.loads(text) == json.loads(json.dumps(tuned.to_record() | {"evidence": to_json(evidence())}))
 
 
 @pytest.mark.parametrize(("model", "shown"), [
@@ -139,7 +140,7 @@ def test_pictures_show_the_numbers():
 def test_evidence_is_kept_beside_the_tuning(tmp_path):
     assert Evidence.load(tmp_path) is None
     evidence().save(tmp_path)
-    assert json.dumps(Evidence.load(tmp_path).to_record()) == json.dumps(evidence().to_record())
+    assert json.dumps(to_json(Evidence.load(tmp_path))) == json.dumps(to_json(evidence()))
     (tmp_path / "evidence.json").write_text('{"capability": 3}')
     with pytest.raises(FileFormatError, match="not the evidence of a tuning"):
         Evidence.load(tmp_path)
@@ -149,11 +150,10 @@ def test_evidence_is_kept_beside_the_tuning(tmp_path):
 def test_evidence_is_measured_at_the_chosen_layer(small_model, tmp_path):
     model, tokenizer = (kind.from_pretrained(small_model) for kind in (AutoModelForCausalLM, AutoTokenizer))
     tuned = tuned_steering(hidden=32)
-    spoken = dict.fromkeys((-1.0, 0.0, 1.0), ("Boil it.", ""))
-    scores = {sign: (sign, 2 * sign) for sign in spoken}
-    tuned = dataclasses.replace(tuned, answers=Answers(("An egg?", "And now?"), spoken, scores))
+    spoken = tuple(JudgedTexts(sign, ("Boil it.", ""), (sign, 2 * sign)) for sign in (-1.0, 0.0, 1.0))
+    tuned = dataclasses.replace(tuned, answers=Answers(("An egg?", "And now?"), spoken))
     found = gather_evidence(model, tokenizer, tuned, [{"prompt": "Well?", "positive": "Yes, sir.", "negative": "Yep."}])
     assert found.detection.layer_index == tuned.layer_index
-    assert [len(texts) for texts in found.projected.values()] == [1, 1, 1], "an empty answer has no tokens"
+    assert [len(row.texts) for row in found.projected] == [1, 1, 1], "an empty answer has no tokens"
     assert found.capability.change.pairs == len(found.capability.log_odds)
     page_of(tmp_path, tuned, found)

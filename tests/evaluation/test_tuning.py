@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from rotalabs_steer.evaluation import TunedSteering, tune
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
 from rotalabs_steer.evaluation.generation import generate_texts
 from rotalabs_steer.evaluation.held_out import HeldOut
+from rotalabs_steer.evaluation.records import to_json
+from rotalabs_steer.evaluation.scoring import judge_accuracy, judge_identity
 from rotalabs_steer.evaluation.text_judge import TextJudge
-from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, _apart, _described
+from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, _apart
 
 QUICK = {"finalists": 2, "prompts": 2, "max_new_tokens": 4, "show_progress": False}
 TINY = QUICK | {"budget": 1e-3}  # what a random model can cost is little
@@ -51,7 +54,7 @@ def test_options_out_of_range_are_an_error(name):
 
 def test_the_judge_learns_the_sides_from_their_words():
     judge = TextJudge.fit(list(load_formality_pairs("train")))
-    assert judge.accuracy(list(load_formality_pairs("test"))) > 0.9
+    assert judge_accuracy(judge, list(load_formality_pairs("test"))) > 0.9
     formal, casual = judge(["It is advisable to consult a physician.", "Hey, you'd better grab a doc, okay?"])
     assert formal > 0 > casual
     with pytest.raises(DatasetError, match="do not differ, so no judge can learn"):
@@ -155,7 +158,7 @@ def test_damaged_records_are_refused(llama, words, tmp_path):
     path = tmp_path / "tuning.json"
     whole = json.loads(path.read_text())
     for change, message in [
-        ({"schema_version": 9}, "schema_version 9; update rotalabs-steer"),
+        ({"schema_version": 9}, "schema_version 9; this release reads up to 1"),
         ({"curve": {}}, "is not the record of a tuning"),
         ({"behavior": "other"}, "is not about the vectors beside it"),
     ]:
@@ -163,7 +166,7 @@ def test_damaged_records_are_refused(llama, words, tmp_path):
         with pytest.raises(FileFormatError, match=message):
             TunedSteering.load(tmp_path)
     path.write_text("{")
-    with pytest.raises(FileFormatError, match="is not the record of a tuning"):
+    with pytest.raises(FileFormatError, match="is not valid JSON"):
         TunedSteering.load(tmp_path)
 
 
@@ -196,8 +199,8 @@ def test_a_tuner_measures_neutral_text_again_once_the_weights_have_changed(llama
     retrained(llama)
     again = tuner.tune(wordy(15))
     fresh = tune(llama, words, wordy(15), **TINY)
-    assert again.curve.to_record() == fresh.curve.to_record()
-    assert again.curve.to_record() != tuned.curve.to_record()
+    assert to_json(again.curve) == to_json(fresh.curve)
+    assert to_json(again.curve) != to_json(tuned.curve)
 
 
 def judge_of(word):
@@ -212,12 +215,33 @@ class Counting:
         return judge_of(self.word)(texts)
 
 
+class Words:
+    def __init__(self, word):
+        self.word = word
+
+    def count(self, texts):
+        return judge_of(self.word)(texts)
+
+
+def sums(texts, *, factor=1.0):
+    return np.array([factor * len(text) for text in texts])
+
+
 def test_judges_are_told_apart_by_their_code_and_data():
+    pairs = list(load_formality_pairs("train"))
     judges = [None, count_letters, judge_of("w20"), judge_of("w21"), Counting("w20"), Counting("w21")]
     judges += [lambda texts: np.zeros(len(texts)), lambda texts: np.ones(len(texts))]
-    assert len(set(map(_described, judges))) == len(judges)
-    assert _described(judge_of("w20")) == _described(judge_of("w20"))
-    assert _described(Counting("w20")) == _described(Counting("w20"))
+    judges += [TextJudge.fit(pairs[:9]), TextJudge.fit(pairs[9:]), Words("w20").count, Words("w21").count]
+    judges += [partial(sums, factor=1.0), partial(sums, factor=2.0)]
+    judges += [
+        lambda texts: [sum(c == "a" for c in t) for t in texts],
+        lambda texts: [sum(c == "b" for c in t) for t in texts],
+    ]
+    assert judge_identity(TextJudge.fit(pairs[:9])) == judge_identity(judges[-8])
+    assert judge_identity(Words("w20").count) == judge_identity(judges[-6])
+    assert len(set(map(judge_identity, judges))) == len(judges)
+    assert judge_identity(judge_of("w20")) == judge_identity(judge_of("w20"))
+    assert judge_identity(Counting("w20")) == judge_identity(Counting("w20"))
 
 
 @pytest.mark.parametrize(("judge", "said"), [
@@ -230,6 +254,23 @@ def test_a_judge_that_cannot_be_used_is_an_error_before_the_model_runs(llama, wo
     with pytest.raises(OptionError, match=said):
         tune(llama, words, wordy(15), judge=judge, **TINY)
     assert calls == []
+
+
+@pytest.mark.parametrize("judge", ["formal", 3, TextJudge, object()])
+def test_what_cannot_judge_is_an_error(llama, words, judge):
+    with pytest.raises(OptionError, match=r"The judge is .*\. Give a function that returns one number for each text"):
+        tune(llama, words, wordy(15), judge=judge, **TINY)
+
+
+def test_the_accuracy_of_every_judge_is_measured(llama, words):
+    def rates_the_positive_side(texts):
+        return [sum(word in text.split() for word in ("w20", "w21", "w22")) for text in texts]
+
+    tuned = tune(llama, words, wordy(15), judge=rates_the_positive_side, **TINY)
+    assert tuned.judge_accuracy == 1.0
+    assert tuned.provenance["judge"].endswith("rates_the_positive_side")
+    tuned = tune(llama, words, wordy(15), judge=lambda texts: [0.0] * len(texts), **TINY)
+    assert tuned.judge_accuracy == 0.0, "scores that are the same tell nothing apart"
 
 
 def test_a_judge_may_return_a_list(llama, words):

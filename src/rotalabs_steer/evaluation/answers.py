@@ -29,10 +29,10 @@ class Sampling:
     """How answers are generated.
 
     Attributes:
-        max_new_tokens: an answer is cut there.
-        temperature: 0 is greedy decoding; above, tokens are drawn, from `seed` on for every set of prompts.
-        batch_size: prompts answered at once.
-        system_prompt: a system message before every prompt.
+        max_new_tokens: the maximum number of new tokens in each answer.
+        temperature: 0 means greedy decoding. Above 0, tokens are sampled, starting at `seed` for each set of prompts.
+        batch_size: how many prompts are answered at once.
+        system_prompt: a system message that goes before every prompt.
 
     Raises:
         OptionError: a number is out of range.

@@ -17,7 +17,6 @@ from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.errors import ActivationError, DatasetError, OptionError
-from rotalabs_steer.evaluation.repeated_calls import RepeatedCall
 from rotalabs_steer.extraction.forward_pass import evaluating
 from rotalabs_steer.listed import list_of
 from rotalabs_steer.text_batches import padded_batch
@@ -93,7 +92,7 @@ class CoherenceProbe:
                 f"{sorted(map(len, texts))} tokens."
             )
         batch = padded_batch(model, list(range(len(texts))), texts)
-        self._call, self._slots = RepeatedCall(model, batch.inputs), torch.cat(batch.slots)
+        self._inputs, self._slots = batch.inputs, torch.cat(batch.slots)
         self._next = torch.tensor([token for text in texts for token in [*text[1:], _NOTHING]])
         with unsteered(model):
             self._reference = self._logits().log_softmax(dim=-1)
@@ -159,7 +158,8 @@ class CoherenceProbe:
 
     def _logits(self) -> torch.Tensor:
         with evaluating(self._model):
-            return self._call.logits().flatten(0, 1)[self._slots].float()
+            logits: torch.Tensor = self._model(**self._inputs).logits
+            return logits.flatten(0, 1)[self._slots].float()
 
 
 def solve_quadratic(cost: Callable[[float], float], start: float, budget: float) -> float:

@@ -6,23 +6,24 @@ it. So a curve's unit is the strength that spends the same coherence budget at e
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
-from rotalabs_steer.evaluation.coherence import CoherenceCost
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.evaluation.coherence import CoherenceCost  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import Estimate, mean_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
+    from rotalabs_steer.datasets.rendering import RenderedPair
     from rotalabs_steer.evaluation.coherence import Calibration, CoherenceProbe
-    from rotalabs_steer.evaluation.propensity import PairScorer
     from rotalabs_steer.vectors import SteeringVector
 
 FRACTIONS = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -37,13 +38,25 @@ class LayerCurve:
         fractions: strengths measured, in units; −1, 0 and 1 among them.
         propensities: `[fractions, pairs]`, nats per token.
         costs: of each fraction.
+
+    Raises:
+        OptionError: −1, 0 or 1 is missing, or there is not a row and a cost for each fraction.
     """
 
-    layer_index: int
+    layer_index: int = field(metadata={"key": "layer"})
     unit: float
     fractions: tuple[float, ...]
     propensities: torch.Tensor
     costs: tuple[CoherenceCost, ...]
+
+    def __post_init__(self) -> None:
+        shape, count = list(self.propensities.shape), len(self.fractions)
+        if not {-1.0, 0.0, 1.0} <= set(self.fractions) or shape[:1] != [count] or len(shape) != 2 or not shape[1]:
+            raise OptionError(
+                f"A curve needs propensities [fractions, pairs] at −1, 0 and 1; these are {shape} at {self.fractions}."
+            )
+        if len(self.costs) != count:
+            raise OptionError(f"A curve needs a cost for each fraction; there are {len(self.costs)} for {count}.")
 
     @property
     def effects(self) -> torch.Tensor:
@@ -78,23 +91,6 @@ class LayerCurve:
         rows = zip(self.fractions, self.propensities, strict=True)
         return [mean_interval((row - self.at(0.0)).tolist()) if at else Estimate(0.0, 0.0, 0.0) for at, row in rows]
 
-    def to_record(self) -> dict[str, Any]:
-        """The curve as JSON has it; every number keeps all its digits."""
-        return {
-            "layer": self.layer_index,
-            "unit": self.unit,
-            "fractions": list(self.fractions),
-            "propensities": self.propensities.tolist(),
-            "costs": [dataclasses.asdict(cost) for cost in self.costs],
-        }
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The inverse of `to_record`."""
-        costs = tuple(CoherenceCost(**cost) for cost in record["costs"])
-        propensities = torch.tensor(record["propensities"])
-        return cls(record["layer"], record["unit"], tuple(record["fractions"]), propensities, costs)
-
     def at(self, fraction: float) -> torch.Tensor:
         """`[pairs]`: the propensities at a fraction that was measured."""
         return self.propensities[self.fractions.index(fraction)]
@@ -102,17 +98,17 @@ class LayerCurve:
 
 def measure_curve(
     model: nn.Module,
-    scorer: PairScorer,
+    pairs: Sequence[RenderedPair],
     probe: CoherenceProbe,
     vector: SteeringVector,
     calibration: Calibration,
     fractions: Sequence[float] = FRACTIONS,
     unsteered: torch.Tensor | None = None,
 ) -> LayerCurve:
-    """Steers by fractions of a unit and measures pairs that made no vector.
+    """Steers by fractions of a unit and measures the propensities of pairs.
 
     Args:
-        scorer: of the pairs.
+        pairs: rendered pairs that did not make the vector.
         calibration: the unit, and the costs there, which are not measured again.
         fractions: −1, 0 and 1 are among them in any case.
         unsteered: `[pairs]`, their propensities at strength 0, where they are known.
@@ -125,7 +121,7 @@ def measure_curve(
         for fraction in fractions:
             injector.strength = fraction * calibration.strength
             if fraction not in propensities:
-                propensities[fraction] = scorer.propensities()
+                propensities[fraction] = pair_propensities(model, pairs)
             if fraction not in costs:
                 costs[fraction] = probe.measure()
     return LayerCurve(

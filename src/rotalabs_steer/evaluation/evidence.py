@@ -1,24 +1,18 @@
-"""What a report says of a tuning beyond its own record, and what takes the model to find out."""
+"""Extra measurements for the report that need the model: capability, token projections and detection."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
-from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.capability import CapabilityCheck, capability_check
 from rotalabs_steer.evaluation.detection import Detection, detection_auroc, project
-from rotalabs_steer.evaluation.projected_text import ProjectedText
-from rotalabs_steer.files.atomic import write_atomically
-from rotalabs_steer.files.reading import MAX_JSON_BYTES, parse_json_object, read_bytes
+from rotalabs_steer.evaluation.projected_text import ProjectedText  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.evaluation.records import from_json, read_record, to_json, write_record
 from rotalabs_steer.injection import ActivationInjector
-from rotalabs_steer.intervals import Estimate, PairedComparison
 
 if TYPE_CHECKING:
     import os
@@ -34,23 +28,38 @@ _PROMPTS_PROJECTED = 3
 
 
 @dataclass(frozen=True, eq=False)
+class ProjectedAnswers:
+    """Answers at one strength, with the projections of their tokens."""
+
+    strength: float
+    texts: tuple[ProjectedText, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """Measurements of the chosen layer's vector.
 
     Attributes:
         capability: at strength 1.
-        projected: by strength, the first answers of the tuning as the unsteered model reads them.
+        projected: the first answers of the tuning at each strength, as the unsteered model reads them.
         detection: of the pairs that were given; None without pairs.
+
+    Raises:
+        OptionError: there are no projected answers at −1, 0 or 1.
     """
 
     capability: CapabilityCheck
-    projected: Mapping[float, tuple[ProjectedText, ...]]
+    projected: tuple[ProjectedAnswers, ...]
     detection: Detection | None = None
+
+    def __post_init__(self) -> None:
+        strengths = [row.strength for row in self.projected]
+        if not {-1.0, 0.0, 1.0} <= set(strengths):
+            raise OptionError(f"Evidence needs projected answers at strengths −1, 0 and 1; these are at {strengths}.")
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes `evidence.json` beside the tuning, atomically."""
-        text = json.dumps(self.to_record(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(Path(directory) / EVIDENCE_FILE, (text + "\n").encode())
+        write_record(Path(directory) / EVIDENCE_FILE, to_json(self))
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Evidence | None:
@@ -62,39 +71,8 @@ class Evidence:
         path = Path(directory) / EVIDENCE_FILE
         if not path.exists():
             return None
-        record = parse_json_object(read_bytes(path, MAX_JSON_BYTES), path)
-        try:
-            return cls._from_record(record)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileFormatError(f"{path} is not the evidence of a tuning: {error!r:.200} Delete it.") from error
-
-    def to_record(self) -> dict[str, Any]:
-        """The evidence as JSON has it."""
-        texts = [
-            {"strength": strength, "texts": [_text_record(text) for text in texts]}
-            for strength, texts in self.projected.items()
-        ]
-        return {
-            "capability": dataclasses.asdict(self.capability),
-            "projected": texts,
-            "detection": None if self.detection is None else dataclasses.asdict(self.detection),
-        }
-
-    @classmethod
-    def _from_record(cls, record: Mapping[str, Any]) -> Evidence:
-        check, detection = record["capability"], record["detection"]
-        capability = CapabilityCheck(
-            Estimate(**check["accuracy"]),
-            tuple(check["log_odds"]),
-            Estimate(**check["unsteered"]),
-            PairedComparison(**{**check["change"], "difference": Estimate(**check["change"]["difference"])}),
-        )
-        projected = {row["strength"]: tuple(map(_text_from, row["texts"])) for row in record["projected"]}
-        if detection is not None:
-            estimates = {name: Estimate(**detection[name]) for name in ("auroc", "paired")}
-            scores = {name: tuple(detection[name]) for name in ("positive_scores", "negative_scores")}
-            detection = Detection(**{**detection, **estimates, **scores})
-        return cls(capability, projected, detection)
+        evidence: Evidence = from_json(cls, read_record(path), f"{path} is not the evidence of a tuning, delete it")
+        return evidence
 
 
 def gather_evidence(
@@ -117,27 +95,10 @@ def gather_evidence(
     capability = capability_check(model, tokenizer, injector=ActivationInjector(model, vector))
     answers = tuned.answers
     asked = answers.prompts[:_PROMPTS_PROJECTED]
-    projected = {}
+    projected = []
     for strength, texts in answers.texts.items():
         told = [(prompt, text) for prompt, text in zip(asked, texts, strict=False) if text]
-        projected[strength] = tuple(
-            project(model, tokenizer, [text for _, text in told], vector, prompts=[prompt for prompt, _ in told])
-        )
+        seen = project(model, tokenizer, [text for _, text in told], vector, prompts=[prompt for prompt, _ in told])
+        projected.append(ProjectedAnswers(strength, tuple(seen)))
     detection = None if pairs is None else detection_auroc(model, tokenizer, pairs, vector)[0]
-    return Evidence(capability, projected, detection)
-
-
-def _text_record(text: ProjectedText) -> dict[str, Any]:
-    return {
-        "text": text.text,
-        "tokens": text.tokens,
-        "offsets": text.offsets,
-        "scores": text.scores.tolist(),
-        "text_scores": text.text_scores.tolist(),
-    }
-
-
-def _text_from(record: Mapping[str, Any]) -> ProjectedText:
-    offsets = tuple((low, high) for low, high in record["offsets"])
-    scores, text_scores = torch.tensor(record["scores"]), torch.tensor(record["text_scores"])
-    return ProjectedText(record["text"], tuple(record["tokens"]), offsets, scores, text_scores)
+    return Evidence(capability, tuple(projected), detection)

@@ -1,34 +1,63 @@
-"""The layers that tuning steers to choose between them, and what the model wrote at each."""
+"""The candidate layers that tuning steers in order to choose one, and what the model wrote under each of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rotalabs_steer.evaluation.curves import LayerCurve
+from rotalabs_steer.datasets.conversations import Prompt  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.evaluation.curves import LayerCurve  # noqa: TC001 - a record's hints are read at run time
 from rotalabs_steer.intervals import Estimate, mean_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
-    from rotalabs_steer.datasets.conversations import Prompt
+
+@dataclass(frozen=True)
+class JudgedTexts:
+    """What the model wrote at one strength, and the judge's score of each text."""
+
+    strength: float
+    texts: tuple[str, ...]
+    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What the model wrote at minus one unit, unsteered and at plus one unit, and the judge's scores, by strength.
+    """What the model wrote at minus one unit, unsteered and at plus one unit of strength.
 
     Attributes:
-        prompts: a conversation where there is a system message or an earlier turn.
+        prompts: each is a conversation where there is a system message or an earlier turn, else a text.
+        by_strength: the answers to all prompts, in their order, with the judge's scores.
+
+    Raises:
+        OptionError: −1, 0 or 1 is missing, or there is not a text and a score for each prompt.
     """
 
     prompts: tuple[Prompt, ...]
-    texts: Mapping[float, tuple[str, ...]]
-    scores: Mapping[float, tuple[float, ...]]
+    by_strength: tuple[JudgedTexts, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.prompts)
+        counts = [(len(row.texts), len(row.scores)) for row in self.by_strength]
+        if not count or not {-1.0, 0.0, 1.0} <= self.texts.keys() or set(counts) != {(count, count)}:
+            raise OptionError(
+                f"Answers need a text and a score for each of {count} prompts at strengths −1, 0 and 1; there are "
+                f"{counts} at {list(self.texts)}."
+            )
+
+    @property
+    def texts(self) -> dict[float, tuple[str, ...]]:
+        """The answers, by strength."""
+        return {row.strength: row.texts for row in self.by_strength}
+
+    @property
+    def scores(self) -> dict[float, tuple[float, ...]]:
+        """The judge's scores of the answers, by strength."""
+        return {row.strength: row.scores for row in self.by_strength}
 
     @property
     def changes(self) -> NDArray[np.float64]:
@@ -41,51 +70,20 @@ class Answers:
         """Mean change, in the judge's unit."""
         return mean_interval(self.changes.tolist())
 
-    def to_record(self) -> dict[str, Any]:
-        """The answers as JSON has them."""
-        rows = [
-            {"strength": sign, "texts": list(texts), "scores": list(self.scores[sign])}
-            for sign, texts in self.texts.items()
-        ]
-        return {"prompts": list(self.prompts), "by_strength": rows}
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The inverse of `to_record`."""
-        rows = record["by_strength"]
-        texts, scores = ({row["strength"]: tuple(row[name]) for row in rows} for name in ("texts", "scores"))
-        return cls(tuple(record["prompts"]), texts, scores)
-
 
 @dataclass(frozen=True, eq=False)
 class Finalist:
-    """A layer that was steered on the validation split.
+    """A candidate layer, steered on the validation split.
 
     Attributes:
-        first_order_score: what made it a finalist.
-        unit: strength of the extracted vector that spends the budget.
-        curve: log-odds of the validation pairs.
-        answers: to the validation prompts; their change decides between finalists.
+        first_order_score: the score by which the layer became a candidate.
+        unit: the strength at which the extracted vector spends the coherence budget.
+        curve: the log-odds of the validation pairs at each strength.
+        answers: the answers to the validation prompts. The layer whose answers change most is chosen.
     """
 
-    layer_index: int
+    layer_index: int = field(metadata={"key": "layer"})
     first_order_score: float
     unit: float
     curve: LayerCurve
     answers: Answers
-
-    def to_record(self) -> dict[str, Any]:
-        """The finalist as JSON has it."""
-        return {
-            "layer": self.layer_index,
-            "first_order_score": self.first_order_score,
-            "unit": self.unit,
-            "curve": self.curve.to_record(),
-            "answers": self.answers.to_record(),
-        }
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The inverse of `to_record`."""
-        curve, answers = LayerCurve.from_record(record["curve"]), Answers.from_record(record["answers"])
-        return cls(record["layer"], record["first_order_score"], record["unit"], curve, answers)

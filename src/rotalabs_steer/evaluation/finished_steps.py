@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rotalabs_steer.errors import FileFormatError, OptionError
-from rotalabs_steer.files.atomic import write_atomically
+from rotalabs_steer.evaluation.records import from_json, read_record, to_json, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +31,7 @@ class FinishedSteps:
         self._records: dict[str, Any] = {}
         if path is not None and path.exists():
             try:
-                document = json.loads(path.read_text("utf-8"))
+                document = read_record(path)
                 found, self._records = document["work"], dict(document["steps"])
             except (ValueError, KeyError, TypeError) as error:
                 raise FileFormatError(f"{path} does not hold the steps of unfinished work. Remove it.") from error
@@ -43,27 +42,22 @@ class FinishedSteps:
                     "begin anew."
                 )
 
-    def do(
-        self,
-        name: str,
-        compute: Callable[[], _T],
-        to_record: Callable[[_T], Any] | None = None,
-        from_record: Callable[[Any], _T] | None = None,
-    ) -> _T:
+    def do(self, name: str, compute: Callable[[], _T], kind: Any) -> _T:
         """The result of a step: the recorded one, or a new one, which is recorded.
 
         Args:
-            to_record, from_record: to JSON's types and back, for a result that is of others.
+            kind: the type of the result, as `from_json` takes it.
+
+        Raises:
+            FileFormatError: what the file holds for this step is not of that type.
         """
         if name in self._records:
-            recorded: _T = self._records[name]
-            return recorded if from_record is None else from_record(recorded)
+            recorded: _T = from_json(kind, self._records[name], f"{self._path}, step {name!r}")
+            return recorded
         result = compute()
-        self._records[name] = result if to_record is None else to_record(result)
+        self._records[name] = to_json(result)
         if self._path is not None:
-            document = json.dumps({"work": self._work, "steps": self._records}, ensure_ascii=False)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, document.encode())
+            write_record(self._path, {"work": self._work, "steps": self._records})
         return result
 
     def forget(self) -> None:

@@ -1,4 +1,4 @@
-"""A split that made no vector: its pairs, its prompts, and what the model, steered and not, makes of them."""
+"""A split that did not make the vectors: the propensities of its pairs and the answers to its prompts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.datasets.conversations import as_messages, prompt_key
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.evaluation.curves import FRACTIONS, LayerCurve, measure_curve
-from rotalabs_steer.evaluation.finalists import Answers
+from rotalabs_steer.evaluation.finalists import Answers, JudgedTexts
 from rotalabs_steer.evaluation.generation import generate_texts, spoken
-from rotalabs_steer.evaluation.propensity import PairScorer
 from rotalabs_steer.evaluation.scoring import judge_texts
 from rotalabs_steer.injection import ActivationInjector
 
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class HeldOut:
-    """The pairs and prompts of a split on a model. What the unsteered model makes of them is measured once.
+    """The pairs and prompts of a split on a model. The unsteered model is measured once.
 
     Args:
-        prompts: how many of the pairs' prompts are answered, each with its system message.
-        max_new_tokens: an answer is cut there.
+        prompts: how many of the pairs' prompts the model answers, each with its system message.
+        max_new_tokens: the maximum number of new tokens in each answer.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class HeldOut:
     ) -> LayerCurve:
         """The log-odds of the pairs, and the cost, by strength."""
         known = self._unsteered_propensities
-        curve = measure_curve(self._model, self._scorer, self._probe, vector, calibration, fractions, known)
+        curve = measure_curve(self._model, self.pairs, self._probe, vector, calibration, fractions, known)
         self._unsteered_propensities = curve.at(0.0)
         return curve
 
@@ -66,12 +65,8 @@ class HeldOut:
         with ActivationInjector(self._model, [vector], [-unit] * count + [unit] * count):
             steered = self._generate(times=2)
         texts = {-1.0: steered[:count], 0.0: self._unsteered_answers, 1.0: steered[count:]}
-        scores = {sign: judge_texts(judge, written) for sign, written in texts.items()}
-        return Answers(tuple(self._prompts), texts, scores)
-
-    @cached_property
-    def _scorer(self) -> PairScorer:
-        return PairScorer(self._model, self.pairs)
+        rows = (JudgedTexts(sign, written, judge_texts(judge, written)) for sign, written in texts.items())
+        return Answers(tuple(self._prompts), tuple(rows))
 
     @cached_property
     def _unsteered_answers(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A language model that judges answers: refusal, coherence and helpfulness.
+"""A language model that judges answers: refusal, coherence, helpfulness, or a behaviour that it knows from pairs.
 
 with LLMJudge("qwen3", base_url="http://localhost:8000/v1") as judge:
     print(judge.estimate_cost(responses))
@@ -17,25 +17,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from rotalabs_steer.datasets.splits import spread
 from rotalabs_steer.errors import MalformedVerdictError, MissingVerdictError, OptionError
+from rotalabs_steer.evaluation.behavior_judge import BehaviorJudge
 from rotalabs_steer.evaluation.judge_cache import VerdictCache, default_cache_directory
 from rotalabs_steer.evaluation.judge_endpoints import Access, open_endpoint
-from rotalabs_steer.evaluation.judge_questions import (
-    COHERENCE,
-    HELPFULNESS,
-    REFUSAL,
-    Question,
-)
+from rotalabs_steer.evaluation.judge_questions import BEHAVIOR, COHERENCE, HELPFULNESS, REFUSAL, Question
+from rotalabs_steer.evaluation.scoring import differing
 from rotalabs_steer.listed import list_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
+
+    from rotalabs_steer.datasets.pairs import ContrastPair
 
 DEFAULT_MODEL = "claude-sonnet-4-6"
 """1.2's default, claude-sonnet-4-20250514, was retired by its vendor on 15 June 2026."""
+
+_T = TypeVar("_T")
+
+_EXAMPLES = 4
+"""Pairs that a judge is shown of a behaviour."""
 
 _BYTES_PER_TOKEN = 3
 """Of UTF-8: fewer than English has (about four), so that an estimate errs upwards."""
@@ -143,6 +148,27 @@ class LLMJudge:
         """How helpful a response to a prompt is: 0, 0.25, 0.5, 0.75 or 1. Raises as `is_refusal`."""
         return _unit(self._ask(HELPFULNESS, prompt=prompt, response=response)["score"])
 
+    def judge_behavior(self, response: str, positive: Sequence[str], negative: Sequence[str]) -> float:
+        """How much a response is like positive examples rather than negative ones, from −1 to 1 in thirds.
+
+        Raises as `is_refusal`.
+        """
+        examples = {"positive_examples": list(positive), "negative_examples": list(negative)}
+        score: int = self._ask(BEHAVIOR, **examples, response=response)["score"]
+        return (score - 4) / 3
+
+    def learn(self, pairs: Sequence[ContrastPair]) -> BehaviorJudge:
+        """The judge of the behaviour that pairs show, which `tune(judge=...)` uses. Nothing is asked yet.
+
+        Args:
+            pairs: a few of them, taken evenly, are the examples that every request shows.
+
+        Raises:
+            DatasetError: the responses of the pairs do not differ.
+        """
+        shown = spread(differing(pairs), _EXAMPLES)
+        return BehaviorJudge(self, tuple(pair.positive for pair in shown), tuple(pair.negative for pair in shown))
+
     def evaluate_batch(
         self,
         responses: Sequence[str],
@@ -181,13 +207,17 @@ class LLMJudge:
                         result["errors"][key] = str(error)
             return result
 
-        distinct = list(dict.fromkeys(responses))
+        return list(map(copy.deepcopy, self.of_each(responses, evaluate)))
+
+    def of_each(self, texts: Sequence[str], ask: Callable[[str], _T]) -> list[_T]:
+        """What `ask` returns for each text, several at a time. It is called once where the same text comes again."""
+        distinct = list(dict.fromkeys(texts))
         pool = ThreadPoolExecutor(self._concurrency)
         try:
-            found = dict(zip(distinct, pool.map(evaluate, distinct), strict=True))
+            found = dict(zip(distinct, pool.map(ask, distinct), strict=True))
         finally:
             pool.shutdown(cancel_futures=True)
-        return [copy.deepcopy(found[response]) for response in responses]
+        return [found[text] for text in texts]
 
     def estimate_cost(
         self, responses: Sequence[str], check_refusal: bool = True, check_coherence: bool = True
@@ -217,6 +247,10 @@ class LLMJudge:
         """Closes the connections."""
         self._endpoint.close()
 
+    def __repr__(self) -> str:
+        access = self._access
+        return f"LLMJudge({access.model!r}, {access.provider!r}, {access.base_url!r}, {dict(access.options)!r})"
+
     def __enter__(self) -> Self:
         return self
 
@@ -225,7 +259,7 @@ class LLMJudge:
     ) -> None:
         self.close()
 
-    def _ask(self, question: Question, **texts: str) -> dict[str, Any]:
+    def _ask(self, question: Question, **texts: Any) -> dict[str, Any]:
         """The parsed verdict, from the cache or the endpoint. Only valid verdicts are kept."""
         request = self._request(question, **texts)
         cached = self._cached(question, request)
@@ -245,7 +279,7 @@ class LLMJudge:
         self._count(requests=1, input_tokens=reply.input_tokens, output_tokens=reply.output_tokens)
         return reply.verdict, question.parse(reply.verdict)
 
-    def _request(self, question: Question, **texts: str) -> dict[str, Any]:
+    def _request(self, question: Question, **texts: Any) -> dict[str, Any]:
         """Everything that determines a verdict; the key does not."""
         return {
             "provider": self._access.provider,

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.files.atomic import write_atomically
+from rotalabs_steer.evaluation.records import read_record, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,19 +32,17 @@ class VerdictCache:
     def get(self, request: Mapping[str, Any]) -> str | None:
         """The verdict, as JSON text, that this request got before."""
         try:
-            record = json.loads(self._path(request).read_text("utf-8"))
+            record = read_record(self._path(request))
         except (OSError, ValueError):
             return None
-        if not isinstance(record, dict) or record.get("request") != request:
+        if record.get("request") != request:
             return None
         verdict = record.get("verdict")
         return verdict if isinstance(verdict, str) else None
 
     def put(self, request: Mapping[str, Any], verdict: str) -> None:
         """Keeps a verdict."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        record = {"request": request, "verdict": verdict}
-        write_atomically(self._path(request), json.dumps(record, ensure_ascii=False).encode())
+        write_record(self._path(request), {"request": request, "verdict": verdict})
 
     def clear(self) -> None:
         """Deletes all verdicts in the folder, and nothing else."""

@@ -42,7 +42,7 @@ class Question:
             "additionalProperties": False,
         }
 
-    def message(self, **texts: str) -> str:
+    def message(self, **texts: Any) -> str:
         """The texts to judge as one delimited JSON object: nothing in them can end the string or the delimiter."""
         encoded = json.dumps(texts, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
         return f"<judged_data>\n{encoded}\n</judged_data>\n{_REMINDER}"
@@ -69,7 +69,7 @@ class Question:
                     f"The judge's verdict on {self.name} has {name} {found[name]!r}, which is not allowed."
                 )
         if not isinstance(found["reason"], str):
-            raise MalformedVerdictError(f"The judge's verdict on {self.name} has a reason that is no text.")
+            raise MalformedVerdictError(f"The judge's verdict on {self.name} has a reason that is not a string.")
         return found
 
 
@@ -105,4 +105,14 @@ HELPFULNESS = Question(
     "with a small gap. 3: answers it in part. 2: touches on it without answering. 1: is no use: off topic, wrong, "
     f"empty or a refusal. {_DATA}",
     {"score": range(1, 6)},
+)
+
+BEHAVIOR = Question(
+    "behaviour",
+    "You decide which examples a response is like. All positive examples show one behaviour, such as a tone, a style "
+    "or an attitude, and the negative examples show its opposite or lack it. Find out what tells them apart, and rate "
+    "the response by that alone, not by its topic, length, truth or quality unless these are what differs. "
+    "7: clearly like the positive examples. 6: mostly. 5: a little. 4: like neither or like both, empty or gibberish. "
+    f"3: a little like the negative examples. 2: mostly. 1: clearly. {_DATA}",
+    {"score": range(1, 8)},
 )

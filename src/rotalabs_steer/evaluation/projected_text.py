@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+import torch  # noqa: TC002 - a record's hints are read at run time
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import torch
-    from jaxtyping import Float
 
 _MORE, _LESS = "230, 97, 1", "94, 60, 153"  # the ends of the figures' colour scale
 _DEEPEST = 0.55
@@ -24,7 +23,7 @@ class ProjectedText:
     Attributes:
         tokens: the text's tokens as they read; a special token by its name.
         offsets: first and one past the last character of each token in the text; (0, 0) for a special token.
-        scores: projections, one row a vector.
+        scores: `[vectors, tokens]`: projections.
         text_scores: `[vectors]`: means over the tokens that count.
         start: the first token that counts: 1 where it is a sequence's first that does not, else 0.
     """
@@ -32,8 +31,8 @@ class ProjectedText:
     text: str
     tokens: tuple[str, ...]
     offsets: tuple[tuple[int, int], ...]
-    scores: Float[torch.Tensor, "vectors tokens"]
-    text_scores: Float[torch.Tensor, " vectors"]
+    scores: torch.Tensor
+    text_scores: torch.Tensor
     start: int = 0
 
     def __repr__(self) -> str:
@@ -60,7 +59,7 @@ class Token:
 
 @dataclass(frozen=True)
 class ColorScale:
-    """What has no colour, and how far from it the colour is deepest."""
+    """A colour scale: `neutral` is the uncoloured score, `width` the distance at which the colour is strongest."""
 
     neutral: float
     width: float

@@ -13,23 +13,18 @@ import torch
 
 from rotalabs_steer.decoder import transformers_model
 from rotalabs_steer.errors import ActivationError
-from rotalabs_steer.evaluation.repeated_calls import RepeatedCall
 from rotalabs_steer.extraction.forward_pass import evaluating
 from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
 from rotalabs_steer.text_batches import text_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float
     from torch import nn
 
     from rotalabs_steer.datasets.rendering import RenderedPair, RenderedText
     from rotalabs_steer.text_batches import TextBatch
-
-
-_MOST_KEPT = 2**16
-"""Positions whose hidden state is kept for each steered layer: 500 MB at a width of 4,096 in bfloat16."""
 
 
 def pair_propensities(
@@ -67,78 +62,33 @@ def response_log_probs(
         ActivationError: the model's predictions are not finite.
     """
     check_scorable(texts, name)
-    return _log_probs(model, _batches(model, texts, share_prefixes, most_kept=0), len(texts), name)
-
-
-class PairScorer:
-    """Pairs whose propensities are measured under different steering, as `pair_propensities` measures them once.
-
-    Args:
-        share_prefixes: off for steering whose scope is only part of a sequence.
-
-    Raises:
-        DatasetError: a side has no token to score; the model has not run.
-    """
-
-    def __init__(self, model: nn.Module, pairs: Sequence[RenderedPair], *, share_prefixes: bool = True) -> None:
-        self._model, self._count = model, 2 * len(pairs)
-        sides = sides_of(pairs)
-        check_scorable(sides, side_name)
-        self._batches = list(_batches(model, sides, share_prefixes, _MOST_KEPT))
-
-    def propensities(self) -> Float[torch.Tensor, " pairs"]:
-        """The propensity of each pair, in nats per token, for the model as it is steered now.
-
-        Raises:
-            ActivationError: the model's predictions are not finite; the pair is named.
-        """
-        scores = _log_probs(self._model, self._batches, self._count, side_name)
-        return scores[0::2] - scores[1::2]
-
-
-class _Batch:
-    """Responses that one call of the model scores."""
-
-    def __init__(self, model: nn.Module, texts: Sequence[RenderedText], batch: TextBatch, keep: bool) -> None:
-        self._texts = [(index, texts[index].ids) for index in batch.texts]
-        self._spans = [
-            slots[max(texts[index].response_start, 1) - 1 : -1]  # these predict the tokens of the response
-            for index, slots in zip(batch.texts, batch.slots, strict=True)
-        ]
-        options, self._rows = _head_at(model, batch, torch.unique(torch.cat(self._spans)))
-        self._call = RepeatedCall(model, {**batch.inputs, **options}, keep=keep)
-
-    def score(self, scores: Float[torch.Tensor, " texts"]) -> None:
-        """Writes the mean log-probability of each response to its place."""
-        logits = self._call.logits().flatten(0, 1)
-        for (index, ids), slots in zip(self._texts, self._spans, strict=True):
-            targets = torch.tensor(ids[len(ids) - len(slots) :])
-            log_probs = logits[self._rows[slots]].float().log_softmax(dim=-1).cpu()
-            scores[index] = log_probs.gather(1, targets[:, None]).mean()
-
-
-def _batches(model: nn.Module, texts: Sequence[RenderedText], share_prefixes: bool, most_kept: int) -> Iterator[_Batch]:
-    """Batches, of which the first keep what they can, up to so many positions."""
-    positions = 0
-    for batch in text_batches(model, [text.ids for text in texts], share_prefixes=share_prefixes):
-        positions += batch.inputs["input_ids"].numel()
-        yield _Batch(model, texts, batch, keep=positions <= most_kept)
-
-
-def _log_probs(
-    model: nn.Module, batches: Iterable[_Batch], count: int, name: Callable[[int], str]
-) -> Float[torch.Tensor, " texts"]:
-    scores = torch.zeros(count)
+    scores = torch.zeros(len(texts))
     with evaluating(model):
-        for batch in batches:
-            batch.score(scores)
+        for batch in text_batches(model, [text.ids for text in texts], share_prefixes=share_prefixes):
+            _score_batch(model, texts, batch, scores)
     bad = (~scores.isfinite()).nonzero()
     if len(bad):
         raise ActivationError(
-            f"The model's predictions for {name(int(bad[0]))} are NaN or infinite ({len(bad)} of {count} texts). "
+            f"The model's predictions for {name(int(bad[0]))} are NaN or infinite ({len(bad)} of {len(texts)} texts). "
             "Load the model in float32 or bfloat16 (float16 overflows on some models), or use a smaller strength."
         )
     return scores
+
+
+def _score_batch(
+    model: nn.Module, texts: Sequence[RenderedText], batch: TextBatch, scores: Float[torch.Tensor, " texts"]
+) -> None:
+    """Writes the mean log-probability of each response in a batch to the text's place in `scores`."""
+    spans = [
+        slots[max(texts[index].response_start, 1) - 1 : -1]  # the logits at these slots predict the response's tokens
+        for index, slots in zip(batch.texts, batch.slots, strict=True)
+    ]
+    options, rows = _head_at(model, batch, torch.unique(torch.cat(spans)))
+    logits = model(**batch.inputs, **options).logits.flatten(0, 1)
+    for index, slots in zip(batch.texts, spans, strict=True):
+        targets = torch.tensor(texts[index].ids[-len(slots) :])
+        log_probs = logits[rows[slots]].float().log_softmax(dim=-1).cpu()
+        scores[index] = log_probs.gather(1, targets[:, None]).mean()
 
 
 def _head_at(model: nn.Module, batch: TextBatch, slots: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:

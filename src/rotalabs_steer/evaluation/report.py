@@ -15,19 +15,19 @@ from rotalabs_steer.datasets.conversations import prompt_text
 from rotalabs_steer.errors import missing_dependency
 from rotalabs_steer.evaluation import plots
 from rotalabs_steer.evaluation.projected_text import ColorScale, color_of
+from rotalabs_steer.evaluation.records import to_json
 from rotalabs_steer.evaluation.text_measures import measure_texts
 from rotalabs_steer.files.atomic import write_atomically
 from rotalabs_steer.files.names import shown_model_name
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.figure import Figure
 
     from rotalabs_steer.evaluation.coherence import CoherenceCost
-    from rotalabs_steer.evaluation.evidence import Evidence
-    from rotalabs_steer.evaluation.projected_text import ProjectedText
+    from rotalabs_steer.evaluation.evidence import Evidence, ProjectedAnswers
     from rotalabs_steer.evaluation.tuned import TunedSteering
     from rotalabs_steer.intervals import Estimate
 
@@ -82,7 +82,7 @@ def write_report(
 
 def report_records(tuned: TunedSteering, evidence: Evidence | None = None) -> dict[str, Any]:
     """Every number of the report as JSON has it."""
-    return tuned.to_record() | {"evidence": None if evidence is None else evidence.to_record()}
+    return tuned.to_record() | {"evidence": to_json(evidence)}
 
 
 def cost_at(tuned: TunedSteering, strength: float) -> CoherenceCost:
@@ -161,8 +161,9 @@ def _side_by_side(tuned: TunedSteering) -> list[dict[str, Any]]:
     ]
 
 
-def _projected(texts: Mapping[float, tuple[ProjectedText, ...]]) -> list[dict[str, Any]]:
-    """By strength, coloured texts."""
+def _projected(answers: Sequence[ProjectedAnswers]) -> list[dict[str, Any]]:
+    """The coloured texts of each strength."""
+    texts = {row.strength: row.texts for row in answers}
     scale = ColorScale.of(texts[0.0], [text for sign in _SIGNS if sign for text in texts[sign]])
     return [{"name": _STRENGTH_NAMES[sign], "texts": list(map(scale.color_tokens, texts[sign]))} for sign in _SIGNS]
 

@@ -1,20 +1,57 @@
-"""What a judge says of texts, checked: whatever holds one finite number for each text is taken as such."""
+"""Judges of what a model writes: what `tune(judge=...)` takes, and the scores that it gets, checked."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+import pickle
+import re
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from rotalabs_steer.errors import OptionError
+from rotalabs_steer.errors import DatasetError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    Judge = Callable[[Sequence[str]], Sequence[float] | NDArray[np.floating[Any]] | torch.Tensor]
+    from rotalabs_steer.datasets.pairs import ContrastPair
+
+
+class Judge(Protocol):
+    """Scores texts: a function, a `TextJudge`, or what an `LLMJudge` becomes once it has seen a behaviour's pairs."""
+
+    def __call__(self, texts: Sequence[str], /) -> Sequence[float] | NDArray[np.floating[Any]] | torch.Tensor:
+        """One finite number for each text, in their order, higher for more of the behaviour."""
+        ...
+
+
+class LearningJudge(Protocol):
+    """Does not know the behaviour by itself and learns it from pairs, as an `LLMJudge` does."""
+
+    def learn(self, pairs: Sequence[ContrastPair], /) -> Judge:
+        """The judge of the behaviour that the positive responses of these pairs show."""
+        ...
+
+
+def judge_of(judge: Judge | LearningJudge, pairs: Sequence[ContrastPair]) -> Judge:
+    """The judge of the behaviour that pairs show: the one that is given, or what it learns from the pairs.
+
+    Raises:
+        OptionError: it is neither a function of a list of texts nor a judge that learns.
+    """
+    learn: Any = getattr(judge, "learn", None)
+    found: Any = learn(pairs) if callable(learn) and not isinstance(judge, type) else judge
+    if isinstance(found, type) or not callable(found):
+        raise OptionError(
+            f"The judge is {judge!r:.80}. Give a function that returns one number for each text of a list, a TextJudge "
+            "or an LLMJudge."
+        )
+    learned: Judge = found
+    return learned
 
 
 def judge_texts(judge: Judge, texts: Sequence[str]) -> tuple[float, ...]:
@@ -39,6 +76,81 @@ def judge_texts(judge: Judge, texts: Sequence[str]) -> tuple[float, ...]:
     if len(bad):
         raise OptionError(_message(texts, f"{scores[bad[0]]} for {texts[bad[0]]!r:.60}"))
     return tuple(scores.tolist())
+
+
+def judge_accuracy(judge: Judge, pairs: Sequence[ContrastPair]) -> float:
+    """The share of pairs whose positive response the judge scores above the negative one: 0.5 is chance.
+
+    Raises:
+        OptionError: the judge's scores are not one finite number for each text.
+    """
+    scores = judge_texts(judge, [text for pair in pairs for text in (pair.positive, pair.negative)])
+    return float(np.mean(np.greater(scores[0::2], scores[1::2])))
+
+
+def differing(pairs: Sequence[ContrastPair]) -> list[ContrastPair]:
+    """The pairs whose responses differ, from which a judge can learn.
+
+    Raises:
+        DatasetError: there are none, as where pairs differ in their prompts only.
+    """
+    found = [pair for pair in pairs if pair.positive.strip() != pair.negative.strip()]
+    if not found:
+        raise DatasetError("The responses of these pairs do not differ, so no judge can learn from them: pass one.")
+    return found
+
+
+def judge_name(judge: Judge) -> str:
+    """What a report calls the judge."""
+    described = type(judge).__str__ is not object.__str__
+    return str(judge) if described else str(getattr(judge, "__qualname__", type(judge).__name__))
+
+
+def judge_identity(judge: Judge | None) -> str:
+    """What tells one judge from another: its code and its data, those of a method's object and a closure included."""
+    parts: list[Any] = [getattr(judge, "__module__", None), getattr(judge, "__qualname__", type(judge).__qualname__)]
+    code = getattr(judge, "__code__", None)
+    if code is not None:
+        function: Any = getattr(judge, "__func__", judge)
+        parts += [_code(code), function.__defaults__, function.__kwdefaults__]
+        parts += [_contents(cell.cell_contents) for cell in function.__closure__ or ()]
+        parts.append(_contents(getattr(judge, "__self__", None)))
+    elif judge is not None:
+        parts.append(_contents(judge))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(parts))
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    """What code does, wherever it stands in its file, with the functions and generators inside it."""
+    inner = [_code(part) if isinstance(part, CodeType) else part for part in code.co_consts]
+    return code.co_code, inner, code.co_names
+
+
+def _contents(value: Any) -> str:
+    """A digest of what an object holds, or its description where it cannot be pickled, such as a function of a script.
+
+    A description alone is not enough: that of two classifiers fitted on different texts is the same.
+    """
+    if hasattr(value, "__code__"):
+        return judge_identity(value)
+    digest = hashlib.sha256()
+    try:
+        pickle.Pickler(_Sink(digest)).dump(value)
+    except Exception:  # whatever an object raises that does not want to be pickled
+        return repr((value, sorted(vars(value).items()) if hasattr(value, "__dict__") else None))
+    return digest.hexdigest()
+
+
+class _Sink:
+    """A file that only a digest is made of, so that a judge's model is not held in memory twice."""
+
+    def __init__(self, digest: Any) -> None:
+        self._digest = digest
+
+    def write(self, data: Any) -> int:
+        """Adds to the digest."""
+        self._digest.update(data)
+        return memoryview(data).nbytes
 
 
 def _message(texts: Sequence[str], returned: str) -> str:

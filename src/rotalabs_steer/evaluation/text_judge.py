@@ -1,21 +1,21 @@
 """A judge of generated text that is made from the contrast pairs themselves, without a language model.
 
 A logistic regression on the words and pairs of words of the responses learns which side a text is like. It has seen
-no activation and no steering, so it can decide between steered models; how well it knows the sides it says itself, on
-pairs it was not trained on.
+no activation and no steering, so it can decide between steered models. `judge_accuracy` measures on other pairs how
+well it tells the sides apart.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
-from rotalabs_steer.errors import DatasetError, missing_dependency
+from rotalabs_steer.errors import missing_dependency
+from rotalabs_steer.evaluation.scoring import differing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from rotalabs_steer.datasets.pairs import ContrastPair
@@ -47,9 +47,7 @@ class TextJudge:
             from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
         except ImportError as error:
             raise missing_dependency("Judging texts by their pairs", "quality", error) from error
-        telling = [pair for pair in pairs if pair.positive.strip() != pair.negative.strip()]
-        if not telling:
-            raise DatasetError("The responses of these pairs do not differ, so no judge can learn from them: pass one.")
+        telling = differing(pairs)
         vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+(?:'\w+)*|[!?]")
         counts = vectorizer.fit_transform([text for pair in telling for text in (pair.positive, pair.negative)])
         classifier = LogisticRegression(C=_PENALTY, max_iter=2000).fit(counts, [1, 0] * len(telling))
@@ -59,8 +57,3 @@ class TextJudge:
         """`[texts]`: log-odds of the positive side."""
         scores: NDArray[np.float64] = self._classifier.decision_function(self._vectorizer.transform(texts))
         return scores
-
-    def accuracy(self, pairs: Sequence[ContrastPair]) -> float:
-        """Share of pairs whose positive response scores above the negative one: 0.5 is chance."""
-        positive, negative = (self([getattr(pair, side) for pair in pairs]) for side in ("positive", "negative"))
-        return float(np.mean(positive > negative))

@@ -1,22 +1,21 @@
-"""The outcome of tuning: vectors at a strength that is known to work, with the evidence, in memory and on disk."""
+"""The result of tuning: vectors at a calibrated strength, with the measurements behind them, in memory and on disk."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping  # noqa: TC003 - a record's hints are read at run time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.evaluation.curves import LayerCurve
-from rotalabs_steer.evaluation.finalists import Answers, Finalist
-from rotalabs_steer.files.atomic import write_atomically
+from rotalabs_steer.evaluation.curves import LayerCurve  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.evaluation.finalists import Answers, Finalist  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.evaluation.records import from_json, key_of, read_record, to_json, write_record
 from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
 
     from rotalabs_steer.intervals import Estimate
 
@@ -26,22 +25,24 @@ RECORD_FILE = "tuning.json"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TunedSteering:
-    """The outcome of tuning a behaviour on a model.
+    """The result of tuning a behaviour on a model.
 
     Attributes:
-        vectors: the finalists' vectors, rescaled so that strength 1.0 spends the coherence budget; the chosen layer is
-            recorded, so that `get_best()` and `MultiVectorInjector` take it.
-        budget: KL on neutral text, nats per token.
-        first_order_scores: of every layer.
-        curve: log-odds and costs of the test pairs by strength, at the chosen layer.
-        control: the same of a random direction at that layer, at the same cost.
-        answers: to the prompts of the test pairs, at the chosen layer.
-        judge_accuracy: share of test pairs whose sides the judge tells apart; None for a judge of the caller's.
-        provenance: model, versions, pairs, options, seed, date.
+        vectors: the vectors of the candidate layers, rescaled so that strength 1.0 spends the coherence budget. The set
+            records the chosen layer, so that `get_best()` and `MultiVectorInjector` take it.
+        budget: the coherence budget: KL on neutral text, in nats per token.
+        first_order_scores: the score of every layer.
+        finalists: the candidate layers, with what was measured when each of them was steered.
+        curve: the log-odds of the test pairs and the costs at each strength, with the chosen layer steered.
+        control: the same measurements for a random direction at that layer, at the same cost.
+        answers: the answers to the prompts of the test pairs, with the chosen layer steered.
+        judge_accuracy: share of test pairs whose positive response the judge scores above the negative one. It is None
+            in files of earlier releases where the judge was not a `TextJudge`.
+        provenance: the model, the versions, the pairs, the options, the judge, the seed and the date.
     """
 
     behavior: str
-    budget: float
+    budget: float = field(metadata={"key": "budget_kl"})
     vectors: SteeringVectorSet
     first_order_scores: Mapping[int, float]
     finalists: tuple[Finalist, ...]
@@ -58,12 +59,12 @@ class TunedSteering:
 
     @property
     def steers(self) -> bool:
-        """Whether, on the test split, the intervals of the log-odds' and of the answers' change both lie above zero."""
+        """Whether both 95 % intervals on the test split, of the log-odds and of the answers, lie above zero."""
         return self.curve.effect.above_zero and self.answers.change.above_zero
 
     @property
     def undecided(self) -> bool:
-        """Whether there is no interval to decide by, and none that speaks against it: the test split is too small."""
+        """Whether the test split is too small to decide: an interval is missing, and no interval includes zero."""
         found = (self.curve.effect, self.answers.change)
         return not self.steers and all(estimate.low is None or estimate.above_zero for estimate in found)
 
@@ -74,12 +75,12 @@ class TunedSteering:
 
     @property
     def compared_fractions(self) -> tuple[float, ...]:
-        """The strengths at which every steered layer was measured, so that their effects can stand side by side."""
+        """The strengths at which every candidate layer was measured, so that their effects can be compared."""
         measured = [set(finalist.curve.fractions) for finalist in self.finalists]
         return tuple(sorted(set.intersection(*measured)))
 
     def compared_changes(self) -> dict[int, list[Estimate]]:
-        """By steered layer, the mean change of the log-odds at each of `compared_fractions`."""
+        """The mean change of the log-odds at each of `compared_fractions`, for each candidate layer."""
         fractions = self.compared_fractions
         changes = {
             finalist.layer_index: dict(zip(finalist.curve.fractions, finalist.curve.changes(), strict=True))
@@ -104,11 +105,10 @@ class TunedSteering:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the vector set (as `SteeringVectorSet.save`) and, beside it, everything else as `tuning.json`."""
         self.vectors.save(directory)
-        text = json.dumps(self.to_record(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(Path(directory) / RECORD_FILE, (text + "\n").encode())
+        write_record(Path(directory) / RECORD_FILE, self.to_record())
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> TunedSteering:
+    def load(cls, directory: str | os.PathLike[str]) -> Self:
         """Reads what `save` wrote.
 
         Raises:
@@ -118,51 +118,26 @@ class TunedSteering:
         path = Path(directory) / RECORD_FILE
         if not path.exists():
             raise FileNotFoundError(f"{directory} holds no tuning ({RECORD_FILE}). Make one with: rotalabs-steer tune")
-        try:
-            record = json.loads(path.read_text("utf-8"))
-            version = record["schema_version"]
-            if not isinstance(version, int) or version > SCHEMA_VERSION:
-                raise FileFormatError(f"{path} has schema_version {version!r}; update rotalabs-steer to read it.")
-            tuned = cls._from_record(record, SteeringVectorSet.load(directory))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, FileFormatError):
-                raise
-            raise FileFormatError(f"{path} is not the record of a tuning: {error!r:.200}") from error
+        record, nothing = read_record(path, SCHEMA_VERSION), f"{path} is not the record of a tuning"
+        tuned: Self = from_json(
+            cls, record, nothing, vectors=None
+        )  # a damaged record is an error before vectors are read
+        tuned = dataclasses.replace(tuned, vectors=SteeringVectorSet.load(directory))
         if (tuned.behavior, tuned.layer_index) != (tuned.vectors.behavior, tuned.vectors.chosen_layer):
             raise FileFormatError(f"{path} is not about the vectors beside it. Take both from one tuning.")
         return tuned
 
     def to_record(self) -> dict[str, Any]:
-        """Everything but the vectors, as JSON has it."""
-        return {
+        """Everything except the vectors as JSON values, with the verdict and the layer that follow from it."""
+        derived = {
             "schema_version": SCHEMA_VERSION,
-            "behavior": self.behavior,
-            "budget_kl": self.budget,
             "steers": self.steers,
             "verdict": self.verdict,
             "layer": self.layer_index,
-            "effect": dataclasses.asdict(self.curve.effect),
-            "answers_change": dataclasses.asdict(self.answers.change),
-            "first_order_scores": {str(layer): score for layer, score in self.first_order_scores.items()},
-            "finalists": [finalist.to_record() for finalist in self.finalists],
-            "curve": self.curve.to_record(),
-            "control": self.control.to_record(),
-            "answers": self.answers.to_record(),
-            "judge_accuracy": self.judge_accuracy,
-            "provenance": dict(self.provenance),
+            "effect": self.curve.effect,
+            "answers_change": self.answers.change,
         }
-
-    @classmethod
-    def _from_record(cls, record: Mapping[str, Any], vectors: SteeringVectorSet) -> TunedSteering:
-        return cls(
-            record["behavior"],
-            record["budget_kl"],
-            vectors,
-            {int(layer): score for layer, score in record["first_order_scores"].items()},
-            tuple(Finalist.from_record(finalist) for finalist in record["finalists"]),
-            LayerCurve.from_record(record["curve"]),
-            LayerCurve.from_record(record["control"]),
-            Answers.from_record(record["answers"]),
-            record["judge_accuracy"],
-            record["provenance"],
-        )
+        fields = {key_of(field): getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["vectors"]
+        record: dict[str, Any] = to_json(derived | fields)
+        return record

@@ -1,15 +1,15 @@
-"""From contrast pairs to a layer and a strength that are known to work, or the finding that none does.
+"""Chooses a layer and a strength from contrast pairs and measures whether they steer.
 
-A first-order score of all layers costs one backward pass; only the best few layers are calibrated, each to the strength
-that spends the coherence budget; what the model then writes decides between them, since log-odds of given responses
-alone mislead; and a split that was used for nothing else says what the choice is worth.
+A first-order score of all layers costs one backward pass. Only the layers with the best scores become candidates. Each
+of them is calibrated to the strength that spends the coherence budget, and what the model then writes decides between
+them, because the log-odds of given responses alone mislead. A split that was used for nothing else shows how well the
+chosen layer steers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, partial
@@ -33,7 +33,7 @@ from rotalabs_steer.evaluation.finalists import Answers, Finalist
 from rotalabs_steer.evaluation.finished_steps import FinishedSteps
 from rotalabs_steer.evaluation.first_order import FirstOrder, NeutralCost
 from rotalabs_steer.evaluation.held_out import HeldOut
-from rotalabs_steer.evaluation.scoring import judge_texts
+from rotalabs_steer.evaluation.scoring import judge_accuracy, judge_identity, judge_name, judge_of, judge_texts
 from rotalabs_steer.evaluation.text_judge import TextJudge
 from rotalabs_steer.evaluation.tuned import RECORD_FILE, TunedSteering
 from rotalabs_steer.extraction.extract import extract_vectors
@@ -52,28 +52,29 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.datasets.pairs import ContrastPair
-    from rotalabs_steer.evaluation.scoring import Judge
+    from rotalabs_steer.evaluation.scoring import Judge, LearningJudge
     from rotalabs_steer.extraction.readout import Readout
 
 _SEED = 0
 _ENDS = (-1.0, 1.0)
-"""All that is measured where the curve between them decides nothing."""
+"""Only the end points, where intermediate strengths would not change the decision."""
 _STEPS_FILE = "unfinished-tuning.json"
 _SUMS_FILE = "unfinished-extraction.safetensors"
 
 
 @dataclass(frozen=True)
 class TuningOptions:
-    """What tuning spends, and on what.
+    """How tuning extracts vectors, and how much it measures.
 
     Attributes:
-        method, token_position: of extraction.
-        budget: KL on neutral text, nats per token, that strength 1.0 may cost.
-        finalists: how many layers are steered to choose between them.
-        validation_pairs: how many of them score the layers and draw the finalists' curves, evenly over the split.
-        prompts: how many prompts of a split are answered.
-        max_new_tokens: an answer is cut there.
-        template_options: for the chat template, as in `{"enable_thinking": False}`.
+        method, token_position: how vectors are extracted; see `extract_vectors`.
+        budget: the coherence budget: the KL on neutral text, in nats per token, that strength 1.0 costs.
+        finalists: how many candidate layers to steer before choosing one.
+        validation_pairs: how many validation pairs score the layers and the candidates. They are taken evenly from the
+            split.
+        prompts: how many prompts of each split the model answers.
+        max_new_tokens: the maximum number of new tokens in each answer.
+        template_options: options of the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
         OptionError: a number is not above zero, or not an integer where it counts something.
@@ -98,7 +99,7 @@ class TuningOptions:
             object.__setattr__(self, name, number)
 
     def to_record(self) -> dict[str, Any]:
-        """The options as JSON has them."""
+        """The options as JSON values."""
         position = self.token_position
         return dataclasses.asdict(self) | {"token_position": None if position is None else readout_name(position)}
 
@@ -109,25 +110,28 @@ def tune(
     contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
     output: str | os.PathLike[str] | None = None,
     *,
-    judge: Judge | None = None,
+    judge: Judge | LearningJudge | None = None,
     show_progress: bool = True,
     **options: Any,
 ) -> TunedSteering:
-    """Vectors, layer and strength for a behaviour, with the evidence.
+    """Extracts vectors for a behaviour, chooses a layer and a strength, and measures how well they steer.
 
     Args:
         contrast_pairs: with prompts and responses. Their metadata may name a "split"; `split_pairs` says which names
             are understood and how pairs without one are shared out.
         output: a folder for the result (`TunedSteering.save`). Finished steps are kept there on the way: called again
             after it was stopped, `tune` goes on from them, to the same result.
-        judge: gives one finite number for each text of a list, higher for more of the behaviour; by default a
-            `TextJudge` of the training pairs. It is asked about two texts before the model runs.
+        judge: scores what the model writes. It is a function that returns one finite number for each text of a list,
+            higher for more of the behaviour; or a `TextJudge`; or an `LLMJudge`, which is shown a few of the training
+            pairs. The default is a `TextJudge` of the training pairs. It is asked about two texts before the model
+            runs.
         options: fields of `TuningOptions`.
 
     Raises:
         DatasetError: fewer than ten pairs, or pairs without prompts or responses.
         OptionError: an option is out of range, the judge's scores are not one finite number for each text, no strength
             costs the budget, or the folder belongs to other work.
+        JudgeError: an `LLMJudge` cannot be asked, or gave no verdict on a text. Finished steps are kept.
     """
     return Tuner(model, tokenizer, TuningOptions(**options), show_progress=show_progress).tune(
         contrast_pairs, output, judge
@@ -135,10 +139,10 @@ def tune(
 
 
 class Tuner:
-    """Tunes any number of behaviours on one model; what neutral text says of the model is measured once.
+    """Tunes any number of behaviours on one model. The measurements on neutral text are made once for all of them.
 
     Args:
-        options: what to spend.
+        options: how much to measure; the defaults of `TuningOptions` if not given.
     """
 
     def __init__(
@@ -155,14 +159,14 @@ class Tuner:
         self,
         contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
         output: str | os.PathLike[str] | None = None,
-        judge: Judge | None = None,
+        judge: Judge | LearningJudge | None = None,
     ) -> TunedSteering:
         """Tunes one behaviour; see the function `tune`."""
         with unsteered(self._model):
             return self._tune(as_dataset(contrast_pairs), output, judge)
 
     def _tune(
-        self, dataset: ContrastPairDataset, output: str | os.PathLike[str] | None, judge: Judge | None
+        self, dataset: ContrastPairDataset, output: str | os.PathLike[str] | None, given: Judge | LearningJudge | None
     ) -> TunedSteering:
         splits = split_pairs(dataset)
         for split in ("validation", "test"):  # pairs without responses are an error before the model runs
@@ -170,15 +174,19 @@ class Tuner:
                 render_pair(self._tokenizer, pair, place=f"{split} pair {n}") for n, pair in enumerate(splits[split])
             ]
             check_scorable(sides_of(pairs), partial(_name_in, split))
+        train = list(splits["train"])
+        judge = None if given is None else judge_of(given, train)
         if judge is not None:  # one that cannot be used is an error now, not once the model has answered
-            judge_texts(judge, [splits["train"][0].positive, splits["train"][0].negative])
+            judge_texts(judge, [train[0].positive, train[0].negative])
         folder = None if output is None else Path(output)
         work = self._work(splits, judge)
         if folder is not None and (folder / RECORD_FILE).exists():
             return _finished(folder, work)
         steps = FinishedSteps(None if folder is None else folder / _STEPS_FILE, work)
-        tuned = self._run(splits, steps, judge or TextJudge.fit(list(splits["train"])), folder)
-        provenance = {**self._provenance(splits), "dataset_sha256": dataset.sha256, "work": work}
+        judge = TextJudge.fit(train) if judge is None else judge
+        tuned = self._run(splits, steps, judge, folder)
+        facts = {"judge": judge_name(judge), "dataset_sha256": dataset.sha256, "work": work}
+        provenance = {**self._provenance(splits), **facts}
         tuned = dataclasses.replace(tuned, provenance=provenance, vectors=_with_evidence(tuned, provenance))
         if folder is not None:
             tuned.save(folder)
@@ -221,12 +229,12 @@ class Tuner:
             direction = _random_direction(vectors[best.layer_index])
             return test.curve(direction, self._calibrate(direction), _ENDS)
 
-        scores: dict[int, float] = dict(enumerate(steps.do("scores", score)))
+        scores: dict[int, float] = dict(enumerate(steps.do("scores", score, list[float])))
         candidates = _apart(scores, options.finalists)
         finalists = []
-        for layer in tqdm(candidates, desc="steering finalists", unit="layer", disable=not self._show_progress):
+        for layer in tqdm(candidates, desc="steering candidate layers", unit="layer", disable=not self._show_progress):
             step = f"layer {layer}"
-            finalists.append(steps.do(step, partial(steer, layer), Finalist.to_record, Finalist.from_record))
+            finalists.append(steps.do(step, partial(steer, layer), Finalist))
         best = max(finalists, key=lambda finalist: finalist.answers.change.mean)
         rescaled = SteeringVectorSet(
             splits["train"].behavior,
@@ -241,10 +249,10 @@ class Tuner:
             rescaled,
             scores,
             tuple(finalists),
-            steps.do("test", lambda: test.curve(chosen, unit), LayerCurve.to_record, LayerCurve.from_record),
-            steps.do("control", control, LayerCurve.to_record, LayerCurve.from_record),
-            steps.do("answers", lambda: test.answers(chosen, 1.0, judge), Answers.to_record, Answers.from_record),
-            judge.accuracy(list(splits["test"])) if isinstance(judge, TextJudge) else None,
+            steps.do("test", lambda: test.curve(chosen, unit), LayerCurve),
+            steps.do("control", control, LayerCurve),
+            steps.do("answers", lambda: test.answers(chosen, 1.0, judge), Answers),
+            steps.do("judge accuracy", lambda: judge_accuracy(judge, list(splits["test"])), float),
             {},
         )
 
@@ -275,9 +283,10 @@ class Tuner:
             self._measured_on = weights
             for measured in ("_cost", "_probe"):
                 self.__dict__.pop(measured, None)
-        model = (model_name(self._model), weights, tokenizer_digest(self._tokenizer))
+        chat = self._tokenizer
+        model = (model_name(self._model), weights, tokenizer_digest(chat.tokenizer), chat.processor_template)
         pairs = [(split, found.behavior, found.sha256) for split, found in splits.items()]
-        work = (model, pairs, self.options.to_record(), _described(judge))
+        work = (model, pairs, self.options.to_record(), judge_identity(judge))
         return hashlib.sha256(repr(work).encode()).hexdigest()
 
     def _provenance(self, splits: Mapping[str, ContrastPairDataset]) -> dict[str, Any]:
@@ -300,19 +309,6 @@ def _name_in(split: str, index: int) -> str:
     return f"{side_name(index)} of the {split} split"
 
 
-def _described(judge: Judge | None) -> str:
-    """What tells one judge from another: its name, and its code and data as far as their representations show them."""
-    function = judge if hasattr(judge, "__code__") else None
-    parts: list[Any] = [getattr(judge, "__module__", None), getattr(judge, "__qualname__", type(judge).__qualname__)]
-    if function is not None:
-        code, cells = function.__code__, function.__closure__ or ()
-        parts += [code.co_code, code.co_consts, code.co_names, function.__defaults__]
-        parts += [cell.cell_contents for cell in cells]
-    elif judge is not None:
-        parts.append(sorted(vars(judge).items()) if hasattr(judge, "__dict__") else None)
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(parts))
-
-
 def _apart(scores: Mapping[int, float], count: int) -> list[int]:
     """The layers with the best scores, no two next to each other: neighbours differ too little to choose between."""
     chosen: list[int] = []
@@ -323,7 +319,7 @@ def _apart(scores: Mapping[int, float], count: int) -> list[int]:
 
 
 def _random_direction(vector: SteeringVector) -> SteeringVector:
-    """A vector of the same layer and norm that knows nothing of the behaviour."""
+    """A random vector at the same layer with the same norm."""
     drawn = torch.randn(vector.dim, generator=torch.Generator().manual_seed(_SEED))
     return dataclasses.replace(vector, vector=drawn * (vector.norm / drawn.norm()))
 

@@ -14,7 +14,7 @@ from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.capability import CapabilityCheck, CapabilityProbe
 from rotalabs_steer.evaluation.coherence import CoherenceCost, CoherenceProbe
 from rotalabs_steer.evaluation.detection import Detection, detection_auroc
-from rotalabs_steer.evaluation.propensity import PairScorer
+from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
 from rotalabs_steer.evaluation.strengths import list_of_strengths
 from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
@@ -126,13 +126,12 @@ def evaluate_vector(
     check_scorable(sides_of(pairs), side_name)
     (detection,) = detection_auroc(model, chat, dataset, acting[-1])
     coherence, knowledge = CoherenceProbe(model, chat), CapabilityProbe(model, chat, seed=seed)
-    scorer = PairScorer(model, pairs)
-    before = scorer.propensities().tolist()
+    before = pair_propensities(model, pairs).tolist()
 
     def measure(strength: float) -> StrengthEvaluation:
         injector.strength = strength
         with injector:
-            after = scorer.propensities().tolist()
+            after = pair_propensities(model, pairs).tolist()
             cost, capability = coherence.measure(), knowledge.measure()
         wrong = sum((one - other) * strength < 0 for one, other in zip(after, before, strict=True))
         refusal = None

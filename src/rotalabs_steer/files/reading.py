@@ -54,11 +54,11 @@ def read_start(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-def parse_json_object(content: bytes | bytearray, path: Path) -> dict[str, Any]:
+def parse_json_object(content: bytes | bytearray, path: Path, max_items: int = MAX_JSON_ITEMS) -> dict[str, Any]:
     """A JSON object, without NaN, infinities, endless integers, half characters or more items than make sense."""
     items = sum(content.count(mark) for mark in (b",", b"[", b"{"))
-    if items > MAX_JSON_ITEMS:
-        raise FileFormatError(f"{path} holds about {items:,} JSON items, more than {MAX_JSON_ITEMS:,}. Not parsed.")
+    if items > max_items:
+        raise FileFormatError(f"{path} holds about {items:,} JSON items, more than {max_items:,}. Not parsed.")
     try:
         value = json.loads(
             content.decode("utf-8"),
