@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import threading
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Self, overload
+
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.answers import Sampling
-from rotalabs_steer.evaluation.generation import continue_rows
+from rotalabs_steer.evaluation.generation import continue_rows, end_tokens
 from rotalabs_steer.listed import list_of
 from rotalabs_steer.model_sources import load_model
 from rotalabs_steer.positions import check_scope
 from rotalabs_steer.steering import sets_and_strengths, steer
+from rotalabs_steer.text_streams import stream_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import torch
     from torch import nn
+    from transformers.generation.streamers import BaseStreamer
 
     from rotalabs_steer.conditions import Condition
     from rotalabs_steer.datasets.conversations import Prompt
@@ -206,7 +209,7 @@ class SteeredModel:
         """
         row = self.tokenizer.prompt(messages, system)
         options = _generation_options(max_new_tokens, temperature, options)
-        return self._pieces(row, max_new_tokens, options, contextvars.copy_context())
+        return self._stream(row, max_new_tokens, options)
 
     @contextlib.contextmanager
     def unsteered(self) -> Iterator[Self]:
@@ -234,40 +237,21 @@ class SteeredModel:
             written = continue_rows(self.model, self.tokenizer, rows, max_new_tokens, **options)
         return [self.tokenizer.decode(row) for row in written]
 
-    def _pieces(
-        self, row: Sequence[int], max_new_tokens: int, options: Mapping[str, Any], context: contextvars.Context
-    ) -> Iterator[str]:
-        from transformers import StoppingCriteriaList, TextIteratorStreamer
+    def _stream(self, row: Sequence[int], max_new_tokens: int, options: Mapping[str, Any]) -> Iterator[str]:
+        given = options.get("stopping_criteria") or ()
+        criteria = list(given) if isinstance(given, Iterable) else [given]
 
-        streamer = TextIteratorStreamer(self.tokenizer.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop = threading.Event()
-        failures: list[BaseException] = []
-        criteria = StoppingCriteriaList([*options.get("stopping_criteria", ()), lambda *_, **__: stop.is_set()])
+        def write(streamer: BaseStreamer, stopped: Callable[..., bool]) -> None:
+            settings = {
+                **options,
+                "streamer": streamer,
+                "stopping_criteria": StoppingCriteriaList([*criteria, stopped]),
+            }
+            with self._steering():  # here, because a scope steers the thread that opens it
+                continue_rows(self.model, self.tokenizer, [row], max_new_tokens, **settings)
 
-        def write() -> None:
-            try:
-                with self._steering():  # here, since a scope steers the thread that opens it
-                    continue_rows(
-                        self.model,
-                        self.tokenizer,
-                        [row],
-                        max_new_tokens,
-                        **{**options, "streamer": streamer, "stopping_criteria": criteria},
-                    )
-            except BaseException as error:
-                failures.append(error)
-            finally:
-                streamer.on_finalized_text("", stream_end=True)
-
-        thread = threading.Thread(target=context.run, args=(write,), daemon=True)
-        thread.start()
-        try:
-            yield from (piece for piece in streamer if piece)
-        finally:
-            stop.set()
-            thread.join()
-        if failures:
-            raise failures[0]
+        ends = end_tokens(self.model, self.tokenizer.tokenizer)
+        return stream_text(write, self.tokenizer.decode, ends, contextvars.copy_context())
 
 
 class _Strengths(MutableMapping[str, "Strength"]):
