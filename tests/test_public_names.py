@@ -29,7 +29,8 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_importing_the_package_takes_less_than_a_twentieth_of_a_second():
-    code = "import time; start = time.perf_counter(); import rotalabs_steer; print(time.perf_counter() - start)"
+    # The processor's time is counted, so that other processes of the machine do not matter.
+    code = "import time; start = time.process_time(); import rotalabs_steer; print(time.process_time() - start)"
     times = [float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(3)]
     assert min(times) < 0.05
 

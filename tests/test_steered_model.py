@@ -68,7 +68,7 @@ def test_strengths_are_a_mapping_that_acts_at_once(steered):
     assert repr(steered) == "<SteeredModel LlamaForCausalLM, calm=4.0>"
     with pytest.raises(KeyError, match="No vectors for behaviour 'clam'"):
         steered.strengths["clam"] = 1.0
-    with pytest.raises(OptionError, match="The vectors of 'calm' cannot be removed. Set its strength to 0"):
+    with pytest.raises(OptionError, match=r"The vectors of 'calm' cannot be removed\. Set its strength to 0"):
         del steered.strengths["calm"]
     with pytest.raises(OptionError, match="not a finite number"):
         steered.strengths["calm"] = float("inf")

@@ -157,7 +157,7 @@ def test_two_sets_of_one_behaviour_are_an_error(llama):
 
 def test_vector_sets_by_behaviour_are_told_from_strengths(llama):
     for vectors in (calm_set(llama), make_vector(llama), tuned_steering()):
-        with pytest.raises(OptionError, match="The strength of 'calm' is a .*, not a number. Give vectors and their"):
+        with pytest.raises(OptionError, match=r"The strength of 'calm' is a .*, not a number\. Give vectors and their"):
             rs.steer(llama, {"calm": vectors})
 
 

@@ -150,7 +150,7 @@ def _whole(source: Any) -> Any:
 def _strength(source: Any, strength: Any) -> Strength:
     if isinstance(strength, (SteeringVectorSet, SteeringVector, str)) or hasattr(strength, "vectors"):
         raise OptionError(
-            f"The strength of {source!r:.80} is a {type(strength).__name__}, not a number. Give vectors and their strengths, as in "
-            "{'tuned/calm': 0.8} or [(vectors, 0.8)]; a set is named by its own behaviour."
+            f"The strength of {source!r:.80} is a {type(strength).__name__}, not a number. Give vectors and their "
+            "strengths, as in {'tuned/calm': 0.8} or [(vectors, 0.8)]; a set is named by its own behaviour."
         )
     return check_strength(strength)

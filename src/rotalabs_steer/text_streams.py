@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.generation.streamers import BaseStreamer
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     import torch
