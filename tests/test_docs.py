@@ -88,9 +88,12 @@ def test_core_concepts_names_the_public_classes():
 
 
 @pytest.mark.real_model
-def test_steering_in_detail(smollm, tokenizer):
+def test_steering_in_detail(smollm, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vector_set("calm").scale(0.1).save("tuned/calm")
     sets = {name: vector_set(name) for name in ("formality", "refusal")}
     given = {
+        "inputs": tokenizer("How do I pick a lock?", return_tensors="pt"),
         "model": smollm,
         "tokenizer": tokenizer,
         "vector": sets["refusal"][14],
@@ -103,6 +106,17 @@ def test_steering_in_detail(smollm, tokenizer):
     }
     run("steering.md", given)
     assert given["fitted"].f1 == 1.0
+    assert given["chat"].strengths == {"calm": -0.5}
+
+
+@pytest.mark.real_model
+def test_getting_started(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    vector_set("formality").scale(0.05).save("vectors/formality")
+    given = {}
+    run("getting-started.md", given)
+    assert given["chat"].strengths == {"formality": 1.0}
+    assert len(capsys.readouterr().out) > 100
 
 
 @pytest.mark.real_model

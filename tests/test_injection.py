@@ -197,6 +197,38 @@ def test_behaviours_have_strengths_of_their_own(llama):
     assert injector.strengths == {"calm": 0.5, "formal": -2.0}
 
 
+def test_a_strength_is_read_and_changed_by_its_behaviour(llama):
+    vectors = make_vector(llama, behavior="calm")
+    injector = MultiVectorInjector(llama, {"calm": vectors}, {"calm": 0.5})
+    plain = llama(IDS).logits
+    with injector:
+        assert not torch.equal(llama(IDS).logits, plain)
+        injector["calm"] = 0.0
+        assert torch.equal(llama(IDS).logits, plain)
+    assert injector["calm"] == injector.get_strength("calm") == 0.0
+    assert list(injector) == ["calm"]
+    assert "wit" not in injector
+    for use in (lambda: injector["wit"], lambda: injector.__setitem__("wit", 1.0)):
+        with pytest.raises(KeyError, match=r"No vectors for behaviour 'wit'; there are \['calm'\]"):
+            use()
+
+
+@pytest.mark.parametrize("make", [ActivationInjector, lambda m, v, **o: MultiVectorInjector(m, {"calm": v}, **o)])
+def test_a_scope_may_be_given_by_either_name_but_not_by_both(llama, make):
+    vector = make_vector(llama)
+    assert make(llama, vector).scope == "all"
+    assert make(llama, vector, scope="first").injection_mode == make(llama, vector, injection_mode="first").scope
+    with make(llama, vector, scope="first"):
+        by_scope = llama(IDS).logits
+    with make(llama, vector, injection_mode="first"):
+        assert torch.equal(llama(IDS).logits, by_scope)
+    for mode in ("all", "last"):
+        with pytest.raises(OptionError, match=f"scope is 'last' and injection_mode is '{mode}'"):
+            make(llama, vector, scope="last", injection_mode=mode)
+    with pytest.raises(OptionError, match="middle"):
+        make(llama, vector, scope="middle")
+
+
 def test_the_callers_strengths_are_not_changed(llama):
     mine = {"calm": 0.5}
     MultiVectorInjector(llama, vector_sets(llama), strengths=mine).set_strength("calm", 3.0)

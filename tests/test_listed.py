@@ -71,8 +71,9 @@ def test_sampling_takes_numbers_and_nothing_else():
 
 
 @pytest.mark.parametrize(("strength", "message"), [
-    ("a:1;a:2", "names a behaviour twice"), (True, "strength is True; give a number"),
-    ([1.0], "give a number"), (None, "strength is None"), ("nan", "strength is 'nan'"), ("a:x", "strength is 'a:x'"),
+    ("a:1;a:2", "names 'a' twice"), (True, "strength is True; give a number"),
+    ([1.0], "give a number"), (None, "strength is None"), ("nan", "strength is 'nan'"),
+    ("a:x", "'a:x' in 'a:x' is not of the form"),
 ])  # fmt: skip
 def test_strengths_in_text_are_numbers_and_name_a_behaviour_once(strength, message):
     with pytest.raises(OptionError, match=message):

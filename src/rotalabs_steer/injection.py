@@ -34,7 +34,7 @@ from rotalabs_steer.plans import Plan, PlanItem, Strength, check_strength
 from rotalabs_steer.positions import Scope, check_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from torch import nn
@@ -55,20 +55,27 @@ class _Injector(ABC):
         self,
         model: nn.Module,
         acting: Mapping[str, Sequence[SteeringVector]],
-        injection_mode: Scope,
+        injection_mode: Scope | None,
+        scope: Scope | None,
         intervention: str | Callable[[torch.Tensor], Intervention],
         schedule: Schedule | None,
         condition: Condition | None,
         check_model: bool,
     ) -> None:
         vectors = [vector for each in acting.values() for vector in each]
+        if scope is not None and injection_mode is not None:
+            raise OptionError(
+                f"scope is {scope!r:.80} and injection_mode is {injection_mode!r:.80}; both name the tokens to steer. "
+                "Give scope only."
+            )
+        given = injection_mode if scope is None else scope
+        self.injection_mode = check_scope("all" if given is None else given)
         check_vectors(model, vectors, check_model=check_model)
         if schedule is not None and not callable(schedule):
             raise OptionError(f"schedule is {schedule!r:.80}; it must be a schedule such as StopAfter(20).")
         if condition is not None:
             _check_condition(model, condition, vectors)
         self.model = model
-        self.injection_mode = check_scope(injection_mode)
         self._acting = [
             (name, vector.layer_index, make_intervention(intervention, vector.vector))
             for name, each in acting.items()
@@ -85,6 +92,11 @@ class _Injector(ABC):
     @abstractmethod
     def _strength_of(self, name: str) -> Strength:
         """The present strength of the vectors that go by a name."""
+
+    @property
+    def scope(self) -> Scope:
+        """Which tokens are steered: another name of `injection_mode`."""
+        return self.injection_mode
 
     @property
     def attached(self) -> bool:
@@ -249,8 +261,9 @@ class ActivationInjector(_Injector):
             layer add up.
         strength: multiplier of every vector. 0 is bit for bit the unsteered model. A list gives each row of a batch its
             own; beams and several sequences a prompt share their prompt's.
-        injection_mode: which real tokens of each row are steered: "all"; "first"; "last" (the last prompt token and
-            every generated one); "prompt"; "generated" (as "last"); a `TokenRange`; or an `AfterMarker`.
+        injection_mode: the older name of `scope`.
+        scope: which real tokens of each row are steered: "all" (the default); "first"; "last" (the last prompt token
+            and every generated one); "prompt"; "generated" (as "last"); a `TokenRange`; or an `AfterMarker`.
         intervention: "add", "add_keeping_norm", "ablate", "clamp" or "rotate"; or a callable that makes an intervention
             of a vector, such as `lambda v: Clamp(v, value=3.0)`.
         schedule: factor of the strength by index of the generated token.
@@ -267,8 +280,9 @@ class ActivationInjector(_Injector):
         model: nn.Module,
         vectors: Vectors | Iterable[Vectors],
         strength: float | Sequence[float] = 1.0,
-        injection_mode: Scope = "all",
+        injection_mode: Scope | None = None,
         *,
+        scope: Scope | None = None,
         intervention: str | Callable[[torch.Tensor], Intervention] = "add",
         schedule: Schedule | None = None,
         condition: Condition | None = None,
@@ -276,7 +290,9 @@ class ActivationInjector(_Injector):
     ) -> None:
         self.vectors = acting_vectors(vectors)
         self._strength = check_strength(strength)
-        super().__init__(model, {"": self.vectors}, injection_mode, intervention, schedule, condition, check_model)
+        super().__init__(
+            model, {"": self.vectors}, injection_mode, scope, intervention, schedule, condition, check_model
+        )
 
     @property
     def strength(self) -> Strength:
@@ -293,7 +309,8 @@ class ActivationInjector(_Injector):
 
 
 class MultiVectorInjector(_Injector):
-    """Steers several behaviours at once, each with its own strength.
+    """Steers several behaviours at once, each with its own strength: `injector["calm"]` is that of "calm", and
+    `injector["calm"] = 0.5` changes it at once.
 
     Args:
         model: a transformers model, or a PEFT model around one.
@@ -301,7 +318,7 @@ class MultiVectorInjector(_Injector):
         strengths: multiplier of all acting vectors of a behaviour; 1.0 for those left out. A list gives each row of a
             batch its own.
         default_layer: the one layer at which every behaviour acts, in place of its set's acting layers.
-        injection_mode, intervention, schedule, condition, check_model: as in `ActivationInjector`.
+        injection_mode, scope, intervention, schedule, condition, check_model: as in `ActivationInjector`.
 
     Raises:
         LayerError: a set has no vector at `default_layer`.
@@ -313,9 +330,10 @@ class MultiVectorInjector(_Injector):
         model: nn.Module,
         vector_sets: Mapping[str, Vectors],
         strengths: Mapping[str, float | Sequence[float]] | None = None,
-        injection_mode: Scope = "all",
+        injection_mode: Scope | None = None,
         default_layer: int | None = None,
         *,
+        scope: Scope | None = None,
         intervention: str | Callable[[torch.Tensor], Intervention] = "add",
         schedule: Schedule | None = None,
         condition: Condition | None = None,
@@ -325,7 +343,7 @@ class MultiVectorInjector(_Injector):
         self.vectors = {name: at_layer(chosen, default_layer).acting for name, chosen in self.vector_sets.items()}
         self._strengths = strengths_by_behavior(self.behaviors, strengths)
         self.default_layer = default_layer
-        super().__init__(model, self.vectors, injection_mode, intervention, schedule, condition, check_model)
+        super().__init__(model, self.vectors, injection_mode, scope, intervention, schedule, condition, check_model)
 
     @property
     def behaviors(self) -> list[str]:
@@ -348,6 +366,15 @@ class MultiVectorInjector(_Injector):
         if behavior not in self._strengths:
             raise KeyError(f"No vectors for behaviour {behavior!r}; there are {self.behaviors}.")
         return self._strengths[behavior]
+
+    def __getitem__(self, behavior: str) -> Strength:
+        return self.get_strength(behavior)
+
+    def __setitem__(self, behavior: str, strength: float | Sequence[float]) -> None:
+        self.set_strength(behavior, strength)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.behaviors)
 
     def _strength_of(self, name: str) -> Strength:
         return self._strengths[name]

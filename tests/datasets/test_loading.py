@@ -17,7 +17,7 @@ from rotalabs_steer.datasets import (
     save_csv,
     save_jsonl,
 )
-from rotalabs_steer.datasets.loading import read_pairs
+from rotalabs_steer.datasets.loading import pairs_from, read_pairs
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.errors import DatasetError, OptionError
 
@@ -269,3 +269,25 @@ def test_line_ends_inside_a_cell_stay(tmp_path):
 def test_what_is_not_pairs_is_refused_with_the_way_to_them(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_built_in_behaviour_is_loaded_by_its_name():
+    expected = load_behavior("formality")
+    for pairs in (load_pairs("formality"), pairs_from("formality")):
+        assert (pairs.behavior, pairs.description, list(pairs)) == ("formality", expected.description, list(expected))
+        assert pairs.sha256 == expected.sha256
+    with pytest.raises(OptionError, match="columns are for files; formality is a built-in behaviour"):
+        load_pairs("formality", columns={"positive": "chosen"})
+
+
+def test_pairs_come_from_a_file_a_list_or_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "calm.jsonl"
+    path.write_text('{"positive": "a", "negative": "b"}\n')
+    for source in (path, str(path), "~/calm.jsonl", load_pairs(path)):
+        assert pairs_from(source).behavior == "calm"
+        assert list(pairs_from(source)) == [ContrastPair("a", "b")]
+    assert pairs_from([{"positive": "a", "negative": "b"}]).positives == ["a"]
+    for name in ("clam", tmp_path / "nowhere.jsonl", tmp_path):
+        with pytest.raises(DatasetError, match=r"There is no file '.*', and no built-in behaviour .*: assertiveness"):
+            pairs_from(name)

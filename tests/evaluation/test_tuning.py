@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rotalabs_steer import ActivationInjector, MultiVectorInjector, SteeringVector, SteeringVectorSet
-from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset, load_behavior, load_formality_pairs
+from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset, load_behavior, load_formality_pairs, save_jsonl
 from rotalabs_steer.errors import DatasetError, FileFormatError, OptionError
 from rotalabs_steer.evaluation import TunedSteering, tune
 from rotalabs_steer.evaluation.coherence import CoherenceProbe
@@ -147,8 +147,13 @@ def test_a_finished_tuning_is_read_and_other_work_refused(llama, words, tmp_path
     loaded = TunedSteering.load(tmp_path / "humor")
     assert loaded.to_record() == first.to_record()
     assert loaded.vectors == first.vectors
+    save_jsonl(pairs, tmp_path / "humor.jsonl")
+    by_file = tune(llama, words, tmp_path / "humor.jsonl", tmp_path / "humor", **TINY)
+    assert by_file.to_record() == first.to_record()
     with pytest.raises(OptionError, match="holds the tuning of another model, other pairs or other options"):
         tune(llama, words, pairs, tmp_path / "humor", **TINY | {"prompts": 3})
+    with pytest.raises(DatasetError, match="There is no file 'humour', and no built-in behaviour of that name"):
+        tune(llama, words, "humour")
 
 
 def test_damaged_records_are_refused(llama, words, tmp_path):

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.datasets.builtin import behavior_names, load_behavior
 from rotalabs_steer.datasets.conversations import prompt_key
-from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
+from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset, as_dataset
 from rotalabs_steer.datasets.row_files import Row, RowFile, open_rows
 from rotalabs_steer.errors import DatasetError, OptionError
 
@@ -60,13 +61,13 @@ def load_pairs(
     columns: Mapping[str, str] | None = None,
     keep_duplicates: bool = False,
 ) -> ContrastPairDataset:
-    """The contrast pairs of a file, a Hugging Face dataset or a list.
+    """The contrast pairs of a file, a built-in behaviour, a Hugging Face dataset or a list.
 
     Args:
-        source: a `.jsonl`, `.csv`, `.tsv` or `.json` file, or rows: mappings, pairs, or (positive, negative) texts.
-            JSON may be what `ContrastPairDataset.save` wrote, a list of objects, or the multiple-choice layout of CAA
-            (Rimsky et al. 2024): objects with "question", "answer_matching_behavior" and
-            "answer_not_matching_behavior", whose answers lose the blanks around them.
+        source: a `.jsonl`, `.csv`, `.tsv` or `.json` file; the name of a built-in behaviour, such as "formality"; or
+            rows: mappings, pairs, or (positive, negative) texts. JSON may be what `ContrastPairDataset.save` wrote, a
+            list of objects, or the multiple-choice layout of CAA (Rimsky et al. 2024): objects with "question",
+            "answer_matching_behavior" and "answer_not_matching_behavior", whose answers lose the blanks around them.
         behavior: name of the behaviour; by default the file's own, else its name, else "custom".
         columns: the source's column for a field, as in `{"positive": "chosen", "negative": "rejected"}`. Fields are
             those of `ContrastPair`; every other column goes into the metadata. A prompt may be a list of messages.
@@ -99,6 +100,10 @@ def read_pairs(
     unknown = sorted(set(columns) - {*TEXT_FIELDS, "metadata"})
     if unknown:
         raise OptionError(f"Unknown field {unknown[0]!r} in columns. Use: {', '.join(TEXT_FIELDS)}.")
+    if isinstance(source, str) and source in behavior_names():
+        if columns:
+            raise OptionError(f"columns are for files; {source} is a built-in behaviour, which has none to name.")
+        source = load_behavior(source)
     name, file = _open(source)
     pairs, rows, problems = [], [], []
     first: dict[tuple[str | None, ...], int] = {}
@@ -118,6 +123,27 @@ def read_pairs(
     return PairReading(
         name, behavior or file.behavior or "custom", file.description, tuple(pairs), tuple(rows), tuple(problems)
     )
+
+
+def pairs_from(
+    source: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+) -> ContrastPairDataset:
+    """Pairs in any form that extraction and tuning accept: a dataset, a list, a file, or a built-in behaviour's name.
+
+    Raises:
+        DatasetError: there are no pairs, one is malformed, or there is neither such a file nor such a behaviour.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return as_dataset(source)
+    path = Path(source).expanduser()
+    if path.is_file():
+        return load_pairs(path)
+    if source not in behavior_names():
+        raise DatasetError(
+            f"There is no file {os.fspath(source)!r:.200}, and no built-in behaviour of that name. Built in are: "
+            f"{', '.join(behavior_names())}."
+        )
+    return load_behavior(os.fspath(source))
 
 
 def _open(source: str | os.PathLike[str] | Iterable[Any]) -> tuple[str, RowFile]:

@@ -48,7 +48,7 @@ def continue_rows(
     tokenizer = ChatTokenizer.of(tokenizer).tokenizer
     length = max(len(row) for row in rows)
     device = input_device(model)
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     ids = torch.full((len(rows), length), pad)
     mask = torch.zeros(len(rows), length, dtype=torch.long)
@@ -92,7 +92,8 @@ def spoken(
     return said
 
 
-def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
+def end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
+    """The tokens that end what a model writes."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
     return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}

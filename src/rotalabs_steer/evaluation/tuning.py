@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 import rotalabs_steer
 from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
-from rotalabs_steer.datasets.pairs import ContrastPairDataset, as_dataset
+from rotalabs_steer.datasets.loading import pairs_from
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.datasets.splits import split_pairs, spread
 from rotalabs_steer.decoder import decoder_layers, model_fingerprint, model_name
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from rotalabs_steer.datasets.pairs import ContrastPair
+    from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
     from rotalabs_steer.evaluation.scoring import Judge, LearningJudge
     from rotalabs_steer.extraction.readout import Readout
 
@@ -107,7 +107,7 @@ class TuningOptions:
 def tune(
     model: nn.Module,
     tokenizer: Any,
-    contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    contrast_pairs: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
     output: str | os.PathLike[str] | None = None,
     *,
     judge: Judge | LearningJudge | None = None,
@@ -117,7 +117,8 @@ def tune(
     """Extracts vectors for a behaviour, chooses a layer and a strength, and measures how well they steer.
 
     Args:
-        contrast_pairs: with prompts and responses. Their metadata may name a "split"; `split_pairs` says which names
+        contrast_pairs: with prompts and responses; or a file of such pairs (as `load_pairs` reads it), or the name of a
+            built-in behaviour. Their metadata may name a "split"; `split_pairs` says which names
             are understood and how pairs without one are shared out.
         output: a folder for the result (`TunedSteering.save`). Finished steps are kept there on the way: called again
             after it was stopped, `tune` goes on from them, to the same result.
@@ -157,13 +158,13 @@ class Tuner:
 
     def tune(
         self,
-        contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+        contrast_pairs: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
         output: str | os.PathLike[str] | None = None,
         judge: Judge | LearningJudge | None = None,
     ) -> TunedSteering:
         """Tunes one behaviour; see the function `tune`."""
         with unsteered(self._model):
-            return self._tune(as_dataset(contrast_pairs), output, judge)
+            return self._tune(pairs_from(contrast_pairs), output, judge)
 
     def _tune(
         self, dataset: ContrastPairDataset, output: str | os.PathLike[str] | None, given: Judge | LearningJudge | None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.extraction.extract import extract_vectors
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Mapping
 
     from torch import nn
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def extract_caa_vector(
     model: nn.Module,
     tokenizer: Any,
-    contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    contrast_pairs: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
     layer_idx: int,
     token_position: Readout | None = None,
     batch_size: int | None = None,
@@ -41,7 +42,7 @@ def extract_caa_vector(
 def extract_caa_vectors(
     model: nn.Module,
     tokenizer: Any,
-    contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    contrast_pairs: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
     layer_indices: Iterable[int] | None = None,
     token_position: Readout | None = None,
     batch_size: int | None = None,
@@ -51,7 +52,8 @@ def extract_caa_vectors(
     """Steering vectors of several layers from one pass over the pairs.
 
     Args:
-        contrast_pairs: a dataset, or a list of pairs or of dicts with "positive" and "negative".
+        contrast_pairs: a dataset; a list of pairs or of dicts with "positive" and "negative"; a file of pairs; or the
+            name of a built-in behaviour.
         layer_indices: 0-based decoder layers; None for all of them.
         token_position: "last", "first", "mean" (over all tokens), "response" (mean over the response) or another of
             `read_statistics`. None for "response" where a pair has a prompt and "last" where it has none.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.datasets.loading import pairs_from
 from rotalabs_steer.datasets.neutral import neutral_passages
-from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
 from rotalabs_steer.decoder import (
     check_component,
@@ -140,7 +140,7 @@ class ActivationStatistics:
 def extract_vectors(
     model: nn.Module,
     tokenizer: Any,
-    contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    contrast_pairs: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
     layer_indices: Iterable[int] | None = None,
     *,
     method: str = DEFAULT_METHOD,
@@ -165,7 +165,7 @@ def extract_vectors(
 def read_statistics(
     model: nn.Module,
     tokenizer: Any,
-    contrast_pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    contrast_pairs: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
     layer_indices: Iterable[int] | None = None,
     *,
     methods: Sequence[str] = (DEFAULT_METHOD,),
@@ -183,7 +183,8 @@ def read_statistics(
     With several processes (`accelerate launch`, torchrun) each reads its share of the pairs and all return the same.
 
     Args:
-        contrast_pairs: a dataset, or a list of pairs or of dicts with "positive" and "negative".
+        contrast_pairs: a dataset; a list of pairs or of dicts with "positive" and "negative"; a file of pairs; or the
+            name of a built-in behaviour.
         layer_indices: 0-based decoder layers; None for all of them.
         methods: names in `METHODS`.
         token_positions: "last", "first", "mean", "response", "last_prompt", "span", a function from a `RenderedText` to
@@ -199,7 +200,7 @@ def read_statistics(
         DatasetError, ChatTemplateError, LayerError, OptionError: the input cannot be used; the model has not run.
         ActivationError: an activation is not finite; layer and pair are named.
     """
-    dataset, chat = as_dataset(contrast_pairs), ChatTokenizer.of(tokenizer, template_options)
+    dataset, chat = pairs_from(contrast_pairs), ChatTokenizer.of(tokenizer, template_options)
     if batch_size is not None and (as_integer(batch_size) or 0) < 1:
         raise OptionError(f"batch_size is {batch_size!r}; it must be an integer from 1 on, or None.")
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)

@@ -114,7 +114,11 @@ def _why_not_an_id(repo_id: str, revision: str | None) -> str | None:
 
 
 def missing_from_hub(
-    repo_id: str, *names: str, revision: str | None = None, token: str | bool | None = None
+    repo_id: str,
+    *names: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
 ) -> str | None:
     """Why a repository cannot be had, found out with one request; None if it can, or a file of these names is cached.
 
@@ -130,7 +134,8 @@ def missing_from_hub(
     )
 
     try:
-        if not any(isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str) for name in names):
+        cached = (try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision) for name in names)
+        if not any(isinstance(path, str) for path in cached):
             get_hf_file_metadata(hf_hub_url(repo_id, names[0], revision=revision), token=token)
     except RevisionNotFoundError:
         return f"it has no revision {revision!r}"

@@ -1,98 +1,51 @@
-"""Vector sets from wherever a user has them, and a model that is steered by them from then on."""
+"""A model that is steered by the vectors of a path or repository from then on, as harnesses name them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rotalabs_steer.acting import Vectors, warn_not_steering
-from rotalabs_steer.errors import OptionError, VectorError
-from rotalabs_steer.files.formats import find_sets
-from rotalabs_steer.files.hub import find_vectors
+from rotalabs_steer.acting import warn_not_steering
+from rotalabs_steer.errors import OptionError
 from rotalabs_steer.injection import MultiVectorInjector
 from rotalabs_steer.ordinary_numbers import as_real
-from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
+from rotalabs_steer.strengths_in_text import parse_numbers
+from rotalabs_steer.vector_sources import load_vector_sets, load_vectors, set_places
 
 if TYPE_CHECKING:
     import os
-    from pathlib import Path
 
     from torch import nn
 
     from rotalabs_steer.positions import Scope
+    from rotalabs_steer.vectors import SteeringVectorSet
 
-
-def load_vectors(source: str | os.PathLike[str] | Vectors) -> SteeringVectorSet:
-    """The vector set at a path, or of a repository `owner/name[@revision]` on the Hugging Face Hub; a single vector
-    (at a path or in hand) as a set of one.
-
-    Raises:
-        FileNotFoundError: there is nothing at the path, and no such repository.
-        FileFormatError: it is damaged, unsafe or holds no vectors.
-    """
-    if isinstance(source, SteeringVectorSet):
-        return source
-    if isinstance(source, SteeringVector):
-        return SteeringVectorSet(source.behavior, [source])
-    path = find_vectors(source)
-    if not path.is_dir() and (path.suffix in {".json", ".pt"} or not path.exists()):
-        return load_vectors(SteeringVector.load(path))
-    return SteeringVectorSet.load(path)
-
-
-def load_vector_sets(source: str | os.PathLike[str]) -> dict[str, SteeringVectorSet]:
-    """All sets at a path, by behaviour: one set, one vector, or every set in a folder of sets.
-
-    Raises:
-        VectorError: two sets are of one behaviour, or the folder holds none.
-    """
-    sets: dict[str, SteeringVectorSet] = {}
-    for place in set_places(source):
-        found = load_vectors(place)
-        if found.behavior in sets:
-            raise VectorError(f"{source} holds two sets of {found.behavior!r}. Name the folder of the one you mean.")
-        sets[found.behavior] = found
-    return sets
-
-
-def set_places(source: str | os.PathLike[str]) -> list[Path]:
-    """Where the sets are that `load_vector_sets` reads, in its order.
-
-    Raises:
-        FileNotFoundError: there is nothing at the path, and no such repository.
-        VectorError: the folder holds none.
-    """
-    places = find_sets(find_vectors(source))
-    if not places:
-        raise VectorError(f"{source} is a folder without vector sets. Save some there: vectors.save('{source}/NAME').")
-    return places
+__all__ = ["load_vector_sets", "load_vectors", "set_places", "steer_model", "strength_by_behavior"]
 
 
 def strength_by_behavior(
     sets: Mapping[str, SteeringVectorSet], strength: float | str | Mapping[str, float]
 ) -> dict[str, float]:
-    """One number for every behaviour, or numbers by behaviour: a mapping, or text like "formality:1;refusal:-0.5".
+    """One number for every behaviour, or numbers by behaviour: a mapping, or text such as "formality=1,refusal=-0.5"
+    or "formality:1;refusal:-0.5".
 
     Raises:
         OptionError: text that is neither.
     """
     if isinstance(strength, Mapping):
         return dict(strength)
-    text = str(strength) if isinstance(strength, str) else ""
-    named = [part.rpartition(":") for part in text.split(";")] if ":" in text else []
+    if isinstance(strength, str) and ("=" in strength or ":" in strength):
+        return parse_numbers(strength)
     try:
-        found = {behavior.strip(): float(number) for behavior, _, number in named}
-        one = as_real(float(text) if text and not named else strength)
+        number = as_real(float(strength) if isinstance(strength, str) else strength)
     except ValueError:
-        found, one = {}, None
-    if not found and one is None:
+        number = None
+    if number is None:
         raise OptionError(
             f"strength is {strength!r}; give a number, or one for each behaviour such as "
             f"{';'.join(f'{behavior}:1.0' for behavior in sets)!r}."
         )
-    if len(found) < len(named):
-        raise OptionError(f"strength {text!r} names a behaviour twice.")
-    return found if one is None else dict.fromkeys(sets, one)
+    return dict.fromkeys(sets, number)
 
 
 def steer_model(
