@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from rotalabs_steer.files.hub import missing_from_hub
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rich.console import Console
     from torch import nn
 
     from rotalabs_steer.datasets import ChatTokenizer
@@ -59,19 +61,37 @@ def resolve_source(name: str) -> str:
     return name
 
 
-def load_model(name: str, template_options: Mapping[str, Any] | None = None) -> tuple[nn.Module, ChatTokenizer]:
+def load_model(
+    name: str, template_options: Mapping[str, Any] | None = None, console: Console | None = None
+) -> tuple[nn.Module, ChatTokenizer]:
     """Model, in the dtype it was saved in, on the GPU if there is one, and tokenizer.
+
+    Args:
+        console: shows on a terminal that the model is being loaded, and the bars of downloads; by default nothing is
+            shown.
 
     Raises:
         ModelNameError: as in `resolve_model`; or transformers does not know this kind of model.
         OptionError, ChatTemplateError: the chat template does not take the options; the model has not been loaded.
     """
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of weights that are loaded, which takes seconds
+    if console is None or console.quiet or not console.is_terminal:
+        disable_progress_bars()  # of downloads
+    place = resolve_model(name)
+    local = Path(place).is_dir()  # a download shows bars of its own
+    with console.status(f"loading {name}") if console is not None and local else contextlib.nullcontext():
+        return _load(name, place, template_options)
+
+
+def _load(name: str, place: str, template_options: Mapping[str, Any] | None) -> tuple[nn.Module, ChatTokenizer]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rotalabs_steer.datasets import ChatTokenizer
     from rotalabs_steer.decoder import fastest_device
 
-    place = resolve_model(name)
     try:
         bare = AutoTokenizer.from_pretrained(place)
     except (ValueError, KeyError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rotalabs_steer.errors import FileFormatError, OptionError
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _T = TypeVar("_T")
+_LOGGER = logging.getLogger(__name__)
 
 
 class FinishedSteps:
@@ -58,6 +60,7 @@ class FinishedSteps:
         if name in self._records:
             recorded: _T = self._records[name]
             return recorded if from_record is None else from_record(recorded)
+        _LOGGER.info("%s", name)
         result = compute()
         self._records[name] = result if to_record is None else to_record(result)
         if self._path is not None:
