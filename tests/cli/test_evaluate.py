@@ -94,7 +94,7 @@ def test_a_set_with_several_acting_layers_is_evaluated_as_it_steers(small_model,
         assert alone["acting_layers"] == [layer]
         assert alone["strengths"][0]["cost"]["kl"] != pytest.approx(found["strengths"][0]["cost"]["kl"], rel=1e-3)
     shown = run("evaluate", small_model, tmp_path / "spread", *options[:-1]).output
-    assert "layers 1, 2 together, 4 pairs" in shown
+    assert "layers 1, 2, 4 pairs" in shown
 
 
 def test_refusals_are_counted_where_they_are_asked_for(small_model, tuned_folder, pair_file):

@@ -98,8 +98,8 @@ def extract(
     acting = vectors.acting_layers
     acts = f"{name_layers(acting).capitalize()} {'acts' if len(acting) == 1 else 'act'}"
     console.print(
-        f"{len(vectors)} vector{'' if len(vectors) == 1 else 's'} of {vectors.behavior} "
-        f"({name_layers(vectors.layers)}) from {len(dataset)} pairs saved in {output}. {acts} "
+        f"{len(vectors)} vector{'' if len(vectors) == 1 else 's'} of {vectors.behavior} from {len(dataset)} pairs "
+        f"({name_layers(vectors.layers)}) saved in {output}. {acts} "
         f"unless you name another, as in --steer {output}:{acting[0]}=1. No layer or strength was chosen by what the "
         "model writes: rotalabs-steer tune does that."
     )

@@ -49,9 +49,9 @@ def layers_of(options: Sequence[str] | None) -> list[int] | None:
 
 
 def name_layers(layers: Sequence[int]) -> str:
-    """Layers in words: `layer 14`, `layers 8 and 10`, `layers 8-10`."""
+    """Layers in words: `layer 14`, `layers 8, 10`, `layers 8-10`."""
     if len(layers) == 1:
         return f"layer {layers[0]}"
     if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
         return f"layers {layers[0]}-{layers[-1]}"
-    return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}" if layers else "no layers"
+    return f"layers {', '.join(map(str, layers))}" if layers else "no layers"

@@ -89,8 +89,8 @@ def parse_vectors(text: str, option: str = "") -> NamedVectors:
             number = None
     if not place or (strength is not None and number is None):
         raise OptionError(
-            f"{option} {text!r} is not of the form VECTORS=STRENGTH or VECTORS:LAYERS=STRENGTH, as in tuned/humor=0.5 "
-            "or tuned/humor:14=0.5.".lstrip()
+            f"{option} {text!r} is not of the form VECTORS=STRENGTH, as in tuned/humor=0.5, or "
+            "VECTORS:LAYERS=STRENGTH, as in tuned/humor:14=0.5.".lstrip()
         )
     chosen = None if layers is None else tuple(dict.fromkeys(parse_layers(layers)))
     return NamedVectors(place, chosen, number)

@@ -68,7 +68,7 @@ def tune(
     datasets = _datasets([*(pairs or ()), *(named_pairs or ())], parse_columns(column))
     if output.exists() and not output.is_dir():
         raise OptionError(f"{output} is a file; each behaviour gets a folder of its own in --output. Name a folder.")
-    from rotalabs_steer.cli.loading import load_model
+    from rotalabs_steer.cli.loading import load_model, resolve_model
     from rotalabs_steer.cli.tuning_processes import tune_side_by_side
     from rotalabs_steer.cli.what_acts import model_facts, name_model
 
@@ -82,8 +82,9 @@ def tune(
     found: list[TunedSteering] = []
     with if_stopped("Run the same command again to go on from the last finished step."):
         if processes > 1:
+            place = resolve_model(model)  # here, since making the sample model is not work for two processes at once
             with progress(console, f"tuning {len(datasets)} behaviours on {model}, {processes} at once"):
-                found = tune_side_by_side(model, options, datasets, output, processes, say)
+                found = tune_side_by_side(place, options, datasets, output, processes, say)
         else:
             loaded, tokenizer = load_model(model, options.template_options, console)
             facts = model_facts(model, loaded)
