@@ -65,17 +65,13 @@ def chat(
 def _talk(conversation: Conversation) -> None:
     """Reads and answers lines until the user leaves."""
     console = output()
-    while True:
-        try:
-            line = input("> ").strip()
-            if line == "/quit":
-                return
+    try:
+        while (line := input("> ").strip()) != "/quit":
             shown = _reply(conversation, line)
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            return
-        if shown is not None:
-            console.print(shown, highlight=False, markup=False, soft_wrap=True)
+            if shown is not None:
+                console.print(shown, highlight=False, markup=False, soft_wrap=True)
+    except (EOFError, KeyboardInterrupt):
+        console.print()
 
 
 def _reply(conversation: Conversation, line: str) -> str | None:
