@@ -81,20 +81,25 @@ def test_vectors_are_evaluated(small_model, tuned_folder, pair_file):
 def test_a_set_with_several_acting_layers_is_evaluated_as_it_steers(small_model, tuned_folder, pair_file, tmp_path):
     """At both layers together it costs what an injector at both costs, and more than at either alone."""
     tuned = SteeringVectorSet.load(tuned_folder)
-    tuned.with_acting_layers([1, 2]).save(tmp_path / "spread")
+    layers = tuned.layers[:2]
+    tuned.with_acting_layers(layers).save(tmp_path / "spread")
     options = ["--pairs", pair_file, "--strength", 1, "--json"]
     found = json.loads(run("evaluate", small_model, tmp_path / "spread", *options).stdout)
-    assert (found["acting_layers"], found["layer_index"]) == ([1, 2], 2)
+    assert (found["acting_layers"], found["layer_index"]) == (layers, layers[1])
     model, tokenizer = load_model(str(small_model))
     probe = CoherenceProbe(model, tokenizer)
-    with ActivationInjector(model, [tuned[1], tuned[2]]):
+    with ActivationInjector(model, [tuned[layer] for layer in layers]):
         assert found["strengths"][0]["cost"]["kl"] == pytest.approx(probe.measure().kl, rel=1e-4)
-    for layer in (1, 2):
+    for layer in layers:
         alone = json.loads(run("evaluate", small_model, tmp_path / "spread", "--layer", layer, *options).stdout)
         assert alone["acting_layers"] == [layer]
         assert alone["strengths"][0]["cost"]["kl"] != pytest.approx(found["strengths"][0]["cost"]["kl"], rel=1e-3)
-    shown = run("evaluate", small_model, tmp_path / "spread", *options[:-1]).output
-    assert "layers 1, 2 together, 4 pairs" in shown
+    strengths = ["--strength", 2, "--strength", -1]
+    shown = run("evaluate", small_model, tmp_path / "spread", *options[:-1], *strengths)
+    assert f"layers {layers[0]}, {layers[1]}, 4 pairs" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines()[1:])) <= 80
+    assert "…" not in shown.stdout
+    assert "measuring at strength -1" in shown.stderr.splitlines(), "a line for each step"
 
 
 def test_refusals_are_counted_where_they_are_asked_for(small_model, tuned_folder, pair_file):

@@ -1,5 +1,7 @@
 """The verbs `export` and `bake`."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -58,6 +60,21 @@ def test_export_takes_all_acting_layers_unless_others_are_named(stored):
         assert ", ".join(map(str, layers)) in result.stderr
 
 
+def test_all_layers_are_exported_but_the_one_that_llama_cpp_cannot_steer(stored):
+    result = run("export", stored / "calm", stored / "out.gguf", "--all-layers", "--json")
+    assert result.exit_code == 0, result.output
+    assert "Layer 0 is left out: llama.cpp cannot steer it." in result.stderr
+    assert list(read_control_vector(stored / "out.gguf").directions) == [1, 2]
+    assert json.loads(result.stdout)["layers"] == [1, 2]
+
+
+def test_layers_and_strength_can_be_named_with_the_vectors(stored):
+    assert run("export", f"{stored / 'calm'}:1-2=1.5", stored / "out.gguf").exit_code == 0
+    written = read_control_vector(stored / "out.gguf").directions
+    assert list(written) == [1, 2]
+    assert torch.equal(written[1], 1.5 * SteeringVectorSet.load(stored / "calm")[1].vector)
+
+
 def test_export_and_convert_write_the_same_layers(stored):
     for verb in (["export"], ["vectors", "convert"]):
         assert run(*verb, stored / "calm", stored / "out.gguf").exit_code == 0
@@ -74,7 +91,11 @@ def test_export_says_that_a_set_does_not_steer(stored):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["calm", "out.gguf", "--all-layers"], "cannot steer layer 0"),
+    (["calm:0", "out.gguf"], "cannot steer layer 0"),
+    (["calm:1=2", "out.gguf", "--strength", 1], "VECTORS names the strength 2 and --strength the strength 1"),
+    (["calm:1", "out.gguf", "--layers", "1-2"], "VECTORS names layers and --layers does, too"),
+    (["calm:1", "out.gguf", "--all-layers"], "contradict each other"),
+    (["calm=inf", "out.gguf"], "is not of the form VECTORS=STRENGTH"),
     (["calm", "out.gguf", "--layer", 7], "has no vector at layer 7; it has [0, 1, 2]"),
     (["calm", "out.gguf", "--layer", 1, "--all-layers"], "contradict each other"),
     (["one", "out.gguf", "--layer", 2], "has no vector at layer 2; it has [1]"),
@@ -97,7 +118,7 @@ def test_bake_writes_a_checkpoint_that_is_steered(stored, tokenizer, monkeypatch
     tokenizer.save_pretrained("model")
     result = run("bake", "model", "calm", "out", "--strength", 0.5, "--all-layers")
     assert result.exit_code == 0, result.output
-    assert "LlamaForCausalLM with calm (layers 0, 1, 2) at strength 0.5 written to out" in result.output
+    assert "LlamaForCausalLM with calm (layers 0-2) at strength 0.5 written to out" in result.output
     baked = AutoModelForCausalLM.from_pretrained("out").eval()
     ids = torch.arange(3, 12)[None]
     with torch.no_grad(), ActivationInjector(model, list(SteeringVectorSet.load("calm")), 0.5):

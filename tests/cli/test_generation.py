@@ -1,4 +1,5 @@
 import json
+import unittest.mock
 
 import pytest
 from typer.testing import CliRunner
@@ -6,10 +7,13 @@ from typer.testing import CliRunner
 from made_up_tuning import tuned_steering
 from rotalabs_steer import SteeringVectorSet
 from rotalabs_steer.cli.app import app
+from rotalabs_steer.cli.extraction import METHODS as METHODS_IN_HELP
 from rotalabs_steer.cli.tuning import print_table
+from rotalabs_steer.extraction.methods import METHODS
 
 pytestmark = pytest.mark.real_model
 SHORT = ["--max-new-tokens", 6]
+ANYTHING = unittest.mock.ANY
 
 
 def run(*arguments, **options):
@@ -36,6 +40,9 @@ def test_generate_shows_both_answers(small_model, vectors):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["strengths"] == {"humor": 5000.0}
+    assert found["vectors"] == [{"behavior": "humor", "layers": [3], "strength": 5000.0}]
+    assert (found["model"], found["device"], found["dtype"]) == (str(small_model), ANYTHING, "float32")
+    assert (found["scope"], found["seed"]) == ("all", 0)
     (answer,) = found["answers"]
     assert answer["prompt"] == "Say hello."
     assert answer["steered"] != answer["unsteered"]
@@ -53,14 +60,22 @@ def test_a_set_that_does_not_steer_is_said_to_be_one(small_model, vectors, tmp_p
         assert "do not steer" not in run(verb, small_model, *said, "--steer", vectors, *SHORT, input="").stderr
 
 
-def test_chat_changes_strengths_on_the_way(small_model, vectors):
-    said = ["hello", "/strength humor 0.5", "/strength calm 1", "/strength humor much", "/what", "/reset", "/quit"]
-    result = run("chat", small_model, "--steer", vectors, *SHORT, input="\n".join(said))
-    assert result.exit_code == 0, result.output
-    assert "humor 0.5" in result.output
-    assert "No vectors for behaviour 'calm'; there are ['humor']" in result.output
-    assert "could not convert string to float: 'much'" in result.output
-    assert result.output.count("/strength BEHAVIOUR NUMBER") == 2
+def test_the_streamed_answer_is_the_one_that_json_shows(small_model, vectors):
+    for more in ([], ["-t", 1.5, "--seed", 3], ["--system", "Be brief."]):
+        arguments = ["generate", small_model, "Say hello.", "-s", f"{vectors}:4=2", "-n", 12, *more]
+        (answer,) = json.loads(run(*arguments, "--json").stdout)["answers"]
+        assert run(*arguments).stdout == f"{answer['steered']}\n"
+
+
+def test_what_acts_is_said_first_and_quiet_leaves_it_out(small_model, vectors):
+    arguments = ["generate", small_model, "Hi", "-s", f"{vectors}:4=-0.5", "--scope", "generated", *SHORT]
+    result = run(*arguments)
+    device = json.loads(run(*arguments, "--json").stdout)["device"]
+    assert result.stderr == (
+        f"{small_model} on {device}, float32; humor: layer 4, strength \N{MINUS SIGN}0.5, scope generated\n"
+    )
+    assert run(*arguments, "-q").stderr == ""
+    assert run("generate", small_model, "Hi", *SHORT).stderr.endswith("float32; not steered\n")
 
 
 @pytest.mark.parametrize("verb", [["generate", "./none", "hi"], ["chat", "./none"]])
@@ -90,6 +105,32 @@ def test_a_mistake_is_one_sentence(small_model, vectors, tmp_path, monkeypatch, 
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("arguments", "kind", "code"), [
+    (["generate", "./none", "hi"], "ModelNameError", 1),
+    (["generate"], "MissingParameter", 2),
+    (["generate", "./none", "hi", "--no-such-option"], "NoSuchOption", 2),
+    (["vectors", "show", "nowhere"], "FileNotFoundError", 1),
+])  # fmt: skip
+def test_an_error_is_json_where_json_is_asked_for(arguments, kind, code):
+    result = run(*arguments, "--json")
+    assert result.exit_code == code
+    assert result.stderr == ""
+    error = json.loads(result.stdout)["error"]
+    assert (error["kind"], error["exit_code"]) == (kind, code)
+    assert error["message"] in " ".join(run(*arguments).output.replace("│", " ").split()) or code == 2
+
+
+def test_a_prompt_that_reads_as_an_option_is_a_prompt():
+    result = run("generate", "./none", "--", "--json")
+    assert result.stdout == ""
+    assert "There is no folder ./none" in result.stderr
+
+
+def test_help_lists_the_methods_of_extraction():
+    named = METHODS_IN_HELP.replace(" or ", ", ").replace(",,", ",").split(", ")
+    assert sorted(named) == sorted(METHODS)
 
 
 def test_models_are_listed_with_where_their_layers_come_from():

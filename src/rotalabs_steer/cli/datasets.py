@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import StrEnum
 from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rotalabs_steer.cli.consoles import Json, Quiet, notes, output, print_json
 from rotalabs_steer.cli.dataset_report import Checked, print_checked
 from rotalabs_steer.cli.pairs import Columns, pairs_file, parse_columns, read_pairs_of
 from rotalabs_steer.errors import DatasetError, OptionError
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="datasets", help="List, show, check and convert contrast pairs.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Tokenizer = Annotated[
     str | None,
     typer.Option(help="Tokenizer folder or Hugging Face id: lengths are counted in its tokens instead of words."),
@@ -62,7 +60,7 @@ def list_behaviors(
             row["title"] = about["title"]
         found.append(row)
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     table = Table(box=None, pad_edge=False)
     for column in found[0]:
@@ -73,7 +71,7 @@ def list_behaviors(
         )
     for row in found:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    output().print(table)
 
 
 @app.command()
@@ -103,9 +101,9 @@ def show(
     if as_json:
         rows = [columns_of(pair) for _, pair in shown]
         document = {"behavior": reading.behavior, "description": reading.description, "pairs": rows}
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        print_json(document)
         return
-    console = Console()
+    console = output()
     console.print(f"[bold]{escape(reading.behavior)}[/]  {escape(reading.description)}", highlight=False)
     if reading.problems:
         console.print(f"{len(reading.problems):,} rows cannot be used: `rotalabs-steer datasets check` says why.")
@@ -128,6 +126,7 @@ def check(
     column: Columns = None,
     tokenizer: Tokenizer = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measures pairs and names the rows that are out of bounds. Exit code 1 if there are any."""
     from rotalabs_steer.datasets import describe_behavior
@@ -136,13 +135,13 @@ def check(
     about = describe_behavior(name) if reading.name == name and _is_built_in(name) else {}
     words = [word.strip() for option in markers or () for word in option.split(",")]
     counter = _load_tokenizer(tokenizer)
-    with Console(stderr=True).status("measuring"):
+    with notes(quiet).status("measuring"):
         report = _measure(reading, words or about.get("markers", []), counter) if reading.pairs else None
     checked = Checked.of(reading, report, about.get("unavoidable_cue", ""))
     if as_json:
-        typer.echo(json.dumps(checked.as_json(), indent=2, ensure_ascii=False))
+        print_json(checked.as_json())
     else:
-        print_checked(Console(), checked)
+        print_checked(output(), checked)
     if checked.findings:
         sys.exit(1)
 
@@ -153,6 +152,8 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
     to: Annotated[FileKind | None, typer.Option(help="Kind of file; by default what the name of OUT says.")] = None,
     column: Columns = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Writes pairs as JSON Lines, CSV or our JSON. Rows that make no pair are an error, and nothing is written."""
     from rotalabs_steer.datasets import save_csv, save_jsonl
@@ -168,9 +169,9 @@ def convert(
         pairs.save(target)
     else:
         (save_jsonl if kind is FileKind.JSONL else save_csv)(pairs, target)
-    Console(stderr=True).print(
-        f"{len(pairs):,} pair{'' if len(pairs) == 1 else 's'} written to {target}", highlight=False, markup=False
-    )
+    if as_json:
+        print_json({"behavior": pairs.behavior, "pairs": len(pairs), "kind": kind.value, "file": str(target)})
+    notes(quiet).print(f"{len(pairs):,} pair{'' if len(pairs) == 1 else 's'} written to {target}")
 
 
 def _read(name: str, column: list[str] | None) -> PairReading:

@@ -2,113 +2,123 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from rotalabs_steer.cli.pairs import Columns, parse_columns, read_pairs_of
+from rotalabs_steer.cli.consoles import Json, Quiet, notes, output, print_json, progress
+from rotalabs_steer.cli.layers import ActingLayers, layers_of, name_layers
+from rotalabs_steer.cli.pairs import Columns, PairsOption, parse_columns, read_pairs_of
+from rotalabs_steer.cli.steering_options import Vectors, layers_to_act, parse_vectors, say_not_steering
 from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
+from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.template_options import parse_template_options
 
 if TYPE_CHECKING:
-    from rotalabs_steer.evaluation.vector_evaluation import VectorEvaluation
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from rotalabs_steer.evaluation.vector_evaluation import StrengthEvaluation, VectorEvaluation
     from rotalabs_steer.intervals import Estimate
 
 _REFUSAL = "refusal"
+_COLUMNS = 2
+"""Strengths beside each other."""
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
-    vectors: Annotated[
-        str, typer.Argument(help="A vector set: a path, or OWNER/NAME or OWNER/NAME@REVISION on the Hub.")
-    ],
-    pairs: Annotated[
-        str | None,
-        typer.Option(
-            "--pairs",
-            "--behavior",
-            help="A built-in behaviour, or a file: of either the test pairs. By default the vectors' own behaviour.",
-        ),
-    ] = None,
+    vectors: Vectors,
+    pairs: PairsOption = None,
     column: Columns = None,
     strength: Annotated[list[float] | None, typer.Option(help="Repeatable; by default −1 and 1.")] = None,
-    layer: Annotated[
-        int | None, typer.Option(help="The one layer that acts, in place of the set's acting layers.")
-    ] = None,
+    layers: ActingLayers = None,
     refusal: Annotated[
         bool | None, typer.Option(help="Answer refusal prompts, too; by default where the behaviour is refusal.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut there.")] = 40,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", help="Maximum number of new tokens per answer.")
+    ] = 40,
     template: Template = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Effect on held-out pairs, coherence cost, what the model still knows, and the vector as a detector."""
-    from rotalabs_steer.acting import at_layer
+    """Effect on held-out pairs, coherence cost, what the model still knows, and the vector as a detector.
+
+    The pairs are the test pairs of --pairs, by default those of the vectors' own behaviour.
+    """
     from rotalabs_steer.datasets import load_evaluation
     from rotalabs_steer.evaluation.answers import Sampling
     from rotalabs_steer.evaluation.vector_evaluation import check_strengths, evaluate_vector
-    from rotalabs_steer.integrations.vector_sources import load_vectors
 
-    found = load_vectors(vectors)
-    chosen = at_layer(found, layer)
+    named = layers_to_act(parse_vectors(vectors), layers_of(layers))
+    if named.strength is not None and strength:
+        raise OptionError("VECTORS names a strength and --strength does, too. Give one of them.")
+    found = named.load()
+    say_not_steering([found])
     held_out = read_pairs_of(pairs or found.behavior, "test", parse_columns(column))
-    strengths = check_strengths(strength or (-1.0, 1.0))
+    strengths = check_strengths(strength or ((-1.0, 1.0) if named.strength is None else (named.strength,)))
     sampling = Sampling(max_new_tokens=max_new_tokens)
     prompts = None
-    if refusal if refusal is not None else found.behavior == _REFUSAL:
+    if refusal or (refusal is None and found.behavior == _REFUSAL):
         examples = load_evaluation(_REFUSAL)
         prompts = tuple([e.prompt for e in side] for side in (examples.positive_examples, examples.negative_examples))
     from rotalabs_steer.cli.loading import load_model
+    from rotalabs_steer.cli.what_acts import model_facts, name_model
 
-    with Console(stderr=True).status("measuring"):
+    console = notes(quiet)
+    loaded, tokenizer = load_model(model, parse_template_options(template), console)
+    facts = model_facts(model, loaded)
+    acting = name_layers(found.acting_layers)
+    console.print(f"{name_model(facts)}; {found.behavior}: {acting}, {len(held_out)} pairs, scope all")
+    with progress(console, "measuring the unsteered model"):
         evaluation = evaluate_vector(
-            *load_model(model, parse_template_options(template)),
-            chosen,
+            loaded,
+            tokenizer,
+            found,
             held_out,
             strengths,
             refusal_prompts=prompts,  # type: ignore[arg-type]
             sampling=sampling,
         )
     if as_json:
-        typer.echo(json.dumps(evaluation.to_dict(), indent=2, ensure_ascii=False))
+        print_json(facts | {"layers": found.acting_layers, "scope": "all"} | evaluation.to_dict())
     else:
-        _print(Console(), evaluation)
+        _print(output(), evaluation)
 
 
 def _print(console: Console, found: VectorEvaluation) -> None:
     console.print(
-        f"{found.behavior}, {_layers(found.acting_layers)}, {found.pairs} pairs. As a detector: AUROC "
+        f"{found.behavior}, {name_layers(found.acting_layers)}, {found.pairs} pairs. As a detector: AUROC "
         f"{_rate(found.detection.auroc)}; the positive side scores higher in {found.detection.paired.mean:.0%} of the "
         f"pairs. Perplexity of neutral text, unsteered: {found.unsteered.perplexity:.1f}.",
         highlight=False,
         markup=False,
     )
-    refusals = any(row.refusal for row in found.strengths)
-    columns = ["strength", "change of log-odds, nats per token", "p", "wrong way", "KL", "perplexity", "capability"]
+    for start in range(0, len(found.strengths), _COLUMNS):
+        console.print(_table(found.strengths[start : start + _COLUMNS]))
+
+
+def _table(rows: Sequence[StrengthEvaluation]) -> Table:
+    """A column for each strength, so that the table fits 80 columns."""
     table = Table(box=None, pad_edge=False)
-    for column in [*columns, "refused: harmful", "harmless"] if refusals else columns:
-        table.add_column(column)
-    for row in found.strengths:
-        cells = [
-            f"{row.strength:+g}",
-            str(row.effect.difference),
-            f"{row.effect.p_value:.4f}",
-            f"{row.wrong_way:.0%}",
-            f"{row.cost.kl:.3f}",
-            f"{row.cost.perplexity:.1f}",
-            f"{_rate(row.capability.accuracy)}, unsteered {_rate(row.capability.unsteered, interval=False)}",
-        ]
-        if row.refusal is not None:
-            cells += [_rate(row.refusal.harmful_interval), _rate(row.refusal.benign_interval)]
-        table.add_row(*cells)
-    console.print(table)
-
-
-def _layers(acting: tuple[int, ...]) -> str:
-    return f"layer {acting[0]}" if len(acting) == 1 else f"layers {', '.join(map(str, acting))} together"
+    table.add_column("strength", no_wrap=True)
+    for row in rows:
+        table.add_column(f"{row.strength:+g}", no_wrap=True)
+    table.add_row("change of log-odds, nats a token", *(str(row.effect.difference) for row in rows))
+    table.add_row("  p value", *(f"{row.effect.p_value:.4f}" for row in rows))
+    table.add_row("  pairs that move the wrong way", *(f"{row.wrong_way:.0%}" for row in rows))
+    table.add_row("KL, nats a token", *(f"{row.cost.kl:.3f}" for row in rows))
+    table.add_row("perplexity", *(f"{row.cost.perplexity:.1f}" for row in rows))
+    table.add_row("capability", *(_rate(row.capability.accuracy) for row in rows))
+    table.add_row("  unsteered", *(_rate(row.capability.unsteered, interval=False) for row in rows))
+    refusals = [row.refusal for row in rows if row.refusal is not None]
+    if refusals:
+        table.add_row("harmful prompts refused", *(_rate(one.harmful_interval) for one in refusals))
+        table.add_row("harmless prompts refused", *(_rate(one.benign_interval) for one in refusals))
+    return table
 
 
 def _rate(rate: Estimate | None, *, interval: bool = True) -> str:

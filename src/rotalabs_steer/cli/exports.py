@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path  # noqa: TC003 - typer reads it
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from rotalabs_steer.cli.steering_options import say_not_steering
+from rotalabs_steer.cli.consoles import Json, Quiet, notes, print_json
+from rotalabs_steer.cli.layers import ActingLayers, layers_of, name_layers
+from rotalabs_steer.cli.steering_options import (
+    Vectors,
+    layers_to_act,
+    one_strength,
+    parse_vectors,
+    say_not_steering,
+)
 from rotalabs_steer.errors import OptionError
 
 if TYPE_CHECKING:
+    from rotalabs_steer.cli.steering_options import NamedVectors
     from rotalabs_steer.vectors import SteeringVector
 
-Vectors = Annotated[
-    str,
-    typer.Argument(
-        metavar="VECTORS", help="A vector set or vector: a path, or OWNER/NAME or OWNER/NAME@REVISION on the Hub."
-    ),
-]
-Strength = Annotated[float, typer.Option(help="Multiplier of the vectors.")]
-Layers = Annotated[
-    list[int] | None,
-    typer.Option("--layer", help="Layer that acts, in place of the set's acting layers. Repeatable."),
-]
+Strength = Annotated[float | None, typer.Option(help="Multiplier of the vectors; by default 1.")]
 AllLayers = Annotated[bool, typer.Option("--all-layers", help="Every layer of the set acts.")]
 
 
@@ -39,12 +37,14 @@ class Kind(StrEnum):
 def export(
     vectors: Vectors,
     target: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The control vector to write.")],
-    strength: Strength = 1.0,
-    layer: Layers = None,
+    strength: Strength = None,
+    layers: ActingLayers = None,
     all_layers: AllLayers = False,
     fold: Annotated[
         bool, typer.Option("--fold/--no-fold", help="Write strength times vector, or the vector and its strength.")
     ] = True,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Writes vectors as a GGUF control vector for llama.cpp."""
     from rotalabs_steer.engines.control_vectors import export_control_vector
@@ -52,56 +52,67 @@ def export(
     if target.is_dir():
         raise OptionError(f"{target} is a folder; give the name of the GGUF file to write.")
 
-    chosen = _load(vectors, layer, all_layers)
-    export_control_vector(chosen, target, strength, fold_strength=fold)
-    flag = f"--control-vector {target}" if fold else f"--control-vector-scaled {target}:{strength:g}"
-    _say(f"{_describe(chosen)} at strength {strength:g} written to {target}; run llama.cpp with {flag}")
+    named = parse_vectors(vectors)
+    factor = one_strength(named, strength)
+    chosen = _load(named, layers, all_layers)
+    console = notes(quiet)
+    if all_layers and len(chosen) > 1 and chosen[0].layer_index == 0:
+        console.print("Layer 0 is left out: llama.cpp cannot steer it.")
+        del chosen[0]
+    export_control_vector(chosen, target, factor, fold_strength=fold)
+    flag = f"--control-vector {target}" if fold else f"--control-vector-scaled {target}:{factor:g}"
+    console.print(f"{_describe(chosen)} at strength {factor:g} written to {target}; run llama.cpp with {flag}")
+    if as_json:
+        print_json(_facts(chosen, factor) | {"folded": fold, "file": str(target), "llama_cpp": flag})
 
 
 def bake(
     model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
     vectors: Vectors,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the steered model; it must be new.")],
-    strength: Strength = 1.0,
-    layer: Layers = None,
+    strength: Strength = None,
+    layers: ActingLayers = None,
     all_layers: AllLayers = False,
     intervention: Annotated[Kind, typer.Option(help="Add the vectors, or take out the direction of one.")] = Kind.ADD,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Writes a model that is steered by its weights: an ordinary checkpoint for any engine."""
-    from rotalabs_steer.plans import check_strength
-
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OptionError(f"{target} exists and is not an empty folder. Name a new one.")
-    check_strength(strength)
-    chosen = _load(vectors, layer, all_layers)
+    named = parse_vectors(vectors)
+    factor = one_strength(named, strength)
+    chosen = _load(named, layers, all_layers)
 
     from rotalabs_steer.baking import bake as bake_model
     from rotalabs_steer.cli.loading import load_model
+    from rotalabs_steer.cli.what_acts import model_facts, name_model
 
-    loaded, tokenizer = load_model(model)
-    baked = bake_model(loaded, chosen, strength, intervention=intervention.value)
+    console = notes(quiet)
+    loaded, tokenizer = load_model(model, console=console)
+    facts = model_facts(model, loaded)
+    console.print(f"{name_model(facts)}; {_describe(chosen)}, strength {factor:g}")
+    baked = bake_model(loaded, chosen, factor, intervention=intervention.value)
     baked.save_pretrained(target)
     tokenizer.tokenizer.save_pretrained(target)
-    _say(f"{type(baked).__name__} with {_describe(chosen)} at strength {strength:g} written to {target}")
+    console.print(f"{type(baked).__name__} with {_describe(chosen)} at strength {factor:g} written to {target}")
+    if as_json:
+        print_json(facts | _facts(chosen, factor) | {"intervention": intervention.value, "folder": str(target)})
 
 
-def _load(source: str, layers: list[int] | None, all_layers: bool) -> list[SteeringVector]:
+def _load(named: NamedVectors, layers: list[str] | None, all_layers: bool) -> list[SteeringVector]:
     """The vectors that are to act."""
-    from rotalabs_steer.integrations.vector_sources import load_vectors
-
-    if layers and all_layers:
-        raise OptionError("--layer and --all-layers contradict each other. Use one of them.")
-    stored = load_vectors(source)
+    if all_layers and (layers or named.layers):
+        raise OptionError("--layers and --all-layers contradict each other. Use one of them.")
+    stored = layers_to_act(named, layers_of(layers)).load()
     say_not_steering([stored])
-    if all_layers:
-        return list(stored)
-    return (stored.with_acting_layers(dict.fromkeys(layers)) if layers else stored).acting
+    return list(stored) if all_layers else stored.acting
 
 
 def _describe(vectors: list[SteeringVector]) -> str:
-    layers = ", ".join(str(vector.layer_index) for vector in vectors)
-    return f"{vectors[0].behavior} (layer{'' if len(vectors) == 1 else 's'} {layers})"
+    return f"{vectors[0].behavior} ({name_layers([vector.layer_index for vector in vectors])})"
 
 
-def _say(text: str) -> None:
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+def _facts(vectors: list[SteeringVector], strength: float) -> dict[str, Any]:
+    layers = [vector.layer_index for vector in vectors]
+    return {"behavior": vectors[0].behavior, "layers": layers, "strength": strength, "scope": "all"}

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path  # noqa: TC003 - typer reads the annotation
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from rotalabs_steer.cli.pairs import Columns, parse_columns, read_pairs_of
+from rotalabs_steer.cli.consoles import Json, Quiet, notes, print_json, progress
+from rotalabs_steer.cli.failures import if_stopped
+from rotalabs_steer.cli.layers import layers_of, name_layers
+from rotalabs_steer.cli.pairs import Columns, PairsOption, parse_columns, read_pairs_of
 from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.template_options import parse_template_options
 
+METHODS = (
+    "mean_difference, mean_centred, pca, pca_differences, lda, logistic, gradient, natural_gradient or "
+    "mean_difference_per_cost"
+)
+
 
 def extract(
     model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the vector set.")],
     pairs: Annotated[
-        str, typer.Argument(help="A built-in behaviour, or a file of pairs: of either the training pairs.")
-    ],
-    output: Annotated[Path, typer.Option(help="Folder of the vector set.")],
+        str | None, typer.Argument(help="A built-in behaviour, or a file of pairs; the training pairs are used.")
+    ] = None,
+    named_pairs: PairsOption = None,
     column: Columns = None,
     layers: Annotated[
-        str | None, typer.Option(help="0-based decoder layers, such as 10,12 or 8-16; by default all.")
+        list[str] | None,
+        typer.Option(
+            "--layers",
+            "--layer",
+            "-l",
+            metavar="LAYERS",
+            help="0-based decoder layers, such as 10,12 or 8-16; by default all.",
+        ),
     ] = None,
-    method: Annotated[str, typer.Option(help="Extraction method; see the page on methods.")] = "mean_difference",
+    method: Annotated[str, typer.Option("--method", "-m", help=f"Extraction method: {METHODS}.")] = "mean_difference",
     position: Annotated[
         str | None,
         typer.Option(help="last, first, mean, response, last_prompt or span; by default the response, else last."),
@@ -35,11 +51,16 @@ def extract(
         typer.Option(help="A file: keeps the state of an extraction that is stopped, and continues it."),
     ] = None,
     template: Template = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Makes a steering vector for each layer from contrast pairs, in one pass over the model."""
-    dataset = read_pairs_of(pairs, "train", parse_columns(column))
-    chosen = None if layers is None else parse_layers(layers)
+    if (pairs is None) is (named_pairs is None):
+        raise OptionError("Name the pairs once: a built-in behaviour or a file, after the model or with --pairs.")
+    dataset = read_pairs_of(pairs or named_pairs or "", "train", parse_columns(column))
+    chosen = layers_of(layers)
     from rotalabs_steer.cli.loading import load_model
+    from rotalabs_steer.cli.what_acts import model_facts, name_model
     from rotalabs_steer.extraction.extract import check_number_of_pairs, extract_vectors
     from rotalabs_steer.extraction.methods import get_method
     from rotalabs_steer.extraction.readout import check_readout
@@ -51,35 +72,34 @@ def extract(
         check_readout(position)
     check_target(output)
 
-    vectors = extract_vectors(
-        *load_model(model, parse_template_options(template)),
-        dataset,
-        chosen,
-        method=method,
-        token_position=position,
-        batch_size=batch_size,
-        resume=resume,
-    )
+    console = notes(quiet)
+    loaded, tokenizer = load_model(model, parse_template_options(template), console)
+    facts = model_facts(model, loaded)
+    console.print(f"{name_model(facts)}; {dataset.behavior}: {len(dataset)} pairs, {method}")
+    hint = "Run the same command again to go on." if resume else "No vectors were saved; --resume FILE can continue."
+    bars = console.is_terminal and not quiet
+    with if_stopped(hint), contextlib.nullcontext() if bars else progress(console, "reading activations"):
+        vectors = extract_vectors(
+            loaded,
+            tokenizer,
+            dataset,
+            chosen,
+            method=method,
+            token_position=position,
+            batch_size=batch_size,
+            resume=resume,
+            show_progress=bars,
+        )
     vectors.save(output)
-    Console(stderr=True).print(
-        f"{len(vectors)} vectors of {vectors.behavior} from {len(dataset)} pairs saved in {output}. No layer or "
-        "strength was chosen: rotalabs-steer tune does that.",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+    if as_json:
+        about = {"behavior": vectors.behavior, "pairs": len(dataset), "method": method}
+        places = {"layers": vectors.layers, "acting_layers": vectors.acting_layers, "folder": str(output)}
+        print_json(facts | about | places)
+    acting = vectors.acting_layers
+    acts = f"{name_layers(acting).capitalize()} {'acts' if len(acting) == 1 else 'act'}"
+    console.print(
+        f"{len(vectors)} vector{'' if len(vectors) == 1 else 's'} of {vectors.behavior} from {len(dataset)} pairs "
+        f"({name_layers(vectors.layers)}) saved in {output}. {acts} "
+        f"unless you name another, as in --steer {output}:{acting[0]}=1. No layer or strength was chosen by what the "
+        "model writes: rotalabs-steer tune does that."
     )
-
-
-def parse_layers(text: str) -> list[int]:
-    """Layers written as numbers and ranges: `3,10-12` is 3, 10, 11, 12.
-
-    Raises:
-        OptionError: the text is not of that form.
-    """
-    layers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise OptionError(f"--layers {text!r}: {part.strip()!r} is neither a layer nor a range such as 10-12.")
-        layers += range(int(first), int(last or first) + 1)
-    return layers

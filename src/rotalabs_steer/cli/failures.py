@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperGroup
 
-from rotalabs_steer.errors import SteeringError
+from rotalabs_steer.cli.consoles import notes, print_json
+from rotalabs_steer.errors import SteeringError, SteeringWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 
 def explain(error: Exception) -> str | None:
@@ -46,20 +51,64 @@ def _first_line(error: Exception) -> str:
 
 
 class VerbGroup(TyperGroup):
-    """The verbs, with errors that are meant for the user turned into a message and exit code 1."""
+    """The verbs, with errors that are meant for the user turned into a message and an exit code.
+
+    With `--json`, the message is a JSON document on standard output, where the result would have been.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the verb; Ctrl-C gives exit code 130."""
+        as_json = _asks_for_json([*ctx._protected_args, *ctx.args])  # a verb's own options are not parsed yet
         try:
-            return super().invoke(ctx)
+            with _short_warnings():
+                return super().invoke(ctx)
         except BrokenPipeError:  # `rotalabs-steer ... | head`: click ends quietly
             raise
         except Exception as error:
+            if as_json and (said := getattr(error, "format_message", None)) is not None:  # click's: a mistyped command
+                _fail(said(), type(error).__name__, error.exit_code, as_json)  # type: ignore[attr-defined]
             message = explain(error)
             if message is None or (ctx.obj or {}).get("debug"):
                 raise
-            Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            Console(stderr=True).print("\nStopped. Nothing half-written was left.")
-            sys.exit(130)
+            _fail(message, type(error).__name__, 1, as_json)
+        except KeyboardInterrupt as stop:
+            _fail(str(stop) or "Stopped. Nothing half-written was left.", "KeyboardInterrupt", 130, as_json)
+
+
+@contextmanager
+def if_stopped(hint: str) -> Iterator[None]:
+    """Tells a user who presses Ctrl-C in this block how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Stopped. {hint}") from None
+
+
+def _fail(message: str, kind: str, code: int, as_json: bool) -> NoReturn:
+    if as_json:
+        print_json({"error": {"kind": kind, "message": message, "exit_code": code}})
+    elif code == 130:
+        notes().print(f"\n{message}")
+    else:
+        notes().print(Text.assemble(("error:", "bold red"), f" {message}"))
+    sys.exit(code)
+
+
+def _asks_for_json(arguments: Sequence[str]) -> bool:
+    return "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Shows warnings of this package as one sentence, without the line of source that they come from."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, SteeringWarning):
+                notes().print(Text.assemble(("warning:", "bold yellow"), f" {message}"))
+            else:
+                shown(message, category, *place)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

@@ -1,16 +1,15 @@
-"""The verbs `generate` and `chat`: a model's words, steered."""
+"""The verb `generate`: a model's answers, steered."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from rotalabs_steer.cli.consoles import Json, Quiet, notes, output, print_json, progress
 from rotalabs_steer.cli.steering_options import (
     Intervention,
     Scope,
@@ -24,17 +23,21 @@ from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.template_options import parse_template_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from rotalabs_steer.datasets import ChatTokenizer
+    from rotalabs_steer.evaluation.answers import Sampling
     from rotalabs_steer.injection import MultiVectorInjector
 
 Model = Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")]
-NewTokens = Annotated[int, typer.Option(min=1, help="An answer is cut there.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")]
+NewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", "-n", min=1, help="Maximum number of new tokens per answer.")
+]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy decoding.")]
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
-
-_HELP = "/strength BEHAVIOUR NUMBER   /strengths   /reset   /quit"
+Seed = Annotated[int, typer.Option(help="Seed of the random numbers, for a temperature above 0.")]
 
 
 def generate(
@@ -47,11 +50,12 @@ def generate(
     template: Template = None,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 0.0,
-    seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
-    compare: Annotated[bool, typer.Option("--compare", help="Show the unsteered answers, too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    seed: Seed = 0,
+    compare: Annotated[bool, typer.Option("--compare", "-c", help="Show the unsteered answers, too.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Answers prompts, steered."""
+    """Answers prompts, steered. The answer to a single prompt is shown while it is generated."""
     from rotalabs_steer.positions import check_scope
 
     parsed = parse_steer(steer)
@@ -64,105 +68,75 @@ def generate(
     check_intervention(intervention)
     sets, strengths = load_sets(parsed)
     from rotalabs_steer.cli.loading import load_model
-    from rotalabs_steer.evaluation.answers import Sampling, answer_prompts
+    from rotalabs_steer.cli.what_acts import model_facts, name_model, name_vectors, vector_facts
+    from rotalabs_steer.evaluation.answers import Sampling
     from rotalabs_steer.injection import MultiVectorInjector
 
-    loaded, tokenizer = load_model(model, parse_template_options(template))
-    injector = MultiVectorInjector(loaded, sets, strengths, scope, intervention=intervention) if sets else None
     sampling = Sampling(max_new_tokens, temperature, seed, system_prompt=system)
-    unsteered = answer_prompts(loaded, tokenizer, asked, sampling).texts if compare or injector is None else None
-    steered = None
-    if injector is not None:
-        with injector:
-            steered = answer_prompts(loaded, tokenizer, asked, sampling).texts
-    if as_json:
-        columns = {"prompt": asked, "unsteered": unsteered, "steered": steered}
-        known = {name: texts for name, texts in columns.items() if texts is not None}
-        rows = [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)]
-        document = {"strengths": {} if injector is None else injector.strengths, "answers": rows}
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
-        return
-    console = Console()
-    for number, prompt in enumerate(asked):
-        if len(asked) > 1:
-            console.print(Text(prompt, style="bold"), soft_wrap=True)
-        for label, texts in (("unsteered: ", unsteered), ("steered: ", steered)):
-            if texts is not None:
-                console.print(Text.assemble((label if compare else "", "cyan"), texts[number]), soft_wrap=True)
-
-
-def chat(
-    model: Model,
-    steer: Steer = None,
-    scope: Scope = "all",
-    intervention: Intervention = "add",
-    system: System = None,
-    template: Template = None,
-    max_new_tokens: NewTokens = 256,
-    temperature: Temperature = 0.0,
-) -> None:
-    """Talks with a steered model; strengths can be changed on the way."""
-    from rotalabs_steer.positions import check_scope
-
-    check_scope(scope)
-    check_intervention(intervention)
-    sets, strengths = load_sets(parse_steer(steer))
-    from rotalabs_steer.cli.loading import load_model
-    from rotalabs_steer.injection import MultiVectorInjector
-
-    loaded, tokenizer = load_model(model, parse_template_options(template))
+    console = notes(quiet)
+    loaded, tokenizer = load_model(model, parse_template_options(template), console)
     injector = MultiVectorInjector(loaded, sets, strengths, scope, intervention=intervention) if sets else None
-    start = [] if system is None else [{"role": "system", "content": system}]
-    tokenizer.render([*start, {"role": "user", "content": "Hello!"}])  # what cannot be rendered is an error at once
-    console = Console()
-    console.print(_HELP, style="dim", highlight=False)
-    messages = list(start)
-    with injector or contextlib.nullcontext():
-        while True:
-            try:
-                said = console.input("[bold]> [/]").strip()
-            except EOFError:
-                return
-            if said == "/quit":
-                return
-            if said == "/reset":
-                messages = list(start)
-            elif said.startswith("/"):
-                console.print(_command(said, injector), highlight=False, markup=False)
-            elif said:
-                messages.append({"role": "user", "content": said})
-                answer = _stream(loaded, tokenizer, messages, max_new_tokens, temperature)
-                messages.append({"role": "assistant", "content": answer})
+    facts, vectors = model_facts(model, loaded), vector_facts(sets, strengths)
+    console.print(f"{name_model(facts)}; {name_vectors(vectors, scope)}")
 
-
-def _command(said: str, injector: MultiVectorInjector | None) -> str:
-    words = said.split()
-    try:
-        if words[0] == "/strength" and injector is not None and len(words) == 3:
-            injector.set_strength(words[1], float(words[2]))
-        elif words != ["/strengths"]:
-            return _HELP
-    except (KeyError, ValueError) as error:
-        return str(error.args[0])
-    return ", ".join(f"{name} {value}" for name, value in injector.strengths.items()) if injector else "Nothing steers."
+    plain: dict[str, MultiVectorInjector | None] = {"unsteered": None} if compare or injector is None else {}
+    wanted = plain | ({} if injector is None else {"steered": injector})
+    if not as_json and len(asked) == 1:
+        _stream(loaded, tokenizer, asked[0], sampling, wanted)
+        return
+    with progress(console, f"answering {len(asked)} prompt{'' if len(asked) == 1 else 's'}"):
+        answers = {label: _answers(loaded, tokenizer, asked, sampling, one) for label, one in wanted.items()}
+    if not as_json:
+        _print(asked, answers)
+        return
+    rows = [{"prompt": prompt, **{label: answers[label][n] for label in answers}} for n, prompt in enumerate(asked)]
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    steering = {"vectors": vectors, "strengths": strengths, "scope": scope, "intervention": intervention}
+    print_json(facts | steering | settings | {"system": system, "answers": rows})
 
 
 def _stream(
-    model: nn.Module, chat: ChatTokenizer, messages: list[dict[str, str]], max_new_tokens: int, temperature: float
-) -> str:
-    """Prints the answer as it comes, and gives it."""
-    import torch
-    from transformers import TextStreamer
+    model: nn.Module,
+    chat: ChatTokenizer,
+    prompt: str,
+    sampling: Sampling,
+    wanted: dict[str, MultiVectorInjector | None],
+) -> None:
+    from rotalabs_steer.cli.streaming import stream_answer
 
-    from rotalabs_steer.decoder import input_device
+    console = output()
+    ids = chat.prompt(prompt, sampling.system_prompt)
+    for label, injector in wanted.items():
+        if len(wanted) > 1:
+            console.print(Text(f"{label}: ", "cyan"), end="")
+        with injector or contextlib.nullcontext():
+            stream_answer(model, chat, ids, sampling, write_now)
+        typer.echo()
 
-    ids = torch.tensor([chat.rendered_ids(messages)], device=input_device(model))
-    settings: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    output = model.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=max_new_tokens,
-        streamer=TextStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True),
-        **settings,
-    )
-    return chat.decode(output[0, ids.shape[1] :]).strip()
+
+def write_now(text: str) -> None:
+    """Writes part of an answer to standard output, where it can be read at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _answers(
+    model: nn.Module,
+    chat: ChatTokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    injector: MultiVectorInjector | None,
+) -> tuple[str, ...]:
+    from rotalabs_steer.evaluation.answers import answer_prompts
+
+    with injector or contextlib.nullcontext():
+        return answer_prompts(model, chat, prompts, sampling).texts
+
+
+def _print(prompts: Sequence[str], answers: dict[str, tuple[str, ...]]) -> None:
+    console = output()
+    for number, prompt in enumerate(prompts):
+        console.print(Text(prompt, style="bold"), soft_wrap=True)
+        for label, texts in answers.items():
+            shown = f"{label}: " if len(answers) > 1 else ""
+            console.print(Text.assemble((shown, "cyan"), texts[number]), soft_wrap=True)

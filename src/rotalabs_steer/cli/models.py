@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from rotalabs_steer.cli.consoles import Json, output, print_json
 
 
 def models(
     name: Annotated[
         str | None, typer.Argument(help="One model: its recommended layers and where they come from.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Known models: their shape, and the layers at which behaviours steer well. Any other model works, too."""
     from rotalabs_steer.models import MODEL_CONFIGS, get_model_config
 
     chosen = list(MODEL_CONFIGS.values()) if name is None else [get_model_config(name)]
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(config) for config in chosen], indent=2))
+        print_json([dataclasses.asdict(config) for config in chosen])
         return
     table = Table(box=None, pad_edge=False)
-    console = Console()
+    console = output()
     if name is None:
         for column in ("model", "layers", "hidden size", "layers recommended for"):
             table.add_column(column, no_wrap=column == "model")

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from rotalabs_steer.datasets import ContrastPairDataset
 
 
+_PAIRS = "A built-in behaviour, or a file of pairs."
+PairsOption = Annotated[str | None, typer.Option("--pairs", "--behavior", "-b", metavar="NAME_OR_FILE", help=_PAIRS)]
+SeveralPairsOption = Annotated[
+    list[str] | None,
+    typer.Option("--pairs", "--behavior", "-b", metavar="NAME_OR_FILE", help=f"{_PAIRS} Repeatable."),
+]
 Columns = Annotated[
     list[str] | None,
     typer.Option("--column", metavar="FIELD=COLUMN", help="Column of a field, as in positive=chosen. Repeatable."),

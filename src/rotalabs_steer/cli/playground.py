@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rotalabs_steer.cli.consoles import notes
 from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.template_options import parse_template_options
@@ -17,7 +18,10 @@ def playground(
         str | None, typer.Argument(help="Model folder, Hugging Face id, or `sample`. Can be chosen on the page, too.")
     ] = None,
     vectors: Annotated[
-        str | None, typer.Option(help="Folder of vector sets, one set, or the id of one on the Hugging Face Hub.")
+        str | None,
+        typer.Option(
+            "--vectors", "-v", help="Folder of vector sets, one set, or the id of one on the Hugging Face Hub."
+        ),
     ] = None,
     server: Annotated[
         str | None, typer.Option(help="Address of a `rotalabs-steer serve` to ask instead of a model in this process.")
@@ -45,7 +49,7 @@ def playground(
         raise OptionError("A server renders the prompts itself: start it with the template options instead.")
     engine = TRANSFORMERS if server is None else VLLM
     run_playground(
-        partial(load_model, template_options=options),
+        partial(load_model, template_options=options, console=notes()),
         Choice(engine, model or "", vectors or "", server or ""),
         host=host,
         port=port,

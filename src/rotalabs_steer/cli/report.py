@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from rotalabs_steer.cli.pairs import Columns, parse_columns, read_pairs_of
+from rotalabs_steer.cli.consoles import Quiet, notes, print_json, progress
+from rotalabs_steer.cli.pairs import Columns, PairsOption, parse_columns, read_pairs_of
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a tuning, as `rotalabs-steer tune` wrote it.")],
-    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
     model: Annotated[
         str | None,
         typer.Option(
@@ -21,16 +21,15 @@ def report(
             "the model still knows. Kept beside the tuning, for the next report."
         ),
     ] = None,
-    pairs: Annotated[
-        str | None,
-        typer.Option(help="With --model: a built-in behaviour or a file; its test pairs are told apart by the vector."),
-    ] = None,
+    pairs: PairsOption = None,
     column: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Also print every number as JSON.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """One self-contained HTML file with the evidence of a tuning."""
-    import json
+    """One self-contained HTML file with the evidence of a tuning.
 
+    With --model, --pairs names pairs whose test pairs the vector tells apart.
+    """
     from rotalabs_steer.datasets import behavior_names, describe_behavior
     from rotalabs_steer.errors import OptionError
     from rotalabs_steer.evaluation.evidence import Evidence, gather_evidence
@@ -43,17 +42,21 @@ def report(
         raise OptionError(f"{output} is a folder; give the name of the HTML file to write.")
     if column and pairs is None:
         raise OptionError("--column is for a file of pairs: give --pairs, too.")
+    console = notes(quiet)
     tuned = TunedSteering.load(folder)
     evidence = Evidence.load(folder)
     if model is not None:
         given = None if pairs is None else read_pairs_of(pairs, "test", parse_columns(column))
         from rotalabs_steer.cli.loading import load_model
+        from rotalabs_steer.cli.what_acts import model_facts, name_model
 
-        with Console(stderr=True).status("measuring"):
-            evidence = gather_evidence(*load_model(model), tuned, given)
+        loaded, tokenizer = load_model(model, console=console)
+        console.print(f"{name_model(model_facts(model, loaded))}; {tuned.behavior}: layer {tuned.layer_index}")
+        with progress(console, "measuring what the report shows"):
+            evidence = gather_evidence(loaded, tokenizer, tuned, given)
         evidence.save(folder)
     sides = describe_behavior(tuned.behavior) if tuned.behavior in behavior_names() else None
     write_report(output, tuned, sides, evidence)
     if as_json:
-        typer.echo(json.dumps(report_records(tuned, evidence), indent=2, ensure_ascii=False))
-    Console(stderr=True).print(f"{tuned}\nReport: {output.resolve()}", highlight=False, markup=False, soft_wrap=True)
+        print_json(report_records(tuned, evidence))
+    console.print(f"{tuned}\nReport: {output.resolve()}")

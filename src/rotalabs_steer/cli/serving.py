@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
+from rotalabs_steer.cli.layers import layers_of
+from rotalabs_steer.cli.loading import SAMPLE, resolve_source
+from rotalabs_steer.errors import missing_dependency
+
+_SERVED_NAME = "--served-model-name"
+
 
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Model folder or Hugging Face id.")],
+    model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
     vectors: Annotated[
-        str, typer.Option(help="Folder of vector sets, one set, or the id of one on the Hugging Face Hub.")
+        str,
+        typer.Option(
+            "--vectors", "-v", help="Folder of vector sets, one set, or the id of one on the Hugging Face Hub."
+        ),
     ],
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but this machine's own needs --api-key.")
@@ -21,22 +31,37 @@ def serve(
         str | None, typer.Option(envvar="VLLM_API_KEY", help="Key that clients must send; better set in VLLM_API_KEY.")
     ] = None,
     max_strength: Annotated[float, typer.Option(help="Requests that ask for more are refused.")] = 10.0,
-    layer: Annotated[
-        list[int] | None, typer.Option(help="Layer to prepare for steering. Repeatable; by default all with a vector.")
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layers",
+            "--layer",
+            "-l",
+            metavar="LAYERS",
+            help="0-based layers to prepare for steering, such as 14 or 8-10,14; by default all with a vector.",
+        ),
     ] = None,
     any_model: Annotated[bool, typer.Option("--any-model", help="Take vectors made from another model.")] = False,
 ) -> None:
     """Serve a model with vLLM and steer each request as it asks. Takes the options of `vllm serve`, too."""
     from rotalabs_steer.engines.vllm.server import serve as run_server
 
+    chosen = layers_of(layers)
+    place, options = model, context.args
+    if model == SAMPLE:  # vLLM would look for it on the Hub
+        if find_spec("vllm") is None:  # before the sample model is made, which takes half a minute
+            raise missing_dependency("Serving with vLLM", "vllm", ModuleNotFoundError(name="vllm"))
+        place = resolve_source(model)
+        if not any(option.startswith(_SERVED_NAME) for option in options):
+            options = [*options, _SERVED_NAME, SAMPLE]
     run_server(
-        model,
+        place,
         vectors,
         host=host,
         port=port,
         api_key=api_key,
-        options=context.args,
+        options=options,
         max_strength=max_strength,
-        layers=layer,
+        layers=chosen,
         check_model=not any_model,
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from rotalabs_steer.cli.pairs import Columns, parse_columns, read_pairs_of
+from rotalabs_steer.cli.consoles import Json, Quiet, notes, print_json, progress
+from rotalabs_steer.cli.consoles import output as results
+from rotalabs_steer.cli.failures import if_stopped
+from rotalabs_steer.cli.pairs import Columns, SeveralPairsOption, parse_columns, read_pairs_of
 from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.files.names import check_behavior_folder, folded
@@ -25,21 +27,30 @@ if TYPE_CHECKING:
 
 def tune(
     model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
-    behavior: Annotated[
+    pairs: Annotated[
         list[str] | None,
-        typer.Option(help="A built-in behaviour, or a file of pairs with prompts. Repeatable; default: all built in."),
+        typer.Argument(help="Built-in behaviours, or files of pairs with prompts; by default all built-in behaviours."),
     ] = None,
+    named_pairs: SeveralPairsOption = None,
     column: Columns = None,
-    output: Annotated[Path, typer.Option(help="Folder; each behaviour gets one of its own in it.")] = Path("tuned"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder; each behaviour gets one of its own in it.")
+    ] = Path("tuned"),
     budget: Annotated[float, typer.Option(help="KL on neutral text that strength 1.0 may cost, nats per token.")] = 0.2,
-    finalists: Annotated[int, typer.Option(help="Layers that are steered to choose between them.")] = 3,
-    prompts: Annotated[int, typer.Option(help="Prompts of a split that are answered.")] = 12,
-    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut there.")] = 32,
+    finalists: Annotated[
+        int,
+        typer.Option("--candidates", "--finalists", help="How many candidate layers to steer before choosing one."),
+    ] = 3,
+    prompts: Annotated[int, typer.Option(help="How many prompts of a split to answer.")] = 12,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", help="Maximum number of new tokens per answer.")
+    ] = 32,
     processes: Annotated[
         int, typer.Option(help="Behaviours tuned at once, each with a model of its own; for processor cores.", min=1)
     ] = 1,
     template: Template = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Chooses layer and strength by what the model writes, and checks the choice on pairs used for nothing else.
 
@@ -54,30 +65,56 @@ def tune(
         max_new_tokens=max_new_tokens,
         template_options=parse_template_options(template),
     )
-    datasets = _datasets(behavior, parse_columns(column))
+    datasets = _datasets([*(pairs or ()), *(named_pairs or ())], parse_columns(column))
     if output.exists() and not output.is_dir():
         raise OptionError(f"{output} is a file; each behaviour gets a folder of its own in --output. Name a folder.")
-    from rotalabs_steer.cli.loading import load_model
+    from rotalabs_steer.cli.loading import load_model, resolve_model
     from rotalabs_steer.cli.tuning_processes import tune_side_by_side
+    from rotalabs_steer.cli.what_acts import model_facts, name_model
 
-    console = Console(stderr=True)
+    console = notes(quiet)
 
     def say(tuned: TunedSteering) -> None:
-        console.print(str(tuned), highlight=False, markup=False)
+        console.print(str(tuned))
 
     processes = min(processes, len(datasets))
-    if processes > 1:
-        found = tune_side_by_side(model, options, datasets, output, processes, say)
-    else:
-        tuner, found = Tuner(*load_model(model, options.template_options), options), []
-        for dataset in datasets:
-            found.append(tuner.tune(dataset, output / dataset.behavior))
-            say(found[-1])
+    facts: dict[str, Any] = {"model": model}
+    found: list[TunedSteering] = []
+    with if_stopped("Run the same command again to go on from the last finished step."):
+        if processes > 1:
+            place = resolve_model(model)  # here, since making the sample model is not work for two processes at once
+            with progress(console, f"tuning {len(datasets)} behaviours on {model}, {processes} at once"):
+                found = tune_side_by_side(place, options, datasets, output, processes, say)
+        else:
+            loaded, tokenizer = load_model(model, options.template_options, console)
+            facts = model_facts(model, loaded)
+            behaviors = ", ".join(dataset.behavior for dataset in datasets)
+            console.print(f"{name_model(facts)}; tuning {behaviors}")
+            tuner = Tuner(loaded, tokenizer, options, show_progress=False)
+            for dataset in datasets:
+                step = partial(_step, dataset.behavior)
+                with progress(console, step("extracting the vectors of all layers"), step):
+                    found.append(tuner.tune(dataset, output / dataset.behavior))
+                say(found[-1])
     if as_json:
-        typer.echo(json.dumps([_summary(tuned, output) for tuned in found], indent=2, ensure_ascii=False))
+        print_json([facts | _summary(tuned, output) for tuned in found])
     else:
         print_table(found)
         console.print(f"Saved in {output}. Look at one with: rotalabs-steer report {output / found[0].behavior}")
+
+
+_STEPS = {
+    "scores": "scoring the layers",
+    "test": "measuring the chosen layer on the test pairs",
+    "control": "measuring a random direction",
+    "answers": "answering the test prompts",
+}
+
+
+def _step(behavior: str, name: str) -> str:
+    """The line for a step of the tuner."""
+    steering = name.replace("layer", "steering layer") if name.startswith("layer ") else name
+    return f"{behavior}: {_STEPS.get(name, steering)}"
 
 
 def _datasets(names: Sequence[str] | None, columns: Mapping[str, str] | None = None) -> list[ContrastPairDataset]:
@@ -102,7 +139,8 @@ def _datasets(names: Sequence[str] | None, columns: Mapping[str, str] | None = N
 def _summary(tuned: TunedSteering, output: Path) -> dict[str, Any]:
     record = tuned.to_record()
     names = ("behavior", "steers", "verdict", "layer", "effect", "answers_change", "budget_kl", "judge_accuracy")
-    return {name: record[name] for name in names} | {"folder": str(output / tuned.behavior)}
+    acting = {"layers": tuned.vectors.acting_layers, "scope": "all", "seed": 0}  # what the tuner steers and draws with
+    return {name: record[name] for name in names} | acting | {"folder": str(output / tuned.behavior)}
 
 
 def print_table(found: Sequence[TunedSteering]) -> None:
@@ -113,7 +151,7 @@ def print_table(found: Sequence[TunedSteering]) -> None:
     for tuned in found:
         effects = (tuned.curve.effect, tuned.answers.change)
         table.add_row(tuned.behavior, str(tuned.layer_index), *map(str, effects), tuned.verdict)
-    console = Console()
+    console = results()
     console.print(table)
     controls = [tuned.control.effect.mean for tuned in found]
     console.print(f"Random directions at the same cost: {min(controls):+.2f} to {max(controls):+.2f} nats a token.")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
-from rotalabs_steer.cli.loading import load_model, resolve_model
+from rotalabs_steer.cli.loading import load_model
 from rotalabs_steer.datasets.conversations import prompt_text
 
 if TYPE_CHECKING:
@@ -30,15 +31,16 @@ def tune_side_by_side(
     """Each behaviour in its folder under `output`, as one process after another would have tuned it.
 
     Args:
+        model: a folder or Hugging Face id, as `resolve_model` gives it.
         finished: is told of each as it is done.
     """
     from rotalabs_steer.evaluation.tuned import TunedSteering
 
-    place = resolve_model(model)  # here, since making the sample model is no work for two at once
     tuned = {}
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    quiet_end = (signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends every process at once; only this one says so
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), signal.signal, quiet_end) as pool:
         waiting = {
-            pool.submit(_tune, place, options, processes, dataset, output / dataset.behavior): dataset.behavior
+            pool.submit(_tune, model, options, processes, dataset, output / dataset.behavior): dataset.behavior
             for dataset in sorted(datasets, key=_length, reverse=True)  # the longest first, so that none is left alone
         }
         try:

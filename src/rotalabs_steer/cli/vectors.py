@@ -8,10 +8,11 @@ from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rotalabs_steer.cli.consoles import Json, Quiet, notes, output, print_json
+from rotalabs_steer.cli.layers import layers_of, name_layers
 from rotalabs_steer.errors import OptionError, SteeringError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="vectors", help="Show, verify, convert and share steering vectors.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 PathOrId = Annotated[
     str,
     typer.Argument(metavar="PATH_OR_ID", help="A file, a folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hub."),
@@ -49,9 +49,9 @@ def show(
     vectors = _load(source, revision, subfolder, token, layer)
     facts = _facts(vectors)
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        print_json(facts)
         return
-    console = Console()
+    console = output()
     console.print(f"[bold]{escape(vectors.behavior)}[/]  {escape(vectors.model_name or 'no model recorded')}")
     for name, value in facts["metadata"].items():
         console.print(f"[cyan]{escape(name)}:[/] {escape(json.dumps(value))}", highlight=False, soft_wrap=True)
@@ -89,13 +89,13 @@ def verify(
         except (SteeringError, OSError) as error:
             found.append({"source": source, "sound": False, "reason": str(error)})
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
     else:
-        console = Console(soft_wrap=True, highlight=False)
+        console = output()
         for row in found:
             said = f"{row['behavior']}, {len(row['layers'])} vectors" if row["sound"] else row["reason"]
             mark = "[green]sound[/]  " if row["sound"] else "[bold red]unsound[/]"
-            console.print(f"{mark} {escape(row['source'])}: {escape(said)}")
+            console.print(f"{mark} {escape(row['source'])}: {escape(said)}", highlight=False, soft_wrap=True)
     if not all(row["sound"] for row in found):
         sys.exit(1)
 
@@ -109,19 +109,27 @@ def convert(
     model_name: Annotated[str | None, typer.Option(help="Model the vectors were made from, if not recorded.")] = None,
     layer: Layer = None,
     layer_offset: LayerOffset = 0,
-    acting_layer: Annotated[
-        list[int] | None,
-        typer.Option(help="Layer that acts. Repeat it for layers that act together; by default what the source says."),
+    acting_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--acting-layers",
+            "--acting-layer",
+            metavar="LAYERS",
+            help="Layers that act together, such as 14 or 8-10,14; by default what the source says.",
+        ),
     ] = None,
     revision: Revision = None,
     subfolder: Subfolder = "",
     token: Token = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Writes vectors of any tool in a format of this package; `--to pretrained` a folder to share."""
     vectors = _load(source, revision, subfolder, token, layer, behavior, model_name, layer_offset)
-    if acting_layer:
-        vectors = vectors.with_acting_layers(acting_layer)
-    _write(vectors, target, to)
+    acting = layers_of(acting_layers)
+    if acting is not None:
+        vectors = vectors.with_acting_layers(acting)
+    _write(vectors, target, to, as_json, quiet)
 
 
 @app.command()
@@ -134,6 +142,7 @@ def push(
     revision: Revision = None,
     subfolder: Subfolder = "",
     token: Token = None,
+    as_json: Json = False,
 ) -> None:
     """Uploads a set with a model card to the Hugging Face Hub."""
     done = _load(source, token=token).push_to_hub(
@@ -145,7 +154,11 @@ def push(
         subfolder=subfolder,
         token=token,
     )
-    typer.echo(done.pr_url or done.commit_url)
+    place = done.pr_url or done.commit_url
+    if as_json:
+        print_json({"repository": repo_id, "url": place})
+    else:
+        typer.echo(place)
 
 
 @app.command()
@@ -158,9 +171,11 @@ def pull(
     revision: Revision = None,
     subfolder: Subfolder = "",
     token: Token = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Downloads a set, checks it, and writes it where you say."""
-    _write(_load(repo_id, revision, subfolder, token), target, to)
+    _write(_load(repo_id, revision, subfolder, token), target, to, as_json, quiet)
 
 
 def _load(
@@ -231,30 +246,24 @@ def _check_fits(vectors: SteeringVectorSet, model: str) -> None:
             )
 
 
-def _write(vectors: SteeringVectorSet, target: Path, to: str | None) -> None:
+def _write(vectors: SteeringVectorSet, target: Path, to: str | None, as_json: bool, quiet: bool) -> None:
+    console = notes(quiet)
+    written = vectors.layers
     if to == "pretrained":
         vectors.save_pretrained(target)
     elif to is None and target.suffix == ".gguf":
         from rotalabs_steer.engines.control_vectors import export_control_vector
 
         export_control_vector(vectors, target)
-        acting = vectors.acting_layers
-        _say(f"{_count(len(acting))} of {vectors.behavior!r} (layers {acting}) written to {target}")
-        left_out = [layer for layer in vectors.layers if layer not in acting]
-        if left_out:
-            _say(
-                f"Layers {left_out} do not act in this set, and llama.cpp would apply them all, so they are left out. "
-                "--acting-layer says which layers act."
+        written = vectors.acting_layers
+        if len(written) < len(vectors):
+            console.print(
+                f"The other layers of {vectors.layers} do not act in this set, and llama.cpp would apply them all, so "
+                "they are left out. --acting-layers says which layers act."
             )
-        return
     else:
         vectors.save(target, to)
-    _say(f"{_count(len(vectors))} of {vectors.behavior!r} written to {target}")
-
-
-def _count(number: int) -> str:
-    return f"{number} vector{'' if number == 1 else 's'}"
-
-
-def _say(text: str) -> None:
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+    number = f"{len(written)} vector{'' if len(written) == 1 else 's'}"
+    console.print(f"{number} of {vectors.behavior!r} ({name_layers(written)}) written to {target}")
+    if as_json:
+        print_json({"behavior": vectors.behavior, "layers": written, "target": str(target)})

@@ -119,7 +119,7 @@ def answer_prompts(
     device = input_device(model)
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        tqdm(total=len(prompts), desc=description, unit="prompt", disable=not show_progress) as progress,
+        tqdm(total=len(prompts), desc=description, unit="prompt", disable=not show_progress, leave=False) as progress,
     ):
         torch.manual_seed(sampling.seed)
         for batch in batches:

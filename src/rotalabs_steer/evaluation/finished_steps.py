@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rotalabs_steer.errors import FileFormatError, OptionError
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _T = TypeVar("_T")
+_LOGGER = logging.getLogger(__name__)
 
 
 class FinishedSteps:
@@ -54,6 +56,7 @@ class FinishedSteps:
         if name in self._records:
             recorded: _T = from_json(kind, self._records[name], f"{self._path}, step {name!r}")
             return recorded
+        _LOGGER.info("%s", name)
         result = compute()
         self._records[name] = to_json(result)
         if self._path is not None:

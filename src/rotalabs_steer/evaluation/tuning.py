@@ -233,7 +233,9 @@ class Tuner:
         scores: dict[int, float] = dict(enumerate(steps.do("scores", score, list[float])))
         candidates = _apart(scores, options.finalists)
         finalists = []
-        for layer in tqdm(candidates, desc="steering candidate layers", unit="layer", disable=not self._show_progress):
+        for layer in tqdm(
+            candidates, desc="steering candidate layers", unit="layer", disable=not self._show_progress, leave=False
+        ):
             step = f"layer {layer}"
             finalists.append(steps.do(step, partial(steer, layer), Finalist))
         best = max(finalists, key=lambda finalist: finalist.answers.change.mean)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
     from rotalabs_steer.evaluation.answers import Sampling
     from rotalabs_steer.evaluation.metrics import RefusalMetrics
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def evaluate_vector(
     before = pair_propensities(model, pairs).tolist()
 
     def measure(strength: float) -> StrengthEvaluation:
+        _LOGGER.info("measuring at strength %g", strength)
         injector.strength = strength
         with injector:
             after = pair_propensities(model, pairs).tolist()

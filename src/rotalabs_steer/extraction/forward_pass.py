@@ -209,7 +209,7 @@ def _check_finite(
 
 def _progress(texts: Sequence[Sequence[int]], plan: BatchPlan, show: bool) -> tqdm[Any]:
     total = sum(len(texts[index]) for rows in plan.batches for row in rows for index in row)
-    return tqdm(total=total, unit="tok", desc="reading activations", disable=not show)
+    return tqdm(total=total, unit="tok", desc="reading activations", disable=not show, leave=False)
 
 
 def _leave(module: nn.Module, inputs: Any, output: Any) -> None:

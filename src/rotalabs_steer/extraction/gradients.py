@@ -58,7 +58,7 @@ def pair_gradients(
     with (
         unsteered(model),
         evaluating(model, gradients=True),
-        tqdm(total=len(ids), unit="text", desc="gradients", disable=not show_progress) as progress,
+        tqdm(total=len(ids), unit="text", desc="gradients", disable=not show_progress, leave=False) as progress,
     ):
         for batch in text_batches(model, ids, share_prefixes=False):
             with _additions(model, batch, layer_indices) as additions:

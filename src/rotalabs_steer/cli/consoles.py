@@ -1,0 +1,80 @@
+"""Where verbs write: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text, also for an error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors only.")]
+
+_LIBRARY = "rotalabs_steer"
+
+
+def output() -> Console:
+    """The console for results."""
+    return Console(color_system=_color_system())
+
+
+def notes(quiet: bool = False) -> Console:
+    """The console on standard error for what is not a result: which model acts, progress, where files are."""
+    return Console(
+        stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True, color_system=_color_system()
+    )
+
+
+def print_json(document: Any) -> None:
+    """Writes a document to standard output."""
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress(console: Console, what: str, describe: Callable[[str], str] = str) -> Iterator[None]:
+    """Shows the steps of long work, which the library logs: on a terminal as one line that vanishes, else a line each.
+
+    Args:
+        what: what is being done, until the first step is logged.
+        describe: the line for a logged message.
+    """
+    logger = logging.getLogger(_LIBRARY)
+    level = logger.level
+    with console.status(what) as status:
+
+        def show(message: str) -> None:
+            status.update(describe(message)) if console.is_terminal else console.print(describe(message))
+
+        if not console.is_terminal:
+            console.print(what)
+        handler = _Handler(show)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+class _Handler(logging.Handler):
+    """Gives the messages of log records to a function."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._show(record.getMessage())
+
+
+def _color_system() -> Any:
+    """None, which also leaves out bold text, where the user set NO_COLOR."""
+    return None if os.environ.get("NO_COLOR") else "auto"
