@@ -60,7 +60,7 @@ def test_two_paths_that_can_be_meant_are_an_error(folder):
     "", " ", "=0.5", "calm=", "calm=much", "calm=nan", "calm=-inf", "calm=0,8", "calm=0.5,,humor", "calm,", "a=1e999",
 ])  # fmt: skip
 def test_what_does_not_name_vectors_and_a_strength_is_an_error(text):
-    with pytest.raises(OptionError, match=r"does not name vectors and a strength\. The form is"):
+    with pytest.raises(OptionError, match=r"is not of the form VECTORS=STRENGTH"):
         parse_several(text)
 
 

@@ -11,7 +11,7 @@ from rotalabs_steer.ordinary_numbers import as_real
 
 _COMMA = re.compile(r",(?!\s*\d[\d\s-]*(?:[=,]|$))")
 """A comma between vectors, not between layers, as in `calm:8,10`."""
-_LAYERS = re.compile(r"(.+):([\d\s,-]+)")
+_LAYERS = re.compile(r"(.+):([\d\s,-]*)")
 _MOST_LAYERS = 10_000
 
 
@@ -78,7 +78,7 @@ def parse_vectors(text: str) -> NamedVectors:
     place, equals, strength = text.rpartition("=")
     if not text or (equals and (not place or _number(strength) is None)):
         raise OptionError(
-            f"{text!r:.200} does not name vectors and a strength. The form is VECTORS=STRENGTH or "
+            f"{text!r:.200} is not of the form VECTORS=STRENGTH or "
             "VECTORS:LAYERS=STRENGTH, as in tuned/humor=0.5 or tuned/humor:14=0.5. A strength is a finite number with "
             "a decimal point."
         )

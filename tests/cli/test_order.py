@@ -14,10 +14,11 @@ from rotalabs_steer import SteeringVector, SteeringVectorSet, __version__
 from rotalabs_steer.cli.app import app
 from rotalabs_steer.cli.layers import layers_of, name_layers
 from rotalabs_steer.cli.pairs import parse_columns, read_pairs_of
-from rotalabs_steer.cli.steering_options import NamedVectors, parse_steer, parse_vectors
+from rotalabs_steer.cli.steering_options import parse_steer
 from rotalabs_steer.cli.tuning import _datasets
 from rotalabs_steer.errors import DatasetError, OptionError
 from rotalabs_steer.files.names import folded
+from rotalabs_steer.strengths_in_text import NamedVectors, parse_vectors
 
 UNSAFE = ["../../etc/evil", "/etc/evil", "a/b", "..", "a\\b", "C:up", "NUL", "con.json", "dot.", " space", "~root",
           "x" * 300, "line\nbreak", "star*"]  # fmt: skip

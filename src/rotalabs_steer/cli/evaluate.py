@@ -10,10 +10,11 @@ from rich.table import Table
 from rotalabs_steer.cli.consoles import Json, Quiet, notes, output, print_json, progress
 from rotalabs_steer.cli.layers import ActingLayers, layers_of, name_layers
 from rotalabs_steer.cli.pairs import Columns, PairsOption, parse_columns, read_pairs_of
-from rotalabs_steer.cli.steering_options import Vectors, layers_to_act, parse_vectors, say_not_steering
+from rotalabs_steer.cli.steering_options import Vectors, layers_to_act, load_named, say_not_steering
 from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.template_options import parse_template_options
+from rotalabs_steer.strengths_in_text import parse_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,7 @@ def evaluate(
     named = layers_to_act(parse_vectors(vectors), layers_of(layers))
     if named.strength is not None and strength:
         raise OptionError("VECTORS names a strength and --strength does, too. Give one of them.")
-    found = named.load()
+    found = load_named(named)
     say_not_steering([found])
     held_out = read_pairs_of(pairs or found.behavior, "test", parse_columns(column))
     strengths = check_strengths(strength or ((-1.0, 1.0) if named.strength is None else (named.strength,)))

@@ -13,14 +13,15 @@ from rotalabs_steer.cli.layers import ActingLayers, layers_of, name_layers
 from rotalabs_steer.cli.steering_options import (
     Vectors,
     layers_to_act,
+    load_named,
     one_strength,
-    parse_vectors,
     say_not_steering,
 )
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.strengths_in_text import parse_vectors
 
 if TYPE_CHECKING:
-    from rotalabs_steer.cli.steering_options import NamedVectors
+    from rotalabs_steer.strengths_in_text import NamedVectors
     from rotalabs_steer.vectors import SteeringVector
 
 Strength = Annotated[float | None, typer.Option(help="Multiplier of the vectors; by default 1.")]
@@ -104,7 +105,7 @@ def _load(named: NamedVectors, layers: list[str] | None, all_layers: bool) -> li
     """The vectors that are to act."""
     if all_layers and (layers or named.layers):
         raise OptionError("--layers and --all-layers contradict each other. Use one of them.")
-    stored = layers_to_act(named, layers_of(layers)).load()
+    stored = load_named(layers_to_act(named, layers_of(layers)))
     say_not_steering([stored])
     return list(stored) if all_layers else stored.acting
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rotalabs_steer.errors import OptionError
+from rotalabs_steer.strengths_in_text import parse_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,24 +21,6 @@ ActingLayers = Annotated[
         help="0-based layers that act together, such as 14 or 8-10,14, instead of the set's acting layers.",
     ),
 ]
-
-_MOST = 10_000
-
-
-def parse_layers(text: str) -> list[int]:
-    """Layers written as numbers and ranges: `3,10-12` is 3, 10, 11, 12.
-
-    Raises:
-        OptionError: the text is not of that form.
-    """
-    layers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        numbers = first.isdecimal() and (not dash or last.isdecimal())
-        if not numbers or int(last or first) < int(first) or int(last or first) >= _MOST:
-            raise OptionError(f"--layers {text!r}: {part.strip()!r} is neither a layer nor a range such as 10-12.")
-        layers += range(int(first), int(last or first) + 1)
-    return layers
 
 
 def layers_of(options: Sequence[str] | None) -> list[int] | None:

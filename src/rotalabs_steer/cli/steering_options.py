@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rotalabs_steer.cli.consoles import notes
-from rotalabs_steer.cli.layers import parse_layers
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.ordinary_numbers import as_real
+from rotalabs_steer.strengths_in_text import NamedVectors, parse_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,67 +37,17 @@ Scope = Annotated[str, typer.Option(help="Which tokens are steered: all, first, 
 Intervention = Annotated[str, typer.Option(help="add, add_keeping_norm, ablate, clamp or rotate.")]
 
 
-@dataclass(frozen=True)
-class NamedVectors:
-    """Vectors as a user names them.
-
-    Attributes:
-        place: a path, or an id on the Hugging Face Hub.
-        layers: the layers that are to act; None for the set's acting layers.
-        strength: None where the text names none.
-    """
-
-    place: str
-    layers: tuple[int, ...] | None = None
-    strength: float | None = None
-
-    def load(self) -> SteeringVectorSet:
-        """The set, in which the named layers act.
-
-        Raises:
-            LayerError: the set has no vector at one of the layers.
-            FileNotFoundError, FileFormatError: see `load_vectors`.
-        """
-        from rotalabs_steer.integrations.vector_sources import load_vectors
-
-        found = load_vectors(self.place)
-        return found if self.layers is None else found.with_acting_layers(self.layers)
-
-
-def parse_vectors(text: str, option: str = "") -> NamedVectors:
-    """Vectors, layers and strength from `VECTORS[:LAYERS][=STRENGTH]`.
-
-    A path that exists is taken as it is, whatever signs are in it.
-
-    Args:
-        option: the option that the text was given with, for an error.
+def load_named(named: NamedVectors) -> SteeringVectorSet:
+    """The set that is named, in which the named layers act.
 
     Raises:
-        OptionError: the strength is not a finite number, or the layers are not numbers and ranges.
+        LayerError: the set has no vector at one of the layers.
+        FileNotFoundError, FileFormatError: see `load_vectors`.
     """
-    place, strength = _split(text, "=")
-    place, layers = _split(place, ":") if re.search(r":[\d,\s-]*$", place) else (place, None)
-    number = None
-    if strength is not None:
-        try:
-            number = as_real(float(strength))
-        except ValueError:
-            number = None
-    if not place or (strength is not None and number is None):
-        raise OptionError(
-            f"{option} {text!r} is not of the form VECTORS=STRENGTH, as in tuned/humor=0.5, or "
-            "VECTORS:LAYERS=STRENGTH, as in tuned/humor:14=0.5.".lstrip()
-        )
-    chosen = None if layers is None else tuple(dict.fromkeys(parse_layers(layers)))
-    return NamedVectors(place, chosen, number)
+    from rotalabs_steer.vector_sources import load_vectors
 
-
-def _split(text: str, sign: str) -> tuple[str, str | None]:
-    """What stands before and after the last sign; None after it where the text is a path that has the sign in it."""
-    before, found, after = text.rpartition(sign)
-    if not found or (Path(text).exists() and not Path(before).exists()):
-        return text, None
-    return before, after
+    found = load_vectors(named.place)
+    return found if named.layers is None else found.with_acting_layers(named.layers)
 
 
 def parse_steer(options: Sequence[str] | None) -> list[NamedVectors]:
@@ -110,7 +56,7 @@ def parse_steer(options: Sequence[str] | None) -> list[NamedVectors]:
     Raises:
         OptionError: as in `parse_vectors`, or vectors are named twice.
     """
-    parsed = [parse_vectors(option, "--steer") for option in options or ()]
+    parsed = [parse_vectors(option) for option in options or ()]
     places = [named.place for named in parsed]
     for place in places:
         if places.count(place) > 1:
@@ -160,12 +106,12 @@ def load_sets(steer: Sequence[NamedVectors]) -> tuple[dict[str, SteeringVectorSe
 
     Raises:
         OptionError: two sets are of one behaviour.
-        LayerError, FileNotFoundError, FileFormatError: as in `NamedVectors.load`.
+        LayerError, FileNotFoundError, FileFormatError: as in `load_named`.
     """
     sets: dict[str, SteeringVectorSet] = {}
     strengths: dict[str, float] = {}
     for named in steer:
-        vectors = named.load()
+        vectors = load_named(named)
         if vectors.behavior in sets:
             raise OptionError(f"Two of the vector sets are of {vectors.behavior!r}. Name one of them.")
         sets[vectors.behavior] = vectors
