@@ -19,8 +19,8 @@ from chat_templates import (
 )
 from rotalabs_steer.datasets import ContrastPair
 from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
-from rotalabs_steer.datasets.checked_chat import closes_thought, open_thought, without_thoughts
 from rotalabs_steer.datasets.rendering import render_pair
+from rotalabs_steer.datasets.thoughts import closes_thought, open_thought, without_thoughts
 from rotalabs_steer.errors import ChatTemplateError, DatasetError, OptionError
 
 QUESTION = [{"role": "user", "content": "Who wrote Faust?"}]
@@ -208,7 +208,7 @@ def test_one_of_several_templates_is_chosen_by_name():
     named = {"default": CHATML, "terse": "{% for m in messages %}{{ m.content }}>{% endfor %}"}
     assert chat(named).render(QUESTION).endswith("<|assistant|>\n")
     assert chat(named, {"chat_template": "terse"}).render(QUESTION) == "Who wrote Faust?>"
-    with pytest.raises(ChatTemplateError, match="multiple chat templates with no default"):
+    with pytest.raises(ChatTemplateError, match=r"several chat templates .a., and none of them is the default"):
         chat({"a": CHATML}).render(QUESTION)
 
 
@@ -232,11 +232,15 @@ def test_options_need_a_template():
         chat(None, {"enable_thinking": False})
 
 
-def test_a_processor_stands_for_its_tokenizer():
-    tokenizer = byte_tokenizer(LLAMA)
-    assert ChatTokenizer.of(Processor(tokenizer, PARTS)).render(QUESTION) == ChatTokenizer.of(tokenizer).render(
-        QUESTION
-    )
+def test_a_processor_stands_for_its_tokenizer_and_its_template_goes_first():
+    both = ChatTokenizer.of(Processor(byte_tokenizer(LLAMA), PARTS))
+    assert both.render(QUESTION) == "USER: Who wrote Faust? ASSISTANT:"
+    own = ChatTokenizer.of(Processor(byte_tokenizer(LLAMA)))
+    assert own.render(QUESTION) == ChatTokenizer.of(byte_tokenizer(LLAMA)).render(QUESTION)
+    named = ChatTokenizer.of(Processor(byte_tokenizer(LLAMA), {"default": CHATML, "parts": PARTS}))
+    assert named.render(QUESTION) == ChatTokenizer.of(byte_tokenizer(CHATML)).render(QUESTION)
+    chosen = ChatTokenizer.of(named, {"chat_template": "parts"})
+    assert chosen.render(QUESTION) == "USER: Who wrote Faust? ASSISTANT:"
     without = ChatTokenizer.of(Processor(byte_tokenizer(), PARTS))
     assert without.render(QUESTION) == "USER: Who wrote Faust? ASSISTANT:"
     assert (
