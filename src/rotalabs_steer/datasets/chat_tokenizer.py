@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.datasets.checked_chat import CheckedChat, render_checked
 from rotalabs_steer.datasets.conversations import as_messages, content_text
 from rotalabs_steer.datasets.template_source import TemplateSource
-from rotalabs_steer.datasets.thoughts import closes_thought, is_tag
+from rotalabs_steer.datasets.thoughts import closes_thought, is_tag, without_blocks
 from rotalabs_steer.errors import ChatTemplateError, OptionError
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class ChatTokenizer:
 
     def _check_place(self, chat: CheckedChat, response: str) -> None:
         """A response must stand where the model would write its answer."""
-        if not response.lstrip().startswith(chat.missing_header):
+        if not without_blocks(response).startswith(chat.missing_header):  # thoughts may go before it
             raise ChatTemplateError(
                 f"The tokenizer's chat template writes {chat.missing_header!r} before an answer, but not at the end of "
                 "a prompt, so the model would not read a response there as its answer. Begin each response with it, or "
