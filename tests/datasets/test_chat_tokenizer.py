@@ -57,7 +57,7 @@ def test_a_template_that_wants_parts_is_given_parts(template):
 
 def test_a_template_that_wants_parts_of_users_only_is_given_these():
     text = chat(PARTS_FOR_USERS).render([ASKED[0], *TURNS])
-    assert text == "<|system|>Be brief.<|user|>Hi there<|assistant|>Hello!<|user|>Hi<|assistant|>"
+    assert text == "<|system|>Be brief.<|user|>Hi there<|assistant|>Hello!<|user|>Hi<|assistant|>\n"
     assert chat(PARTS_FOR_USERS).prompt(TURNS, response="Four.")
 
 
