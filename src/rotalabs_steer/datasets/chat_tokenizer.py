@@ -172,7 +172,7 @@ class ChatTokenizer:
         listed = {*getattr(self.tokenizer, "all_special_tokens", ()), *self._special_tokens.values()}
         special = sorted(token for token in listed if len(token) > 1 and not is_tag(token))
         for message in messages:
-            text = content_text(message).lstrip()
+            text = content_text(message).strip()
             for token in special:
                 is_own = message["role"] == "assistant" and _MARKUP_OF_ANSWERS.search(token)
                 if text.startswith(token) and not is_own:
@@ -181,6 +181,22 @@ class ChatTokenizer:
                         "chat template seems to have been applied to it. Give the text itself; a rendered text can be "
                         "one side of a pair without a prompt."
                     )
+
+            before, after = self._user_turn
+            if message["role"] == "user" and before and after and text.startswith(before) and text.endswith(after):
+                raise ChatTemplateError(
+                    f"The user message {text!r:.60} stands between {before!r:.40} and {after!r:.40} as the template "
+                    "writes it, so the template seems to have been applied to it. Give the text itself."
+                )
+
+    @cached_property
+    def _user_turn(self) -> tuple[str, str]:
+        """What the template writes before and behind a user's text, without the beginning of the sequence."""
+        try:
+            before, _, after = self.render([{"role": "user", "content": "zqx"}]).partition("zqx")
+        except ChatTemplateError:  # it wants more messages than one
+            return "", ""
+        return before.removeprefix(getattr(self.tokenizer, "bos_token", None) or "").strip(), after.strip()
 
     def _check_place(self, chat: CheckedChat, response: str) -> None:
         """A response must stand where the model would write its answer."""
