@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _BEGIN = "{% for m in messages %}"
 _END = "{% endfor %}"
@@ -37,19 +42,31 @@ OPENS = (
     CHATML
     + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>{% endif %}"
 )
+PARTS_FOR_USERS = (
+    _BEGIN + "<|{{ m.role }}|>{% if m.role == 'user' %}{% for part in m.content %}{{ part.text }}{% endfor %}"
+    "{% else %}{{ m.content }}{% endif %}" + _END + _HEADER
+)
+CHANNELS = (
+    _BEGIN + "<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>{{ m.content }}"
+    "<|end|>" + _END + "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+TOOLS = (
+    _BEGIN + "<|{{ m.role }}|>{{ m.name }}{% if loop.last %}{{ m.reasoning_content }}{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}"
+) + _END
 
 
-def byte_tokenizer(template: object = None, *, prefix: str = "<s>") -> PreTrainedTokenizerFast:
-    """One token a byte. `prefix` is what the tokenizer adds to a text."""
-    special = ["<pad>", "<s>", "</s>", "[gMASK]", "<sop>"]
+def byte_tokenizer(template: object = None, *, prefix: str = "<s>", added: Sequence[str] = ()) -> Any:
+    """One token a byte. `prefix` is what the tokenizer adds to a text, `added` are special tokens, too."""
+    special = ["<pad>", "<s>", "</s>", "[gMASK]", "<sop>", *added]
     vocabulary = {token: index for index, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
     if prefix:
-        added = [(token, vocabulary[token]) for token in prefix.split()]
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{prefix} $A", special_tokens=added)
+        before = [(token, vocabulary[token]) for token in prefix.split()]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{prefix} $A", special_tokens=before)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     fast.chat_template = template
     return fast

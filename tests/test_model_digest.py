@@ -3,6 +3,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
+from chat_templates import CHATML, LLAMA, Processor, byte_tokenizer
+from rotalabs_steer.datasets import ChatTokenizer
 from rotalabs_steer.model_digest import model_digest, tokenizer_digest
 from tiny import tiny_gpt2, tiny_llama
 
@@ -88,3 +90,10 @@ def test_a_tokenizer_is_told_by_vocabulary_template_and_rules(small_model):
     assert tokenizer_digest(words) == before
     words.add_tokens(["new"])
     assert tokenizer_digest(words) != before
+
+
+def test_a_chat_tokenizer_has_the_digest_of_its_tokenizer_and_its_processors_template():
+    plain, chatml = byte_tokenizer(LLAMA), byte_tokenizer(CHATML)
+    assert tokenizer_digest(ChatTokenizer.of(plain)) == tokenizer_digest(plain)
+    assert tokenizer_digest(ChatTokenizer.of(chatml)) != tokenizer_digest(plain)
+    assert tokenizer_digest(ChatTokenizer.of(Processor(plain, CHATML))) == tokenizer_digest(chatml)

@@ -54,7 +54,13 @@ def adapters_of(model: nn.Module) -> str:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """A SHA-256 of how a tokenizer turns texts and chats into ids: its vocabulary, special tokens and chat template."""
+    """A SHA-256 of how a tokenizer turns texts and chats into ids: its vocabulary, special tokens and chat template.
+
+    Args:
+        tokenizer: a tokenizer of transformers, or a `ChatTokenizer`, whose options do not count.
+    """
+    processor_template = getattr(tokenizer, "processor_template", None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
@@ -63,6 +69,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
         get_vocab = getattr(tokenizer, "get_vocab", dict)
         rules = [type(tokenizer).__name__, get_vocab(), getattr(tokenizer, "init_kwargs", None)]
     told = [getattr(tokenizer, name, None) for name in ("chat_template", "special_tokens_map")]
+    told[0] = processor_template or told[0]
     return hashlib.sha256(json.dumps([rules, told], sort_keys=True, default=str).encode()).hexdigest()
 
 

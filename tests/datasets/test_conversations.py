@@ -81,12 +81,28 @@ def test_parts_and_tool_results_are_messages():
     (TURNS, {"system": 3}, "(system message of a prompt|'system') is of type int"),
     (json.dumps(TURNS), {}, "is a conversation written as a text"),
     (str(TURNS), {}, "is a conversation written as a text"),
+    (str(TURNS)[:60], {}, "is a conversation written as a text"),
+    (json.dumps({"messages": TURNS}), {}, "is a conversation written as a text"),
+    (str({"id": 3, "conversations": TURNS}), {}, "is a conversation written as a text"),
+    (json.dumps(TURNS[0]), {}, "is a conversation written as a text"),
+    (json.dumps([{"name": "Bob", **TURNS[0]}]), {}, "is a conversation written as a text"),
+    ('[{"from": "human", "value": "hi"}]', {}, "is a conversation written as a text"),
+    ('[{"type": "text", "text": "hi"}]', {}, "is a conversation written as a text"),
+    ([TURNS[0], {"role": "assistant", "tool_calls": {"name": "find"}}, TURNS[2]], {}, "tool_calls of type dict; give"),
 ])  # fmt: skip
 def test_malformed_conversations_are_refused(prompt, more, message):
     with pytest.raises(DatasetError, match=message):
         ContrastPair("a", "b", prompt=prompt, **more)
     with pytest.raises(DatasetError, match=f"row 2.*{message}"):
         load_pairs([{"positive": "a", "negative": "b"}, {"positive": "a", "negative": "b", "prompt": prompt, **more}])
+
+
+@pytest.mark.parametrize("text", [
+    '{"a": 1}', "[1, 2, 3]", "[]", "{}", '[{"from": "Rome", "to": "Oslo"}]', '{"messages": 3}', "[INST] hi", "[" * 9999,
+    '{"messages": []}', 'What does [{"role": "user", "content": "hi"}] mean?',
+])  # fmt: skip
+def test_other_texts_in_brackets_are_prompts(text):
+    assert ContrastPair("a", "b", prompt=text).prompt == text
 
 
 def test_conversations_survive_the_disk(tmp_path):

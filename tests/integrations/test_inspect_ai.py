@@ -6,11 +6,12 @@ import pytest
 from inspect_ai import Task
 from inspect_ai import eval as inspect_eval
 from inspect_ai.dataset import json_dataset
-from inspect_ai.model import ChatMessageUser, get_model
+from inspect_ai.model import ChatMessageAssistant, ChatMessageTool, ChatMessageUser, get_model
 from inspect_ai.scorer import includes
+from inspect_ai.tool import ToolCall
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from chat_templates import OPENS, byte_tokenizer
+from chat_templates import OPENS, TOOLS, byte_tokenizer
 from rotalabs_steer import MultiVectorInjector
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.vector_sources import load_vector_sets
@@ -86,6 +87,15 @@ def test_prompts_begin_once_and_take_template_options(reasoner):
     assert reasoner(chat_template=terse).api.hf_chat([ChatMessageUser(content="2+2?")], []) == "2+2?>"
     with pytest.raises(OptionError, match="never mentions the option 'thinkin'"):
         reasoner(template_options={"thinkin": False})
+
+
+def test_a_template_is_given_tool_calls_as_it_reads_them(reasoner):
+    api = reasoner(chat_template=TOOLS).api
+    call = ToolCall(id="1", function="find", arguments={"what": "keys"})
+    asked = [ChatMessageUser(content="Where?"), ChatMessageAssistant(content="Hm.", tool_calls=[call])]
+    result = ChatMessageTool(content="There.", tool_call_id="1", function="find")
+    assert api.hf_chat([*asked, result], []) == '<|user|>Where?<|assistant|>Hm.find({"what": "keys"})<|tool|>There.'
+    api.close()
 
 
 def test_vectors_are_needed(small_folder):

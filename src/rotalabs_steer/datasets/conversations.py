@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +16,10 @@ Prompt = str | list[Message]
 """What a model is asked: a user's text, or a conversation whose last message it answers."""
 
 _ANSWERED_ROLES = ("user", "tool")
-_WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
+_WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")  # also where the rest is cut off
+_CONVERSATION_KEYS = ("messages", "conversation", "conversations")
+_NAMED_KEY = re.compile(r"""['"](?:role|from|type)['"]\s*:""")
+_MESSAGE_KEYS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"}, {"type", "text"})
 _SYSTEM_ROLES = ("system", "developer")
 
 
@@ -34,10 +39,10 @@ def check_prompt(prompt: Any, system: Any = None, name: str = "prompt") -> Promp
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DatasetError(f"The {name} of a pair is empty; leave it out (None) or give a text.")
-        if _WRITTEN_MESSAGES.match(prompt):
+        if _is_written_conversation(prompt):
             raise DatasetError(
                 f"The {name} {prompt!r:.60} is a conversation written as a text, as tables and CSV files hold it. Give "
-                "the list of messages itself; JSON Lines keep it."
+                "the list of messages itself, each with 'role' and 'content'; JSON Lines keep it."
             )
         return prompt
     if not isinstance(prompt, Iterable) or isinstance(prompt, Mapping | bytes):
@@ -95,6 +100,25 @@ def content_text(message: Mapping[str, Any]) -> str:
     return "".join(part["text"] for part in _check_parts(content, f"the {message.get('role')} message"))
 
 
+def _is_written_conversation(text: str) -> bool:
+    """Whether a text is a message, a list of messages or of parts, or an object with such a list, in JSON or Python."""
+    if _WRITTEN_MESSAGES.match(text):
+        return True
+    value = None
+    if text.strip()[:1] in ("[", "{") and _NAMED_KEY.search(text):
+        for read in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                value = read(text.strip())
+                break
+    if isinstance(value, dict):
+        value = next((value[key] for key in _CONVERSATION_KEYS if key in value), [value])
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and any(keys <= item.keys() for keys in _MESSAGE_KEYS) for item in value)
+    )
+
+
 def _check_message(message: Any, name: str) -> Message:
     if not isinstance(message, Mapping):
         raise DatasetError(
@@ -105,6 +129,10 @@ def _check_message(message: Any, name: str) -> Message:
     role, content = known.get("role"), known.get("content")
     if not isinstance(role, str) or not role.strip():
         raise DatasetError(f"{name.capitalize()} has the role {role!r}; it must be a text such as 'user'.")
+    if not isinstance(known.get("tool_calls", []), list):
+        raise DatasetError(
+            f"{name.capitalize()} has tool_calls of type {type(known['tool_calls']).__name__}; give a list."
+        )
     if content is None and known.get("tool_calls"):
         return known
     if not isinstance(content, str):

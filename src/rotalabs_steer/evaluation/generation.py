@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
-from rotalabs_steer.datasets.checked_chat import without_thoughts
+from rotalabs_steer.datasets.thoughts import without_thoughts
 from rotalabs_steer.decoder import input_device
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.extraction.forward_pass import evaluating

@@ -70,7 +70,7 @@ def rotalabs_steer() -> type[ModelAPI]:
             self, hf_messages: list[ChatMessage], tools_list: list[dict[str, Any]], chat_template: str | None
         ) -> str:
             """The conversation as a text, in which no message is lost."""
-            messages = [message.model_dump(exclude_none=True) for message in hf_messages]
+            messages = [_in_usual_form(message.model_dump(exclude_none=True)) for message in hf_messages]
             return self._chat.render(messages, tools=tools_list or None)
 
         def close(self) -> None:
@@ -78,3 +78,12 @@ def rotalabs_steer() -> type[ModelAPI]:
             super().close()
 
     return SteeredHuggingFaceAPI
+
+
+def _in_usual_form(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its tool calls as chat templates read them; Inspect's have the function's name in `function`."""
+    calls = [
+        {"id": call["id"], "type": "function", "function": {"name": call["function"], "arguments": call["arguments"]}}
+        for call in message.get("tool_calls") or ()
+    ]
+    return message | ({"tool_calls": calls} if calls else {})

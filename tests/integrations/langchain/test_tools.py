@@ -30,7 +30,8 @@ CONVERSATION = [
 ]
 KNOWS_TOOLS = (
     "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
-    "{% if m.tool_calls %}CALLS {{ m.tool_calls[0].function.arguments.city }}{% endif %}\n{% endfor %}<assistant>"
+    "{% for call in m.tool_calls %}CALLS {{ call.function.name }} {{ call.function.arguments.city }}{% endfor %}"
+    "\n{% endfor %}<assistant>"
 )
 
 
@@ -61,7 +62,7 @@ def test_a_template_that_knows_tools_gets_them_as_they_are(tokenizer, monkeypatc
     monkeypatch.setattr(tokenizer, "chat_template", KNOWS_TOOLS)
     text = render_chat(tokenizer, CONVERSATION, [WEATHER])
     assert text.startswith("TOOLS [")
-    assert "<assistant>Let me see.CALLS Oslo" in text
+    assert "<assistant>Let me see.CALLS weather Oslo" in text
     assert "<tool>Rain in Oslo." in text
     assert "tool_call>" not in text
 

@@ -1,0 +1,65 @@
+"""The tags around a model's thoughts, and what a text says behind them."""
+
+from __future__ import annotations
+
+import re
+
+_TAG = re.compile(
+    r"[<\[◁][^<>\[\]◁▷\s]*(?:think|thought|reasoning)[^<>\[\]◁▷\s]*[>\]▷]"
+    r"|<\|channel\|?>\s*\w*(?:<\|message\|>)?|<channel\|>",
+    re.IGNORECASE,
+)
+"""A tag that opens or closes a block of thoughts, in the spellings of Qwen, DeepSeek, Mistral, Cohere, Seed, Kimi,
+gpt-oss and Gemma."""
+_CLOSING = re.compile(
+    r"/|(?<![a-z])end(?![a-z])|no_?think|<channel\||<\|channel\|?>\s*(?!analysis|thought)\w*(?:<\|message\|>)?$",
+    re.IGNORECASE,
+)
+_CHANNEL = re.compile(r"<\|channel\|?>", re.IGNORECASE)
+
+
+def open_thought(text: str) -> str:
+    """The tag of the block of thoughts in which a text ends, or "" where it does not end in one."""
+    tags = _TAG.findall(text)
+    return tags[-1] if tags and not _CLOSING.search(tags[-1]) else ""
+
+
+def closes_thought(text: str) -> bool:
+    """Whether a text that begins inside a block of thoughts comes to an end of it."""
+    tags = _TAG.findall(text)
+    return bool(tags) and _CLOSING.search(tags[0]) is not None
+
+
+def without_thoughts(text: str) -> str | None:
+    """What an answer says after the thoughts that it begins with; None where these do not come to an end."""
+    begin = _TAG.match(text.lstrip())
+    if begin is None:
+        return text
+    text = text.lstrip()[begin.end() :]
+    if _CLOSING.search(begin[0]):
+        return without_thoughts(text)
+    end = next((tag for tag in _TAG.finditer(text) if _CLOSING.search(tag[0])), None)
+    return None if end is None else without_thoughts(text[end.end() :])
+
+
+def after_last_tag(text: str) -> str:
+    """What stands behind the last tag of a text: all that a chat template keeps of an earlier answer, at the least."""
+    return _TAG.split(text)[-1]
+
+
+def without_blocks(text: str) -> str:
+    """A text without its closed blocks of thoughts, and without tags that close none. The names of channels stay."""
+    kept, position, opened = "", 0, None
+    for tag in _TAG.finditer(text):
+        if not _CLOSING.search(tag[0]):
+            opened = tag.start() if opened is None else opened
+            continue
+        kept += text[position : tag.start() if opened is None else opened]
+        position = tag.start() if _CHANNEL.match(tag[0]) else tag.end()
+        opened = None
+    return (kept + text[position:]).strip()
+
+
+def is_tag(token: str) -> bool:
+    """Whether a special token is a tag of thoughts, or the beginning of one that names a channel."""
+    return _TAG.fullmatch(token) is not None
