@@ -30,7 +30,10 @@ def judge_texts(judge: Judge, texts: Sequence[str]) -> tuple[float, ...]:
     if isinstance(returned, torch.Tensor):
         returned = returned.detach().cpu().float().numpy()
     try:
-        scores = np.asarray(returned, dtype=np.float64)
+        given = np.asarray(returned)
+        if given.dtype.kind not in "biufO" or any(isinstance(score, str) for score in given.flat):
+            raise TypeError("scores are real numbers, not text")
+        scores = given.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise OptionError(_message(texts, f"{type(returned).__name__} {returned!r:.80}")) from error
     if scores.shape != (len(texts),):
