@@ -179,9 +179,9 @@ def test_an_interval_beyond_the_largest_float_is_an_error():
 
 @pytest.mark.parametrize("bad", [["1", "2"], [None, 1.0], [1 + 0j], "12", {"a": 1.0}, 3.0, [[1.0], [2.0]], [10**400]])
 def test_what_is_not_a_list_of_numbers_has_no_mean(bad):
-    with pytest.raises(OptionError, match="A mean needs (a list of )?numbers"):
+    with pytest.raises(OptionError, match=r"A mean needs (a list of )?numbers"):
         mean_interval(bad)
-    with pytest.raises(OptionError, match="A mean needs (a list of )?numbers"):
+    with pytest.raises(OptionError, match=r"A mean needs (a list of )?numbers"):
         compare_paired(bad, bad)
 
 

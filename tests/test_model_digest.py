@@ -105,7 +105,9 @@ def with_template(words, template):
     return other
 
 
-def test_a_tokenizer_with_options_is_told_by_what_it_wraps(words):
+@pytest.mark.real_model
+def test_a_tokenizer_with_options_is_told_by_what_it_wraps(small_model):
+    words = AutoTokenizer.from_pretrained(small_model)
     options = "{% if loud %}!{% endif %}" + words.chat_template
     changed = copy.deepcopy(words)
     changed.add_tokens(["new"])

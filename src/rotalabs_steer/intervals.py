@@ -156,8 +156,8 @@ def compare_paired(
 ) -> PairedComparison:
     """Compares two measurements of the same items, in the same order.
 
-    The p-value is that of `sign_flip_p_value`. The interval is `mean_interval`'s; where all values are yes or no, that of
-    a difference of paired rates (Bonett and Price 2012). It leaves zero out only where the p-value is 0.05 or less.
+    The p-value is that of `sign_flip_p_value`. The interval is `mean_interval`'s; where all values are yes or no, that
+    of a difference of paired rates (Bonett and Price 2012). It leaves zero out only where the p-value is 0.05 or less.
 
     Args:
         resamples: random patterns of signs, where the test is not exact.

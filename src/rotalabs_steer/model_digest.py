@@ -45,7 +45,7 @@ def model_digest(model: nn.Module) -> str:
     for name, tensor in _tensors(inner):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.device.type != "meta":
-            digest.update(_bytes(tensor).data)
+            digest.update(tensor_bytes(tensor).data)
     digest.update(adapters_of(inner).encode())
     return digest.hexdigest()
 
@@ -89,7 +89,8 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{path}.{name}", offloaded[name] if kept else tensor
 
 
-def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+def tensor_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    """What a tensor holds, as bytes."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     try:
         found: NDArray[np.uint8] = flat.view(torch.uint8).numpy()

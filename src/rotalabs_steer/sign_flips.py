@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MOST_SUMS = 2**12
-"""Different sums up to which the test is exact: those of any 12 differences, or of many more multiples of one number."""
+"""Different sums up to which the test is exact: of any 12 differences, or of many more multiples of one."""
 
 
 def sign_flip_p_value(differences: NDArray[np.float64], resamples: int, seed: int) -> float:

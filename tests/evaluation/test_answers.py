@@ -112,5 +112,5 @@ def test_what_follows_the_thoughts_is_judged(words, scripted, template):
 
 @pytest.mark.parametrize("seed", [1.5, -1, "1", None, True])
 def test_a_seed_is_a_whole_number(seed):
-    with pytest.raises(OptionError, match="seed is .*; it must be an integer from 0 on"):
+    with pytest.raises(OptionError, match=r"seed is .*; it must be an integer from 0 on"):
         Sampling(seed=seed)

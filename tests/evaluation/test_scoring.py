@@ -41,8 +41,8 @@ def test_what_is_not_a_number_for_each_text_is_an_error(returned, said):
 
 
 @pytest.mark.parametrize("returned", [
-    None, "no", b"no", np.str_("no"), 0.7, np.float32(0.5), torch.tensor(0.3), float("nan"), torch.tensor(float("nan")), 2,
-    -1, 10**5, [], [1], (False,), np.array([0, 1]), {"a": 1},
+    None, "no", b"no", np.str_("no"), 0.7, np.float32(0.5), torch.tensor(0.3), float("nan"), torch.tensor(float("nan")),
+    2, -1, 10**5, [], [1], (False,), np.array([0, 1]), {"a": 1},
 ])  # fmt: skip
 def test_what_is_neither_yes_nor_no_is_an_error(returned):
     with pytest.raises(OptionError, match=r"returned .* for 'w20'; it must return True or False"):

@@ -1,4 +1,6 @@
+import copy
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from rotalabs_steer.evaluation.coherence import CoherenceProbe
 from rotalabs_steer.evaluation.generation import generate_texts
 from rotalabs_steer.evaluation.held_out import HeldOut
 from rotalabs_steer.evaluation.text_judge import TextJudge
-from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, _apart, _described
+from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, _apart
 
 QUICK = {"finalists": 2, "prompts": 2, "max_new_tokens": 4, "show_progress": False}
 TINY = QUICK | {"budget": 1e-3}  # what a random model can cost is little
@@ -200,26 +202,6 @@ def test_a_tuner_measures_neutral_text_again_once_the_weights_have_changed(llama
     assert again.curve.to_record() != tuned.curve.to_record()
 
 
-def judge_of(word):
-    return lambda texts: np.array([float(text.count(word)) for text in texts])
-
-
-class Counting:
-    def __init__(self, word):
-        self.word = word
-
-    def __call__(self, texts):
-        return judge_of(self.word)(texts)
-
-
-def test_judges_are_told_apart_by_their_code_and_data():
-    judges = [None, count_letters, judge_of("w20"), judge_of("w21"), Counting("w20"), Counting("w21")]
-    judges += [lambda texts: np.zeros(len(texts)), lambda texts: np.ones(len(texts))]
-    assert len(set(map(_described, judges))) == len(judges)
-    assert _described(judge_of("w20")) == _described(judge_of("w20"))
-    assert _described(Counting("w20")) == _described(Counting("w20"))
-
-
 @pytest.mark.parametrize(("judge", "said"), [
     (lambda texts: [0.0], r"scores of 2 texts and returned list of shape \[1\]"),
     (lambda texts: np.full(len(texts), np.nan), "returned nan for 'w20 w40'"),
@@ -230,6 +212,50 @@ def test_a_judge_that_cannot_be_used_is_an_error_before_the_model_runs(llama, wo
     with pytest.raises(OptionError, match=said):
         tune(llama, words, wordy(15), judge=judge, **TINY)
     assert calls == []
+
+
+class Signed:
+    def __init__(self, sign):
+        self.sign = sign
+
+    def score(self, texts):
+        return [self.sign * float(len(text)) for text in texts]
+
+
+def test_another_judge_does_not_get_the_saved_result(llama, words, tmp_path):
+    first = tune(llama, words, wordy(15), tmp_path, judge=Signed(1.0).score, **TINY)
+    again = tune(llama, words, wordy(15), tmp_path, judge=Signed(1.0).score, **TINY)
+    assert again.answers.scores == first.answers.scores
+    with pytest.raises(OptionError, match="holds the tuning of another model"):
+        tune(llama, words, wordy(15), tmp_path, judge=Signed(-1.0).score, **TINY)
+
+
+def test_another_chat_template_does_not_get_the_saved_result(llama, words, tmp_path):
+    tune(llama, words, wordy(15), tmp_path, **TINY)
+    other = copy.deepcopy(words)
+    other.chat_template = words.chat_template.replace("[INST]", "[INST] w99")
+    assert other.chat_template != words.chat_template
+    with pytest.raises(OptionError, match="holds the tuning of another model"):
+        tune(llama, other, wordy(15), tmp_path, **TINY)
+
+
+def test_a_judge_without_readable_content_needs_a_name_to_be_saved(llama, words, tmp_path):
+    lock = threading.Lock()
+
+    def judge(texts):
+        with lock:
+            return [float(len(text)) for text in texts]
+
+    calls = []
+    handle = llama.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(OptionError, match=r"cannot be told from other judges by its content \(a lock in it has"):
+        tune(llama, words, wordy(15), tmp_path, judge=judge, **TINY)
+    assert calls == []
+    handle.remove()
+    assert tune(llama, words, wordy(15), judge=judge, **TINY).answers.prompts
+    judge.identity = "lengths, version 1"
+    first = tune(llama, words, wordy(15), tmp_path, judge=judge, **TINY)
+    assert tune(llama, words, wordy(15), tmp_path, judge=judge, **TINY).answers.scores == first.answers.scores
 
 
 def test_a_judge_may_return_a_list(llama, words):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, partial
@@ -33,6 +32,7 @@ from rotalabs_steer.evaluation.finalists import Answers, Finalist
 from rotalabs_steer.evaluation.finished_steps import FinishedSteps
 from rotalabs_steer.evaluation.first_order import FirstOrder, NeutralCost
 from rotalabs_steer.evaluation.held_out import HeldOut
+from rotalabs_steer.evaluation.judge_identity import judge_identity
 from rotalabs_steer.evaluation.scoring import judge_texts
 from rotalabs_steer.evaluation.text_judge import TextJudge
 from rotalabs_steer.evaluation.tuned import RECORD_FILE, TunedSteering
@@ -121,13 +121,14 @@ def tune(
         output: a folder for the result (`TunedSteering.save`). Finished steps are kept there on the way: called again
             after it was stopped, `tune` goes on from them, to the same result.
         judge: gives one finite number for each text of a list, higher for more of the behaviour; by default a
-            `TextJudge` of the training pairs. It is asked about two texts before the model runs.
+            `TextJudge` of the training pairs. It is asked about two texts before the model runs. With `output`, its
+            content tells it from other judges; one that has a string attribute `identity` is told by that.
         options: fields of `TuningOptions`.
 
     Raises:
         DatasetError: fewer than ten pairs, or pairs without prompts or responses.
         OptionError: an option is out of range, the judge's scores are not one finite number for each text, no strength
-            costs the budget, or the folder belongs to other work.
+            costs the budget, the folder belongs to other work, or the judge cannot be told from other judges.
     """
     return Tuner(model, tokenizer, TuningOptions(**options), show_progress=show_progress).tune(
         contrast_pairs, output, judge
@@ -173,7 +174,7 @@ class Tuner:
         if judge is not None:  # one that cannot be used is an error now, not once the model has answered
             judge_texts(judge, [splits["train"][0].positive, splits["train"][0].negative])
         folder = None if output is None else Path(output)
-        work = self._work(splits, judge)
+        work = self._work(splits, judge_identity(judge, saved=output is not None))
         if folder is not None and (folder / RECORD_FILE).exists():
             return _finished(folder, work)
         steps = FinishedSteps(None if folder is None else folder / _STEPS_FILE, work)
@@ -269,7 +270,7 @@ class Tuner:
     def _probe(self) -> CoherenceProbe:
         return CoherenceProbe(self._model, self._tokenizer)
 
-    def _work(self, splits: Mapping[str, ContrastPairDataset], judge: Judge | None) -> str:
+    def _work(self, splits: Mapping[str, ContrastPairDataset], identity: str) -> str:
         weights = model_digest(self._model)
         if weights != self._measured_on:  # what neutral text says of other weights does not count
             self._measured_on = weights
@@ -277,7 +278,7 @@ class Tuner:
                 self.__dict__.pop(measured, None)
         model = (model_name(self._model), weights, tokenizer_digest(self._tokenizer))
         pairs = [(split, found.behavior, found.sha256) for split, found in splits.items()]
-        work = (model, pairs, self.options.to_record(), _described(judge))
+        work = (model, pairs, self.options.to_record(), identity)
         return hashlib.sha256(repr(work).encode()).hexdigest()
 
     def _provenance(self, splits: Mapping[str, ContrastPairDataset]) -> dict[str, Any]:
@@ -298,19 +299,6 @@ class Tuner:
 
 def _name_in(split: str, index: int) -> str:
     return f"{side_name(index)} of the {split} split"
-
-
-def _described(judge: Judge | None) -> str:
-    """What tells one judge from another: its name, and its code and data as far as their representations show them."""
-    function = judge if hasattr(judge, "__code__") else None
-    parts: list[Any] = [getattr(judge, "__module__", None), getattr(judge, "__qualname__", type(judge).__qualname__)]
-    if function is not None:
-        code, cells = function.__code__, function.__closure__ or ()
-        parts += [code.co_code, code.co_consts, code.co_names, function.__defaults__]
-        parts += [cell.cell_contents for cell in cells]
-    elif judge is not None:
-        parts.append(sorted(vars(judge).items()) if hasattr(judge, "__dict__") else None)
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(parts))
 
 
 def _apart(scores: Mapping[int, float], count: int) -> list[int]:
