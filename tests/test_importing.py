@@ -282,8 +282,8 @@ def test_names_of_layers_are_understood(tmp_path, name, layer):
 
 
 @pytest.mark.parametrize("name", [
-    "blocks.2.hook_mlp_out", "model.layers.2.mlp", "layer_2_attn", "layers.2.self_attn.o_proj", "blocks.2.hook_resid_mid",
-    "mlp.2", "layers.2.input_layernorm",
+    "blocks.2.hook_mlp_out", "model.layers.2.mlp", "layer_2_attn", "layers.2.self_attn.o_proj",
+    "blocks.2.hook_resid_mid", "mlp.2", "layers.2.input_layernorm",
 ])  # fmt: skip
 def test_parts_of_a_layer_are_refused(tmp_path, name):
     torch.save({name: TENSORS[3]}, tmp_path / "x.pt")

@@ -63,7 +63,8 @@ def import_vectors(
     Raises:
         FileNotFoundError: there is no such file.
         FileFormatError: the file is damaged, unsafe, or of no known kind.
-        VectorError: vectors that cannot steer, as zeros cannot, or that belong elsewhere than to a decoder layer's output.
+        VectorError: vectors that cannot steer, as zeros cannot, or that belong elsewhere than to a decoder layer's
+            output.
         OptionError: `layers` is missing or does not fit, a layer number would be below −1, or the model is known and
             has no such layer.
     """

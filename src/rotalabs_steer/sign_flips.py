@@ -36,11 +36,12 @@ def sign_flip_p_value(differences: NDArray[np.float64], resamples: int, seed: in
 
 def _sums(sizes: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """The different sums of the sizes under random signs and the chance of each; None where there are too many."""
-    sums, chances = np.zeros(1), np.ones(1)
+    sums: NDArray[np.float64] = np.zeros(1)
+    chances: NDArray[np.float64] = np.ones(1)
     for size in sizes:
         both = np.concatenate([sums + size, sums - size]).round(12)
         sums, places = np.unique(both, return_inverse=True)
         if len(sums) > _MOST_SUMS:
             return None
-        chances = np.bincount(places, np.concatenate([chances, chances]) / 2)
+        chances = np.bincount(places, np.concatenate([chances, chances]) / 2).astype(np.float64)
     return sums, chances

@@ -24,6 +24,10 @@ from rotalabs_steer.errors import OptionError
 from rotalabs_steer.model_digest import tensor_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from numpy.typing import NDArray
+
     from rotalabs_steer.evaluation.scoring import Judge
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
@@ -45,7 +49,7 @@ def judge_identity(judge: Judge | None, *, saved: bool = True) -> str:
     A judge may have a string attribute `identity`; it is then told by that, and by nothing else.
 
     Args:
-        saved: False where nothing will be continued by it. A judge that cannot be described then has a random identity.
+        saved: False where nothing will be continued by it. Where a judge cannot be described, it is then random.
 
     Raises:
         OptionError: `saved`, and some part of the judge cannot be described by its content, as a connection or a lock cannot.
@@ -94,40 +98,47 @@ class _Description:
 
     def _content(self, part: Any) -> str:
         if isinstance(part, torch.Tensor):
-            if part.device.type == "meta":
-                raise _UnknownPartError("a tensor in it is on the meta device")
-            return f"{part.dtype} {tuple(part.shape)} {hashlib.sha256(tensor_bytes(part).data).hexdigest()}"
-        if type(part) is np.ndarray and part.dtype.hasobject:
-            return f"{part.shape} {self.of(part.tolist())}"
-        if type(part) is np.ndarray:
-            return f"{part.dtype} {part.shape} {hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest()}"
-        if type(part) in (list, tuple):
-            return " ".join(map(self.of, part))
-        if type(part) in (set, frozenset):
-            return " ".join(sorted(map(self.of, part)))
-        if isinstance(part, types.MappingProxyType) or type(part) is dict:
-            return " ".join(f"{self.of(key)}={self.of(value)}" for key, value in part.items())
+            return _tensor(part)
         if isinstance(part, types.ModuleType):
             return _module(part.__name__)
-        if isinstance(part, types.CodeType):
-            return self._code(part)
-        if isinstance(part, types.CellType):
-            return self.of(part.cell_contents) if part != types.CellType() else "empty"
-        if isinstance(part, types.FunctionType):
-            return self._function(part)
         if isinstance(part, type):
             return self._class(part)
-        if isinstance(part, types.MethodType):
-            return f"{self.of(part.__func__)} of {self.of(part.__self__)}"
-        if isinstance(part, staticmethod | classmethod):
-            return self.of(part.__func__)
-        if isinstance(part, property):
-            return self.of((part.fget, part.fset))
-        if isinstance(part, functools.cached_property):
-            return self.of(part.func)
-        if isinstance(part, types.MemberDescriptorType | types.GetSetDescriptorType):  # a slot, by its name
-            return part.__qualname__
-        return self._object(part)
+        return _READERS.get(type(part), _Description._object)(self, part)
+
+    def _list(self, parts: Iterable[Any]) -> str:
+        return " ".join(map(self.of, parts))
+
+    def _set(self, parts: Iterable[Any]) -> str:
+        return " ".join(sorted(map(self.of, parts)))
+
+    def _mapping(self, parts: Mapping[Any, Any]) -> str:
+        return " ".join(f"{self.of(key)}={self.of(value)}" for key, value in parts.items())
+
+    def _array(self, part: NDArray[Any]) -> str:
+        if part.dtype.hasobject:
+            return f"{part.shape} {self.of(part.tolist())}"
+        return f"{part.dtype} {part.shape} {hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest()}"
+
+    def _cell(self, part: types.CellType) -> str:
+        try:
+            return self.of(part.cell_contents)
+        except ValueError:
+            return "empty"
+
+    def _method(self, part: types.MethodType) -> str:
+        return f"{self.of(part.__func__)} of {self.of(part.__self__)}"
+
+    def _wrapper(self, part: staticmethod[..., Any] | classmethod[Any, ..., Any]) -> str:
+        return self.of(part.__func__)
+
+    def _property(self, part: property) -> str:
+        return self.of((part.fget, part.fset))
+
+    def _cached_property(self, part: functools.cached_property[Any]) -> str:
+        return self.of(part.func)
+
+    def _slot(self, part: types.MemberDescriptorType) -> str:
+        return part.__qualname__
 
     def _function(self, function: types.FunctionType) -> str:
         """Code, defaults, what it closes over, and the values of the names that its code may look up."""
@@ -163,6 +174,33 @@ class _Description:
             return self.of((made_from, wrapped)) if wrapped else _module(part.__module__) + made_from
         listed = [list(some) if number in (3, 4) and some else some for number, some in enumerate(made_from)]
         return self.of(listed)
+
+
+_READERS: dict[type, Callable[[_Description, Any], str]] = {
+    list: _Description._list,
+    tuple: _Description._list,
+    set: _Description._set,
+    frozenset: _Description._set,
+    dict: _Description._mapping,
+    types.MappingProxyType: _Description._mapping,
+    np.ndarray: _Description._array,
+    types.CodeType: _Description._code,
+    types.CellType: _Description._cell,
+    types.FunctionType: _Description._function,
+    types.MethodType: _Description._method,
+    staticmethod: _Description._wrapper,
+    classmethod: _Description._wrapper,
+    property: _Description._property,
+    functools.cached_property: _Description._cached_property,
+    types.MemberDescriptorType: _Description._slot,
+    types.GetSetDescriptorType: _Description._slot,
+}
+
+
+def _tensor(tensor: torch.Tensor) -> str:
+    if tensor.device.type == "meta":
+        raise _UnknownPartError("a tensor in it is on the meta device")
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(tensor_bytes(tensor).data).hexdigest()}"
 
 
 def _names(code: types.CodeType) -> set[str]:
