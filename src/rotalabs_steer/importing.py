@@ -181,14 +181,19 @@ def _known_layers(vectors: SteeringVectorSet) -> SteeringVectorSet:
     """The set, if it has vectors and its model, where it is a known one, has their layers."""
     if not vectors.layers:
         raise VectorError("There are no vectors in it.")
-    for vector in vectors:
-        check_carried(vector.vector, vector.vector.dtype, f"The vector of layer {vector.layer_index}")
     known = find_model_config(vectors.model_name or "")
     if known is not None and vectors.layers[-1] >= known.num_layers:
         raise OptionError(
             f"There is a vector for layer {vectors.layers[-1]}, but {known.name} has {known.num_layers} layers, 0 to "
             f"{known.num_layers - 1}. If the vectors are rows of output_hidden_states, pass layer_offset=-1."
         )
+    return _without_zeros(vectors)
+
+
+def _without_zeros(vectors: SteeringVectorSet) -> SteeringVectorSet:
+    """The set, if each of its vectors does something."""
+    for vector in vectors:
+        check_carried(vector.vector, vector.vector.dtype, f"The vector of layer {vector.layer_index}")
     return vectors
 
 
@@ -227,7 +232,7 @@ def _renamed(
     vectors: SteeringVectorSet, behavior: str | None, model_name: str | None, layer_offset: int
 ) -> SteeringVectorSet:
     if behavior is None and model_name is None and layer_offset == 0:
-        return _known_layers(vectors)
+        return _without_zeros(vectors)
     name, metadata = behavior or vectors.behavior, dict(vectors.metadata)
     if layer_offset and vectors.chosen_layer is not None:
         metadata["chosen_layer"] = _layer(vectors.chosen_layer, layer_offset)

@@ -52,7 +52,7 @@ def judge_identity(judge: Judge | None, *, saved: bool = True) -> str:
         saved: False where nothing will be continued by it. Where a judge cannot be described, it is then random.
 
     Raises:
-        OptionError: `saved`, and some part of the judge cannot be described by its content, as a connection or a lock cannot.
+        OptionError: `saved`, and some part of the judge cannot be described by its content, as a lock cannot.
     """
     if judge is None:
         return "the default judge"
