@@ -163,7 +163,8 @@ def test_the_layers_that_a_tool_applies_together_act_together(peer_class, tmp_pa
         assert import_vectors(source).acting_layers == [3, 12]
         assert import_vectors(source, layer_offset=-1).acting_layers == [2, 11]
     for source in (TENSORS, torch.stack(list(TENSORS.values()))):
-        assert len(import_vectors(source, layers=[3, 12]).acting_layers) == 1
+        layers = None if source is TENSORS else [3, 12]
+        assert len(import_vectors(source, layers=layers).acting_layers) == 1
 
 
 def test_acting_layers_of_our_own_sets_move_with_their_vectors():
@@ -269,3 +270,56 @@ def test_rows_of_output_hidden_states_of_a_known_model_are_noticed(tmp_path):
         import_vectors(rows, layers=range(31), model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
     found = import_vectors(rows, layers=range(31), model_name="HuggingFaceTB/SmolLM2-135M-Instruct", layer_offset=-1)
     assert found.layers == list(range(30))
+
+
+@pytest.mark.parametrize(("name", "layer"), [
+    ("3", 3), ("layer_3", 3), ("layer3", 3), ("layers.3", 3), ("model.layers.3", 3), ("layers.3.vector", 3),
+    ("transformer.h.3", 3), ("blocks.3", 3), ("blocks.3.hook_resid_post", 3), ("blocks.3.hook_resid_pre", 2),
+])  # fmt: skip
+def test_names_of_layers_are_understood(tmp_path, name, layer):
+    torch.save({name: TENSORS[3]}, tmp_path / "x.pt")
+    assert same(import_vectors(tmp_path / "x.pt"), {layer: TENSORS[3]})
+
+
+@pytest.mark.parametrize("name", [
+    "blocks.2.hook_mlp_out", "model.layers.2.mlp", "layer_2_attn", "layers.2.self_attn.o_proj",
+    "blocks.2.hook_resid_mid", "mlp.2", "layers.2.input_layernorm",
+])  # fmt: skip
+def test_parts_of_a_layer_are_refused(tmp_path, name):
+    torch.save({name: TENSORS[3]}, tmp_path / "x.pt")
+    with pytest.raises(VectorError, match=f"read at '{name}'. Only those of a decoder layer's output can be added"):
+        import_vectors(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("name", ["qwen2_vector", "v1", "llama3", "qwen2", "gpt2.vector", "blocks.0.hook_resid_pre",
+                                  "layer_2.epoch_3", "step_2"])  # fmt: skip
+def test_numbers_that_may_not_be_layers_are_refused(tmp_path, name):
+    torch.save({name: TENSORS[3]}, tmp_path / "x.pt")
+    with pytest.raises(FileFormatError, match="does not name one layer of its own, as layer_14"):
+        import_vectors(tmp_path / "x.pt")
+
+
+def test_other_layers_than_the_source_says_are_an_error(peer_class, tmp_path):
+    torch.save(TENSORS, tmp_path / "x.pt")
+    own = import_vectors(TENSORS)
+    own.save(tmp_path / "own")
+    for source in (TENSORS, tmp_path / "x.pt", own, own[3], tmp_path / "own", peer_class(TENSORS)):
+        with pytest.raises(OptionError, match=r"layers is \[1, 2\], but the source says itself which layers"):
+            import_vectors(source, layers=[1, 2])
+
+
+def test_vectors_of_zeros_are_not_imported(tmp_path):
+    torch.save({3: torch.zeros(8)}, tmp_path / "x.pt")
+    own = SteeringVectorSet("calm", [SteeringVector("calm", 3, torch.zeros(8), "m")])
+    for source in ({3: torch.zeros(8)}, {2: torch.ones(8), 3: torch.zeros(8)}, tmp_path / "x.pt", own):
+        with pytest.raises(VectorError, match="The vector of layer 3 is zero, so it would do nothing"):
+            import_vectors(source)
+
+
+def test_a_layer_that_acts_cannot_become_the_embedding():
+    vectors = [SteeringVector("calm", layer, torch.ones(8), "m") for layer in (0, 1)]
+    with pytest.raises(OptionError, match="Layer 0 is the chosen layer of the set, and with layer_offset -1"):
+        import_vectors(SteeringVectorSet("calm", vectors, {"chosen_layer": 0}), layer_offset=-1)
+    for acting in ([0], [0, 1]):
+        with pytest.raises(OptionError, match="Layer 0 is an acting layer of the set, and with layer_offset -1"):
+            import_vectors(SteeringVectorSet("calm", vectors, acting_layers=acting), layer_offset=-1)

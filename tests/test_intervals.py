@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from rotalabs_steer.errors import OptionError
@@ -54,7 +55,9 @@ def test_intervals_of_rates_cover_what_they_say(count):
 
 
 @pytest.mark.parametrize("count", [4, 8, 12, 24])
-@pytest.mark.parametrize(("gained", "lost"), [(0.1, 0.0), (0.3, 0.05), (0.3, 0.3), (0.6, 0.1), (0.8, 0.0)])
+@pytest.mark.parametrize(
+    ("gained", "lost"), [(0.08, 0.02), (0.1, 0.0), (0.3, 0.05), (0.3, 0.3), (0.6, 0.1), (0.8, 0.0)]
+)
 def test_intervals_of_paired_rates_cover_at_least_what_they_say(count, gained, lost):
     coverage = 0.0
     for up, down in itertools.product(range(count + 1), repeat=2):
@@ -104,8 +107,113 @@ def test_the_interval_of_skewed_values_reaches_further_to_their_long_side():
     assert (shifted.low, shifted.high) == pytest.approx((3 * found.low + 5, 3 * found.high + 5))
 
 
-def test_zeros_and_ones_get_the_interval_of_a_rate():
-    assert mean_interval([0.0] * 3 + [1.0] * 7) == wilson_interval(7, 10)
+CHANGES = [
+    (0.02, 0.9, 0.08), (0.0, 0.95, 0.05), (0.01, 0.98, 0.01), (0.05, 0.9, 0.05), (0.1, 0.8, 0.1), (0.3, 0.4, 0.3),
+    (0.02, 0.7, 0.28), (0.05, 0.45, 0.5), (0.0, 0.5, 0.5), (0.0, 0.2, 0.8), (0.1, 0.0, 0.9), (0.6, 0.35, 0.05),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [8, 12, 24, 48])
+def test_intervals_of_changes_of_yes_and_no_cover_what_they_say(count):
+    counts = [(down, same, count - down - same) for down in range(count + 1) for same in range(count + 1 - down)]
+    found = [mean_interval(np.repeat([-1.0, 0.0, 1.0], of_each)) for of_each in counts]
+    given = np.array([interval.low is not None for interval in found])
+    for chances in CHANGES:
+        mean = chances[2] - chances[0]
+        likely = stats.multinomial.pmf(counts, count, chances)
+        covers = np.array([interval.low is not None and covered(interval, mean) for interval in found])
+        assert likely[covers].sum() / likely[given].sum() > 0.93, chances
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-6, 0.5, 2.0, -1.0, 7.0, 1e300])
+@pytest.mark.parametrize("values", [
+    [1.0] + [0.0] * 11, [1.0] * 5 + [0.0] * 7, [1.0] * 9 + [0.0] * 3, [-1.0, 0.0, 0.0, 1.0] * 5, [0.0, 0.5, 1.0] * 6,
+    [0.3, -0.2, 0.5, 0.9, 1.4, 0.1, 0.2, 0.35],
+])  # fmt: skip
+def test_another_unit_gives_the_same_interval_in_that_unit(values, unit):
+    found, other = mean_interval(values), mean_interval([unit * value for value in values])
+    ends = sorted([unit * found.low, unit * found.high])
+    assert [other.low, other.high] == pytest.approx(ends, rel=1e-9, abs=1e-12 * abs(unit))
+    assert other.excludes_zero == found.excludes_zero
+
+
+@pytest.mark.parametrize("changed", range(1, 13))
+@pytest.mark.parametrize("unit", [1.0, 0.5, 3.0])
+def test_an_interval_leaves_zero_out_only_where_the_test_does(changed, unit):
+    values = [unit] * changed + [0.0] * (12 - changed)
+    p_value = stats.binomtest(changed, changed).pvalue
+    compared = compare_paired([0.0] * 12, values)
+    assert compared.p_value == pytest.approx(p_value)
+    for found in (mean_interval(values), mean_interval([-value for value in values]), compared.difference):
+        assert not (found.excludes_zero and p_value > 0.05)
+
+
+def test_changes_that_nearly_all_agree_leave_zero_out():
+    assert mean_interval([1.0] * 11 + [0.0]).above_zero
+    assert mean_interval([0.5] * 7 + [0.0] * 5).above_zero
+    assert compare_paired([0.0] * 12, [1.0] * 7 + [0.0] * 5).difference.above_zero
+
+
+def test_no_sample_of_few_values_contradicts_the_test():
+    for values in itertools.combinations_with_replacement((-2.0, -1.0, 0.0, 1.0, 2.0), 9):
+        found = compare_paired([0.0] * 9, values)
+        assert not (found.difference.excludes_zero and found.p_value > 0.05), values
+
+
+@pytest.mark.parametrize("values", [
+    [1e308, -1e308] * 6, [1e200, -1e200] * 6, [1e-320, 2e-320] * 6, [1e-200 * number for number in range(12)],
+    [1e308, -1e308, *[1e307] * 12],
+])  # fmt: skip
+def test_very_large_and_very_small_values_have_intervals_of_some_width(values):
+    found = mean_interval(values)
+    assert -np.inf < found.low <= found.mean <= found.high < np.inf
+    assert found.low < found.high
+
+
+def test_an_interval_beyond_the_largest_float_is_an_error():
+    with pytest.raises(OptionError, match=r"of 8 values up to 1.7e\+308 ends beyond the largest float. Divide"):
+        mean_interval([1.7e308] * 5 + [1e308] * 3)
+    with pytest.raises(OptionError, match="9 of 9 values are not finite numbers"):
+        compare_paired([-1e308] * 9, [1e308] * 9)
+
+
+@pytest.mark.parametrize("bad", [["1", "2"], [None, 1.0], [1 + 0j], "12", {"a": 1.0}, 3.0, [[1.0], [2.0]], [10**400]])
+def test_what_is_not_a_list_of_numbers_has_no_mean(bad):
+    with pytest.raises(OptionError, match=r"A mean needs (a list of )?numbers"):
+        mean_interval(bad)
+    with pytest.raises(OptionError, match=r"A mean needs (a list of )?numbers"):
+        compare_paired(bad, bad)
+
+
+def test_numbers_of_any_library_and_generators_are_compared():
+    first, second = [0.0, 0.5, 0.25] * 4, [1.0, 0.25, 0.75] * 4
+    expected = compare_paired(first, second)
+    assert compare_paired((value for value in first), (value for value in second)) == expected
+    assert compare_paired(torch.tensor(first).double(), np.array(second)) == expected
+    assert compare_paired([torch.tensor(value).double() for value in first], second) == expected
+    halves = torch.tensor([0.0, 0.5, 1.0] * 4, dtype=torch.bfloat16)
+    assert mean_interval(halves) == mean_interval([0.0, 0.5, 1.0] * 4)
+
+
+@pytest.mark.parametrize("wrong", [{"resamples": 0}, {"resamples": -1}, {"resamples": 1.5}, {"seed": 0.5}, {"seed": -1},
+                                   {"seed": None}])  # fmt: skip
+def test_a_comparison_draws_at_least_once_and_from_a_whole_seed(wrong):
+    with pytest.raises(OptionError, match="they must be integers, from 1 and from 0 on"):
+        compare_paired(range(20), range(1, 21), **wrong)
+
+
+@pytest.mark.parametrize("of", [("2", 5), (2, 5.5), (True, True), (2, "5"), (None, 5), (2, float("nan"))])
+def test_what_is_not_a_count_has_no_rate(of):
+    with pytest.raises(OptionError, match="at least one trial and 0 to trials successes, got"):
+        wilson_interval(*of)
+
+
+def test_rates_are_of_true_and_false():
+    assert rate_of([True, np.False_, torch.tensor(True), 1, 0.0]) == wilson_interval(3, 5)
+    assert rate_of([np.int64(1), np.float32(0)]) == wilson_interval(1, 2)
+    for wrong in (None, 0.5, "no", 2, float("nan"), [1]):
+        with pytest.raises(OptionError, match="A rate needs outcomes that are True or False, got"):
+            rate_of([True, wrong])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -120,7 +228,7 @@ def test_numbers_that_are_not_finite_have_no_mean(bad):
         compare_paired(values, values)
     with pytest.raises(OptionError, match=message):
         mean_of([None, *values])
-    with pytest.raises(OptionError, match="a list of at least one number, got an array of shape"):
+    with pytest.raises(OptionError, match="a list of at least one number, got none"):
         mean_interval([])
     with pytest.raises(OptionError, match="at least one trial and 0 to trials successes"):
         wilson_interval(bad, 4)

@@ -27,19 +27,28 @@ def test_what_is_no_list_is_an_error(given, message):
         list_of("texts", given)
 
 
+class Letters:
+    """A tokenizer that nobody comes to ask."""
+
+    chat_template = None
+
+    def __call__(self, text, **options):
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
 PAIRS = [{"positive": "yes", "negative": "no"}, {"positive": "ja", "negative": "nein"}]
 
 
 @pytest.mark.parametrize(("call", "name"), [
-    (lambda m: fit_condition(m, None, "harmful", ["b"], [1]), "positive_prompts"),
-    (lambda m: fit_condition(m, None, ["a"], "harmless", [1]), "negative_prompts"),
-    (lambda m: evaluate_refusal(m, None, "harmful", ["b"]), "harmful_prompts"),
-    (lambda m: evaluate_refusal(m, None, ["a"], "harmless"), "benign_prompts"),
-    (lambda m: analyze_tradeoffs(m, None, make_vector(m), "one", ["b"], bool), "target_prompts"),
-    (lambda m: analyze_tradeoffs(m, None, make_vector(m), ["a"], "two", bool), "control_prompts"),
-    (lambda m: strength_sweep(m, None, make_vector(m), "one", bool), "prompts"),
-    (lambda m: generate_texts(m, None, "one"), "prompts"),
-    (lambda m: extract_vectors(m, None, PAIRS, [1], neutral_texts="one"), "neutral_texts"),
+    (lambda m: fit_condition(m, Letters(), "harmful", ["b"], [1]), "positive_prompts"),
+    (lambda m: fit_condition(m, Letters(), ["a"], "harmless", [1]), "negative_prompts"),
+    (lambda m: evaluate_refusal(m, Letters(), "harmful", ["b"]), "harmful_prompts"),
+    (lambda m: evaluate_refusal(m, Letters(), ["a"], "harmless"), "benign_prompts"),
+    (lambda m: analyze_tradeoffs(m, Letters(), make_vector(m), "one", ["b"], bool), "target_prompts"),
+    (lambda m: analyze_tradeoffs(m, Letters(), make_vector(m), ["a"], "two", bool), "control_prompts"),
+    (lambda m: strength_sweep(m, Letters(), make_vector(m), "one", bool), "prompts"),
+    (lambda m: generate_texts(m, Letters(), "one"), "prompts"),
+    (lambda m: extract_vectors(m, Letters(), PAIRS, [1], neutral_texts="one"), "neutral_texts"),
 ])  # fmt: skip
 def test_every_list_of_texts_is_asked_for(llama, call, name):
     with pytest.raises(OptionError, match=f"{name} is one string; give a list of strings"):
@@ -47,8 +56,8 @@ def test_every_list_of_texts_is_asked_for(llama, call, name):
 
 
 @pytest.mark.parametrize("call", [
-    lambda m: strength_sweep(m, None, make_vector(m), ["a"], None),
-    lambda m: analyze_tradeoffs(m, None, make_vector(m), ["a"], ["b"], "yes"),
+    lambda m: strength_sweep(m, Letters(), make_vector(m), ["a"], None),
+    lambda m: analyze_tradeoffs(m, Letters(), make_vector(m), ["a"], ["b"], "yes"),
 ])  # fmt: skip
 def test_a_detector_that_cannot_be_called_is_refused_before_anything_runs(llama, call):
     with pytest.raises(OptionError, match=r"is_target_behavior_fn is .*; it must be a function of a text"):
@@ -58,7 +67,7 @@ def test_a_detector_that_cannot_be_called_is_refused_before_anything_runs(llama,
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, "8", True])
 def test_a_batch_has_at_least_one_text(llama, batch_size):
     with pytest.raises(OptionError, match=f"batch_size is {batch_size!r}; it must be an integer from 1 on"):
-        extract_vectors(llama, None, PAIRS, [1], batch_size=batch_size)
+        extract_vectors(llama, Letters(), PAIRS, [1], batch_size=batch_size)
 
 
 def test_sampling_takes_numbers_and_nothing_else():

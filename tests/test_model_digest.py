@@ -1,10 +1,11 @@
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
-from chat_templates import CHATML, LLAMA, Processor, byte_tokenizer
-from rotalabs_steer.datasets import ChatTokenizer
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.model_digest import model_digest, tokenizer_digest
 from tiny import tiny_gpt2, tiny_llama
 
@@ -28,6 +29,11 @@ def with_adapter(model, **options):
     return get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False, **options))
 
 
+def penalised(model):
+    model.generation_config.repetition_penalty = 1.5
+    return model
+
+
 OTHERS = {
     "one weight": lambda: change_one_weight(tiny_llama()),
     "the signs of a row": lambda: negate_a_row(tiny_llama()),
@@ -38,6 +44,7 @@ OTHERS = {
     "a merged adapter": lambda: with_adapter(tiny_llama()).merge_and_unload(),
     "a rotary base": lambda: tiny_llama(rope_parameters={"rope_type": "default", "rope_theta": 5000.0}),
     "architecture": tiny_gpt2,
+    "a penalty in generation": lambda: penalised(tiny_llama()),
 }
 
 
@@ -92,8 +99,26 @@ def test_a_tokenizer_is_told_by_vocabulary_template_and_rules(small_model):
     assert tokenizer_digest(words) != before
 
 
-def test_a_chat_tokenizer_has_the_digest_of_its_tokenizer_and_its_processors_template():
-    plain, chatml = byte_tokenizer(LLAMA), byte_tokenizer(CHATML)
-    assert tokenizer_digest(ChatTokenizer.of(plain)) == tokenizer_digest(plain)
-    assert tokenizer_digest(ChatTokenizer.of(chatml)) != tokenizer_digest(plain)
-    assert tokenizer_digest(ChatTokenizer.of(Processor(plain, CHATML))) == tokenizer_digest(chatml)
+def with_template(words, template):
+    other = copy.deepcopy(words)
+    other.chat_template = template
+    return other
+
+
+@pytest.mark.real_model
+def test_a_tokenizer_with_options_is_told_by_what_it_wraps(small_model):
+    words = AutoTokenizer.from_pretrained(small_model)
+    options = "{% if loud %}!{% endif %}" + words.chat_template
+    changed = copy.deepcopy(words)
+    changed.add_tokens(["new"])
+    others = [
+        ChatTokenizer.of(words),
+        ChatTokenizer.of(changed),
+        ChatTokenizer.of(with_template(words, words.chat_template + " ")),
+        ChatTokenizer.of(with_template(words, options)),
+        ChatTokenizer.of(with_template(words, options), {"loud": True}),
+        ChatTokenizer(with_template(words, None), processor_template=words.chat_template),
+        ChatTokenizer(with_template(words, None), processor_template=options),
+    ]
+    assert len(set(map(tokenizer_digest, others))) == len(others)
+    assert tokenizer_digest(ChatTokenizer.of(words)) == tokenizer_digest(words)

@@ -77,7 +77,7 @@ def test_a_layer_may_be_of_any_library(llama, layer):
     assert vectors.get(layer) is vector
     assert layer in vectors
     assert vectors.chosen_layer == 3
-    assert MultiVectorInjector(llama, {"test": vectors}, default_layer=layer).vectors["test"] is vector
+    assert MultiVectorInjector(llama, {"test": vectors}, default_layer=layer).vectors["test"] == [vector]
     assert ActivationHook(llama, [layer]).layer_indices == [3]
     assert ActivationHook(llama, layer).layer_indices == [3]
     assert Condition(torch.ones(16), layer, np.float32(0.5)).layer_index == 3

@@ -1,11 +1,12 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
-from rotalabs_steer.errors import LayerError, OptionError, VectorError
+from rotalabs_steer.errors import FileFormatError, LayerError, OptionError, VectorError
 
 
 def vector(layer=3, values=(3.0, 4.0), behavior="calm", **metadata):
@@ -213,3 +214,29 @@ def test_a_fingerprint_that_is_no_table_is_none():
     assert vector(fingerprint="llama").fingerprint is None
     assert vector(fingerprint={"num_layers": 3}).fingerprint == {"num_layers": 3}
     assert SteeringVectorSet("calm", [vector(fingerprint=[1])]).get_best() == vector(fingerprint=[1])
+
+
+@pytest.mark.parametrize("chosen", [9, "2", 1.5, True, -1, [1]])
+def test_a_chosen_layer_is_one_of_the_set(tmp_path, chosen):
+    vectors = [SteeringVector("calm", layer, torch.ones(8), "m") for layer in (1, 2)]
+    with pytest.raises(LayerError, match=r"chosen_layer of the set of 'calm' is .*one of its layers, \[1, 2\]"):
+        SteeringVectorSet("calm", vectors, {"chosen_layer": chosen})
+    SteeringVectorSet("calm", vectors, {"chosen_layer": 1}).save(tmp_path)
+    document = json.loads((tmp_path / "metadata.json").read_text())
+    document["metadata"]["chosen_layer"] = chosen
+    (tmp_path / "metadata.json").write_text(json.dumps(document))
+    with pytest.raises(FileFormatError, match="chosen_layer of the set of 'calm'"):
+        SteeringVectorSet.load(tmp_path)
+
+
+def test_a_set_is_of_one_model(tmp_path):
+    mine, other = (SteeringVector("calm", layer, torch.ones(8), name) for layer, name in ((1, "m"), (2, "other")))
+    with pytest.raises(VectorError, match="A vector of 'other' does not belong in a set of 'm'"):
+        SteeringVectorSet("calm", [mine, other])
+    same = dataclasses.replace(other, model_name="m")
+    SteeringVectorSet("calm", [mine, same]).save(tmp_path)
+    document = json.loads((tmp_path / "metadata.json").read_text())
+    document["vectors"]["2"]["model_name"] = "other"
+    (tmp_path / "metadata.json").write_text(json.dumps(document))
+    with pytest.raises(FileFormatError, match="does not belong in a set of"):
+        SteeringVectorSet.load(tmp_path)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -25,7 +25,7 @@ from rotalabs_steer.errors import OptionError, VectorError
 from rotalabs_steer.files.formats import find_format
 from rotalabs_steer.files.gguf import ControlVector
 from rotalabs_steer.files.other_tools import read_other_tool
-from rotalabs_steer.files.reading import is_part
+from rotalabs_steer.files.reading import check_carried, is_part
 from rotalabs_steer.models import find_model_config
 from rotalabs_steer.ordinary_numbers import as_integer, plain_value
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
@@ -33,6 +33,7 @@ from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_Numbered = TypeVar("_Numbered")
 _EMBEDDING = -1
 """The number, in our counting, of what goes into the first decoder layer."""
 _RESIDUAL = {"decoder_block", "hidden_states", None}
@@ -54,7 +55,7 @@ def import_vectors(
             EasySteer; `{layer: vector}`; a tensor or array `[layers, hidden]` or `[hidden]`.
         behavior: name of the behaviour; by default the file's own, its name, or "imported".
         model_name: the model the vectors were made from; by default what the source says.
-        layers: the numbers of the rows of a tensor, which does not say them itself.
+        layers: the numbers of the rows of a tensor, which does not say them itself; an error beside any other source.
         layer_offset: added to the source's numbers, where it counts otherwise: −1 for an index into
             `output_hidden_states`, or for files of llama.cpp's own generator. What then has number −1 is the output of
             the embedding, before the first decoder layer, and is left out.
@@ -62,7 +63,8 @@ def import_vectors(
     Raises:
         FileNotFoundError: there is no such file.
         FileFormatError: the file is damaged, unsafe, or of no known kind.
-        VectorError: vectors that cannot steer, or that belong elsewhere than to a decoder layer's output.
+        VectorError: vectors that cannot steer, as zeros cannot, or that belong elsewhere than to a decoder layer's
+            output.
         OptionError: `layers` is missing or does not fit, a layer number would be below −1, or the model is known and
             has no such layer.
     """
@@ -76,14 +78,14 @@ def import_vectors(
         path = Path(source)
         own = _read_own(path)
         if own is not None:
-            return _renamed(own, behavior, model_name, layer_offset)
+            return _renamed(_without_layers(own, layers), behavior, model_name, layer_offset)
         source = read_other_tool(path)
         name = behavior or _recorded(source, "behavior") or path.stem
         about = {"imported_from": path.name}
         as_vector = _as_vector
     if isinstance(source, SteeringVector | SteeringVectorSet):
         own = source if isinstance(source, SteeringVectorSet) else SteeringVectorSet(source.behavior, [source])
-        return _renamed(own, behavior, model_name, layer_offset)
+        return _renamed(_without_layers(own, layers), behavior, model_name, layer_offset)
     rows, method, model, together = _rows(source, layers)
     moved = [(_layer(number, layer_offset), row) for number, row in rows.items()]
     vectors = [
@@ -116,11 +118,22 @@ def _rows(source: Any, layers: Sequence[int] | None) -> tuple[dict[Any, Any], st
     for attribute, method in (("layer_activations", "steering-vectors"), ("directions", "repeng")):
         rows = getattr(source, attribute, None)
         if isinstance(rows, dict):
+            _without_layers(rows, layers)
             known = "imported" if isinstance(source, ControlVector) else str(getattr(source, "method", method))
             return rows, known, _recorded(source, "model_name") or str(getattr(source, "model_type", "")), True
     if isinstance(source, dict):
-        return source, "imported", "", False
+        return _without_layers(source, layers), "imported", "", False
     return _numbered(source, layers), "imported", "", False
+
+
+def _without_layers(source: _Numbered, layers: Sequence[int] | None) -> _Numbered:
+    """A source that says its layers itself, and is given no others."""
+    if layers is not None:
+        raise OptionError(
+            f"layers is {plain_value(layers)!r:.80}, but the source says itself which layers its vectors belong to. "
+            "Leave layers out; layer_offset= moves them, and {layer: vector} gives them other layers."
+        )
+    return source
 
 
 def _recorded(source: Any, name: str) -> str:
@@ -174,6 +187,13 @@ def _known_layers(vectors: SteeringVectorSet) -> SteeringVectorSet:
             f"There is a vector for layer {vectors.layers[-1]}, but {known.name} has {known.num_layers} layers, 0 to "
             f"{known.num_layers - 1}. If the vectors are rows of output_hidden_states, pass layer_offset=-1."
         )
+    return _without_zeros(vectors)
+
+
+def _without_zeros(vectors: SteeringVectorSet) -> SteeringVectorSet:
+    """The set, if each of its vectors does something."""
+    for vector in vectors:
+        check_carried(vector.vector, vector.vector.dtype, f"The vector of layer {vector.layer_index}")
     return vectors
 
 
@@ -200,17 +220,29 @@ def _as_tensor(value: Any) -> torch.Tensor:
         ) from error
 
 
+def _acts_at_embedding(role: str, layer_offset: int) -> OptionError:
+    return OptionError(
+        f"Layer 0 is {role} layer of the set, and with layer_offset {layer_offset} it would be the output of the "
+        "embedding, before the first decoder layer, which cannot be steered. Choose another offset, or layers that "
+        "stay: vector_set.with_acting_layers([...])."
+    )
+
+
 def _renamed(
     vectors: SteeringVectorSet, behavior: str | None, model_name: str | None, layer_offset: int
 ) -> SteeringVectorSet:
     if behavior is None and model_name is None and layer_offset == 0:
-        return vectors
+        return _without_zeros(vectors)
     name, metadata = behavior or vectors.behavior, dict(vectors.metadata)
     if layer_offset and vectors.chosen_layer is not None:
         metadata["chosen_layer"] = _layer(vectors.chosen_layer, layer_offset)
+        if metadata["chosen_layer"] == _EMBEDDING:
+            raise _acts_at_embedding("the chosen", layer_offset)
     if metadata.get("acting_layers") is not None:
         offset = [_layer(layer, layer_offset) for layer in vectors.acting_layers]
-        metadata["acting_layers"] = [layer for layer in offset if layer != _EMBEDDING]
+        if _EMBEDDING in offset:
+            raise _acts_at_embedding("an acting", layer_offset)
+        metadata["acting_layers"] = offset
     moved = [
         dataclasses.replace(vector, behavior=name, layer_index=layer, model_name=model_name or vector.model_name)
         for vector in vectors

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rotalabs_steer.errors import OptionError
+from rotalabs_steer.ordinary_numbers import as_integer, as_real, as_truth, plain_value
+from rotalabs_steer.sign_flips import sign_flip_p_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +25,10 @@ Z = 1.959963984540054
 FEWEST_VALUES = 8
 """A mean of fewer values gets no interval; `mean_interval` says why."""
 
-_MOST_EXACT = 12
-"""Pairs that differ, up to which all 2ⁿ sign flips are tried."""
+_FLIPS = 10_000
+"""Patterns of signs that a sign-flip test draws where it is not exact."""
+_LARGEST_P = 0.05
+"""An interval leaves zero out only where the sign-flip test finds a p-value up to this."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +87,23 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     No interval that was tried covers the mean of four strongly skewed values in 93 % of the cases (lognormal, σ = 1:
     the percentile bootstrap 68 %, the studentised bootstrap 92 % at three times the width), so fewer than eight values
     get no interval. Values that are all the same get none either: they do not show by how much others would differ.
-    A sample of zeros and ones gets the interval of a rate.
+
+    Where at most half of the values are different from each other, as changes of yes and no or of whole points are, few
+    of them tell how far the mean can move. The interval is then also at least as wide as that of the same sample with
+    two more values, one on each side of the median and as far from it as the farthest value. On changes of −1, 0 and 1
+    these two values are those of Bonett and Price (2012); there it covers 96 % and more.
+
+    The interval leaves zero out only where the sign-flip test of the values has a p-value of 0.05 or less.
+
+    The values may be in any unit: the interval of values times a number is the interval times that number. So zeros and
+    ones get no other interval than zeros and twos; for a rate use `rate_of`.
 
     Raises:
-        OptionError: there are no values, or one is not a finite number.
+        OptionError: there are no values, one is not a finite number, or the interval ends beyond the largest float.
     """
     sample = _finite(values)
-    count, mean = len(sample), float(sample.mean())
-    if count < FEWEST_VALUES or float(np.ptp(sample)) <= 1e-12 * float(np.abs(sample).max()):
-        return Estimate(mean, None, None)
-    if bool(np.isin(sample, (0.0, 1.0)).all()):
-        return wilson_interval(float(sample.sum()), count)
-    deviation = float(sample.std(ddof=1))
-    third_moment = float((((sample - mean) / deviation) ** 3).sum()) * count / ((count - 1) * (count - 2))
-    bend = (1 + 4 / count) * third_moment / (3 * math.sqrt(count))
-    student, error = _student_quantile(count - 1), deviation / math.sqrt(count)
-    below, above = max(student, _straightened(student, bend)), max(student, -_straightened(-student, bend))
-    return Estimate(mean, mean - below * error, mean + above * error)
+    found = _interval(sample)
+    return _tested(found, sign_flip_p_value(sample, _FLIPS, 0)) if found.excludes_zero else found
 
 
 def bootstrap_mean(values: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -114,8 +120,12 @@ def wilson_interval(successes: float, trials: int) -> Estimate:
     Raises:
         OptionError: there are no trials, or more successes than trials.
     """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise OptionError(f"A rate needs at least one trial and 0 to trials successes, got {successes} of {trials}.")
+    hits, count = as_real(successes), as_integer(trials)
+    if hits is None or count is None or count < 1 or not 0 <= hits <= count:
+        raise OptionError(
+            f"A rate needs at least one trial and 0 to trials successes, got {successes!r:.80} of {trials!r:.80}."
+        )
+    successes, trials = hits, count
     rate, square = successes / trials, Z**2 / trials
     centre = rate + square / 2
     margin = Z * math.sqrt((rate * (1 - rate) + square / 4) / trials)
@@ -146,35 +156,44 @@ def compare_paired(
 ) -> PairedComparison:
     """Compares two measurements of the same items, in the same order.
 
-    If neither differs from the other, each difference could as well have had the other sign (Fisher 1935). All sign
-    patterns are tried where at most 12 differences are not zero; else `resamples` random ones, the observed included.
-    The interval is `mean_interval`'s; where all values are yes or no, that of a difference of paired rates.
+    The p-value is that of `sign_flip_p_value`. The interval is `mean_interval`'s; where all values are yes or no, that
+    of a difference of paired rates (Bonett and Price 2012). It leaves zero out only where the p-value is 0.05 or less.
+
+    Args:
+        resamples: random patterns of signs, where the test is not exact.
 
     Raises:
-        OptionError: there are no items, not the same number twice, or a value is not a finite number.
+        OptionError: there are no items, not the same number twice, a value is not a finite number, or `resamples` or
+            `seed` is not an integer in its range.
     """
-    if len(first) != len(second) or len(first) == 0:
-        raise OptionError(f"A paired comparison needs the same items twice, got {len(first)} and {len(second)} values.")
-    before, after = _finite(first), _finite(second)
-    differences = after - before
-    changed = np.abs(differences[differences != 0])
-    observed = abs(differences.sum()) - 1e-12 * changed.sum()  # sums that differ by their rounding are equal
-    if len(changed) <= _MOST_EXACT:
-        flips = np.arange(2 ** len(changed))[:, None] >> np.arange(len(changed))
-        sums = (1 - 2 * (flips & 1)) @ changed
-        p_value = float((np.abs(sums) >= observed).mean())
-    else:
-        signs = np.random.default_rng(seed).integers(0, 2, size=(resamples, len(changed)), dtype=np.int8)
-        extreme = int((np.abs((1 - 2 * signs) @ changed) >= observed).sum())
-        p_value = (extreme + 1) / (resamples + 1)
+    flips, start = as_integer(resamples), as_integer(seed)
+    if flips is None or flips < 1 or start is None or start < 0:
+        raise OptionError(
+            f"resamples is {resamples!r:.80} and seed {seed!r:.80}; they must be integers, from 1 and from 0 on."
+        )
+    before, after = _numbers(first), _numbers(second)
+    if len(before) != len(after) or len(before) == 0:
+        raise OptionError(f"A paired comparison needs the same items twice, got {len(before)} and {len(after)} values.")
+    before, after = _finite(before), _finite(after)
+    with np.errstate(over="ignore"):
+        differences = _finite(after - before)
+    p_value = sign_flip_p_value(differences, flips, start)
     yes_or_no = bool(np.isin([before, after], (0.0, 1.0)).all())
-    difference = _paired_rates(differences) if yes_or_no else mean_interval(differences.tolist())
-    return PairedComparison(difference, p_value, len(differences), seed)
+    difference = _paired_rates(differences) if yes_or_no else _interval(differences)
+    return PairedComparison(_tested(difference, p_value), p_value, len(differences), start)
 
 
 def rate_of(outcomes: Sequence[bool]) -> Estimate | None:
-    """The share of outcomes that are true, with its Wilson interval; None where there are none."""
-    return wilson_interval(sum(outcomes), len(outcomes)) if outcomes else None
+    """The share of outcomes that are true, with its Wilson interval; None where there are none.
+
+    Raises:
+        OptionError: an outcome is neither true nor false.
+    """
+    found = [as_truth(outcome) for outcome in outcomes]
+    if None in found:
+        wrong = list(outcomes)[found.index(None)]
+        raise OptionError(f"A rate needs outcomes that are True or False, got {wrong!r:.80}.")
+    return wilson_interval(sum(map(bool, found)), len(found)) if found else None
 
 
 def mean_of(scores: Sequence[float | None]) -> Estimate | None:
@@ -183,13 +202,25 @@ def mean_of(scores: Sequence[float | None]) -> Estimate | None:
     return mean_interval(known) if known else None
 
 
-def _finite(values: Sequence[float]) -> NDArray[np.float64]:
+def _numbers(values: Iterable[float]) -> NDArray[np.float64]:
+    """Real numbers of any library as an array."""
+    given = plain_value(values)
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping)):
+        raise OptionError(f"A mean needs a list of numbers, got {given!r:.80}.")
+    found: list[Any] = [plain_value(value) for value in given]
+    wrong = [value for value in found if not isinstance(value, numbers.Real)]
+    if wrong:
+        raise OptionError(f"A mean needs numbers, got {wrong[0]!r:.80}.")
     try:
-        sample = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"A mean needs numbers, got {values!r:.80}.") from error
-    if sample.ndim != 1 or len(sample) == 0:
-        raise OptionError(f"A mean needs a list of at least one number, got an array of shape {list(sample.shape)}.")
+        return np.array([float(value) for value in found], dtype=np.float64)
+    except OverflowError as error:  # an integer of hundreds of digits
+        raise OptionError("A mean needs numbers that a float can hold.") from error
+
+
+def _finite(values: Iterable[float]) -> NDArray[np.float64]:
+    sample = _numbers(values)
+    if len(sample) == 0:
+        raise OptionError("A mean needs a list of at least one number, got none.")
     bad = np.flatnonzero(~np.isfinite(sample))
     if len(bad):
         raise OptionError(
@@ -199,6 +230,35 @@ def _finite(values: Sequence[float]) -> NDArray[np.float64]:
     return sample
 
 
+def _interval(values: NDArray[np.float64]) -> Estimate:
+    count = len(values)
+    exponent = int(np.frexp(np.abs(values).max())[1])
+    sample = np.ldexp(values, -exponent)  # values near 1, whose squares neither overflow nor vanish
+    mean = float(sample.mean())
+    if count < FEWEST_VALUES or float(np.ptp(sample)) <= 1e-12:
+        return Estimate(float(np.ldexp(mean, exponent)), None, None)
+    deviation = float(sample.std(ddof=1))
+    third_moment = float((((sample - mean) / deviation) ** 3).sum()) * count / ((count - 1) * (count - 2))
+    bend = (1 + 4 / count) * third_moment / (3 * math.sqrt(count))
+    student, error = _student_quantile(count - 1), deviation / math.sqrt(count)
+    low = mean - max(student, _straightened(student, bend)) * error
+    high = mean + max(student, -_straightened(-student, bend)) * error
+    if len(np.unique(sample)) <= count / 2:
+        median = float(np.median(sample))
+        farthest = float(np.abs(sample - median).max())
+        more = np.append(sample, [median - farthest, median + farthest])
+        margin = student * float(more.std()) / math.sqrt(count + 2)
+        low, high = min(low, float(more.mean()) - margin), max(high, float(more.mean()) + margin)
+    with np.errstate(over="ignore"):
+        mean, low, high = (float(end) for end in np.ldexp([mean, low, high], exponent))
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise OptionError(
+            f"The interval of the mean of {count} values up to {float(np.abs(values).max()):g} ends beyond the largest "
+            "float. Divide the values by a number first."
+        )
+    return Estimate(mean, low, high) if low < high else Estimate(mean, None, None)
+
+
 def _paired_rates(differences: NDArray[np.float64]) -> Estimate:
     """The interval of a difference of paired rates (Bonett and Price 2012), from differences that are −1, 0 or 1."""
     count = len(differences) + 2
@@ -206,6 +266,13 @@ def _paired_rates(differences: NDArray[np.float64]) -> Estimate:
     centre = (up - down) / count
     margin = Z * math.sqrt(((up + down) / count - centre**2) / count)
     return Estimate(float(differences.mean()), max(centre - margin, -1.0), min(centre + margin, 1.0))
+
+
+def _tested(found: Estimate, p_value: float) -> Estimate:
+    """The interval, reaching to zero where the sign-flip test does not tell the values from zero."""
+    if found.low is None or found.high is None or p_value <= _LARGEST_P:
+        return found
+    return Estimate(found.mean, min(found.low, 0.0), max(found.high, 0.0))
 
 
 def _student_quantile(freedom: int) -> float:

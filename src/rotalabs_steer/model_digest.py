@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.decoder import transformers_model
 
 if TYPE_CHECKING:
@@ -20,17 +21,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-_NOT_OF_THE_WEIGHTS = ("_name_or_path", "transformers_version")
+_NOT_OF_THE_WEIGHTS = ("_name_or_path", "transformers_version", "_from_model_config")
 
 
 def model_digest(model: nn.Module) -> str:
-    """A SHA-256 of a model's configuration, weights, dtypes, adapters and attention implementation.
+    """A SHA-256 of a model's configurations, weights, dtypes, adapters and attention implementation.
+
+    The generation configuration counts, since a penalty or a stop token changes what the model writes.
 
     Every weight is read, which takes about a second for each gigabyte.
     """
     inner: Any = transformers_model(model)
-    config: dict[str, Any] = inner.config.to_dict()
-    described = {name: value for name, value in config.items() if name not in _NOT_OF_THE_WEIGHTS}
+    configs = [inner.config, getattr(inner, "generation_config", None)]
+    described = [
+        {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_WEIGHTS}
+        for config in configs
+        if config is not None
+    ]
     attention = getattr(inner.config, "_attn_implementation", None)
     digest = hashlib.sha256(
         json.dumps([type(inner).__name__, described, attention], sort_keys=True, default=str).encode()
@@ -38,7 +45,7 @@ def model_digest(model: nn.Module) -> str:
     for name, tensor in _tensors(inner):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.device.type != "meta":
-            digest.update(_bytes(tensor).data)
+            digest.update(tensor_bytes(tensor).data)
     digest.update(adapters_of(inner).encode())
     return digest.hexdigest()
 
@@ -57,19 +64,19 @@ def tokenizer_digest(tokenizer: Any) -> str:
     """A SHA-256 of how a tokenizer turns texts and chats into ids: its vocabulary, special tokens and chat template.
 
     Args:
-        tokenizer: a tokenizer of transformers, or a `ChatTokenizer`, whose options do not count.
+        tokenizer: a tokenizer, a processor or a `ChatTokenizer`, whose options and whose processor's template count.
     """
-    processor_template = getattr(tokenizer, "processor_template", None)
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    chat = ChatTokenizer.of(tokenizer)
+    words = chat.tokenizer
+    backend = getattr(words, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
         rules |= {"truncation": None, "padding": None}  # what the last call asked for
     else:
-        get_vocab = getattr(tokenizer, "get_vocab", dict)
-        rules = [type(tokenizer).__name__, get_vocab(), getattr(tokenizer, "init_kwargs", None)]
-    told = [getattr(tokenizer, name, None) for name in ("chat_template", "special_tokens_map")]
-    told[0] = processor_template or told[0]
+        get_vocab = getattr(words, "get_vocab", dict)
+        rules = [type(words).__name__, get_vocab(), getattr(words, "init_kwargs", None)]
+    told = [getattr(words, name, None) for name in ("chat_template", "special_tokens_map")]
+    told += [chat.processor_template, dict(chat.template_options)]
     return hashlib.sha256(json.dumps([rules, told], sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -82,7 +89,8 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{path}.{name}", offloaded[name] if kept else tensor
 
 
-def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+def tensor_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    """What a tensor holds, as bytes."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     try:
         found: NDArray[np.uint8] = flat.view(torch.uint8).numpy()

@@ -40,6 +40,12 @@ def as_real(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def as_truth(value: Any) -> bool | None:
+    """The truth value that a value is: True, False, or a number that is 0 or 1; None for anything else."""
+    value = plain_value(value)
+    return bool(value) if isinstance(value, numbers.Real) and value in (0, 1) else None
+
+
 def json_value(value: Any) -> Any:
     """The `default` of `json.dumps`: numbers and arrays of numpy and torch as numbers and lists.
 

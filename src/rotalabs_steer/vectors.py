@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _VECTOR_FIELDS = ("behavior", "layer_index", "model_name", "extraction_method", "metadata")
 _ACTING_LAYERS = "acting_layers"
+_CHOSEN_LAYER = "chosen_layer"
 _BEST_DEPTH = 0.55
 """Behaviours steer best at 45 to 60 % of depth (measured on SmolLM2-135M and Gemma-3-270M)."""
 
@@ -181,7 +182,8 @@ class SteeringVectorSet:
 
     Raises:
         VectorError: a vector of another behaviour or model, or two for one layer.
-        LayerError: `acting_layers` is not a list of different layers of the set.
+        LayerError: `acting_layers` is not a list of different layers of the set, or `chosen_layer` in the metadata is
+            not one of its layers.
     """
 
     def __init__(
@@ -205,6 +207,11 @@ class SteeringVectorSet:
             if isinstance(vector, SteeringVector) and vector.layer_index in self._vectors:
                 raise VectorError(f"Two vectors for layer {vector.layer_index}: a set holds one vector a layer.")
             self.add(vector)
+        if self._vectors and self.metadata.get(_CHOSEN_LAYER) is not None and self.chosen_layer is None:
+            raise LayerError(
+                f"chosen_layer of the set of {behavior!r} is {self.metadata[_CHOSEN_LAYER]!r:.80}; it must be one of "
+                f"its layers, {self.layers}, or left out."
+            )
         if acting_layers is not None:
             self.metadata[_ACTING_LAYERS] = acting_layers
         if self.metadata.get(_ACTING_LAYERS) is not None:
@@ -223,7 +230,7 @@ class SteeringVectorSet:
     @property
     def chosen_layer(self) -> int | None:
         """The layer that tuning chose, if it did."""
-        layer = as_integer(self.metadata.get("chosen_layer"))
+        layer = as_integer(self.metadata.get(_CHOSEN_LAYER))
         return layer if layer in self._vectors else None
 
     @property
@@ -263,6 +270,11 @@ class SteeringVectorSet:
         for other in self._vectors.values():
             if other.layer_index != vector.layer_index and other.dim != vector.dim:
                 raise VectorError(f"A vector of {vector.dim} numbers does not go with one of {other.dim}.")
+            if other.layer_index != vector.layer_index and other.model_name != vector.model_name:
+                raise VectorError(
+                    f"A vector of {vector.model_name!r} does not belong in a set of {other.model_name!r}: the vectors "
+                    "of a set are of one model."
+                )
         self._vectors[vector.layer_index] = vector
 
     def get(self, layer_index: int) -> SteeringVector | None:
@@ -408,7 +420,7 @@ class SteeringVectorSet:
             vectors.append(vector)
         try:
             return cls(behavior, vectors, metadata)
-        except LayerError as error:
+        except (LayerError, VectorError) as error:
             raise FileFormatError(f"{path}: {error}") from error
 
     def __len__(self) -> int:

@@ -262,3 +262,20 @@ def test_the_real_model_from_an_ordinary_checkpoint(smollm, tokenizer, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     assert_close(logits(loaded, ids), steered, logits(smollm, ids))
     assert torch.equal(loaded.generate(ids, max_new_tokens=12, do_sample=False), answer)
+
+
+@pytest.mark.parametrize(("make", "vector", "strength", "reason"), [
+    (tiny_gpt2, 0.0, 1.0, "is zero"),
+    (tiny_gpt2, 1.0, 1e39, "they become infinite"),
+    (lambda: tiny_gpt2().half(), 1.0, 1e5, r"that torch.float16 cannot hold"),
+    (lambda: tiny_gpt2().half(), 1e-9, 1.0, "becomes zero in torch.float16"),
+])  # fmt: skip
+def test_what_the_weights_cannot_hold_is_not_baked(make, vector, strength, reason):
+    one = SteeringVector("calm", 1, torch.full((16,), vector), "tiny")
+    with pytest.raises(VectorError, match=f"What the bias would add at layer 1 .*{reason}"):
+        bake(make(), one, strength, check_model=False)
+
+
+def test_the_direction_of_a_zero_vector_cannot_be_ablated():
+    with pytest.raises(VectorError, match="The direction to ablate is zero"):
+        bake(tiny_llama(), SteeringVector("calm", 1, torch.zeros(16), "tiny"), intervention="ablate", check_model=False)

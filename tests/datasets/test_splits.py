@@ -1,8 +1,10 @@
+import itertools
+
 import pytest
 
 from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset
 from rotalabs_steer.datasets.splits import split_of, split_pairs
-from rotalabs_steer.errors import DatasetError
+from rotalabs_steer.errors import DatasetError, SteeringWarning
 
 
 def pairs(count, category=lambda number: "", split=None):
@@ -93,3 +95,31 @@ def test_pairs_that_cannot_be_tuned_are_an_error():
         split_pairs(pairs(9))
     with pytest.raises(DatasetError, match="has 10, 10 without a prompt"):
         split_pairs(ContrastPairDataset("x", [ContrastPair("a", "b")] * 10))
+
+
+def test_pairs_with_one_prompt_are_shared_out_to_one_split():
+    for category in (lambda n: "", lambda n: f"c{n % 11}"):
+        given = ContrastPairDataset("calm", [
+            ContrastPair(f"p{n}", f"n{n}", prompt=f"q{n // 2 % 15}", category=category(n)) for n in range(60)
+        ])  # fmt: skip
+        found = prompts(split_pairs(given))
+        assert all(found.values())
+        assert sum(map(len, found.values())) == 60
+        for one, other in itertools.combinations(found.values(), 2):
+            assert not set(one) & set(other)
+
+
+def test_the_same_prompt_after_another_system_message_is_another_prompt():
+    given = ContrastPairDataset("calm", [
+        ContrastPair(f"p{n}", f"n{n}", prompt="q", system=f"You are {n}.") for n in range(10)
+    ])  # fmt: skip
+    assert {name: len(split) for name, split in split_pairs(given).items()} == {"train": 6, "validation": 2, "test": 2}
+
+
+def test_pairs_that_the_user_put_into_two_splits_are_named():
+    split = {0: "train", 1: "validation", 2: "test"}
+    twice = [ContrastPair("p0", "n0", {"split": "test"}, prompt="q0")]
+    given = ContrastPairDataset("calm", [*pairs(12, split=lambda n: split[n % 3]), *twice])
+    with pytest.warns(SteeringWarning, match=r"1 pairs of 'calm' are in two splits.*'p0' \(test\). Remove them"):
+        found = split_pairs(given)
+    assert sum(map(len, found.values())) == 13

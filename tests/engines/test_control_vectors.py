@@ -6,7 +6,7 @@ import torch
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.engines.control_vectors import export_control_vector, import_control_vector
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
-from rotalabs_steer.files.gguf import read_control_vector
+from rotalabs_steer.files.gguf import ControlVector, read_control_vector, write_control_vector
 
 
 def vector(layer, behavior="calm", dim=8):
@@ -82,3 +82,25 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(OptionError, match="not a finite number"):
         export_control_vector(vector(3), path, float("nan"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("strength", "reason"), [
+    (1e39, "they become infinite"), (3e38, "they become infinite"), (1e-46, "so it would do nothing"),
+])  # fmt: skip
+def test_a_strength_that_floats_cannot_hold_writes_no_file(tmp_path, strength, reason):
+    one = SteeringVector("calm", 3, torch.full((8,), 2.0), "org/model")
+    with pytest.raises(VectorError, match=f"What the control vector would add at layer 3 .*{reason}"):
+        export_control_vector(one, tmp_path / "v.gguf", strength)
+    assert not (tmp_path / "v.gguf").exists()
+
+
+def test_zeros_are_neither_written_nor_read(tmp_path):
+    zero = SteeringVector("calm", 3, torch.zeros(8), "org/model")
+    opposite = [SteeringVector("calm", 3, sign * torch.ones(8), "org/model") for sign in (1, -1)]
+    for vectors in (zero, opposite):
+        with pytest.raises(VectorError, match="would add at layer 3 is zero, so it would do nothing"):
+            export_control_vector(vectors, tmp_path / "v.gguf")
+    assert not (tmp_path / "v.gguf").exists()
+    write_control_vector(tmp_path / "v.gguf", ControlVector({3: torch.zeros(8)}))
+    with pytest.raises(VectorError, match="The vector of layer 3 is zero"):
+        import_control_vector(tmp_path / "v.gguf")

@@ -108,3 +108,9 @@ def test_what_follows_the_thoughts_is_judged(words, scripted, template):
         OptionError, match="2 of 2 answers end inside the model's thoughts, so there is nothing to judge"
     ):
         refused(scripted(opening + "Sorry, no."))
+
+
+@pytest.mark.parametrize("seed", [1.5, -1, "1", None, True])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(OptionError, match=r"seed is .*; it must be an integer from 0 on"):
+        Sampling(seed=seed)

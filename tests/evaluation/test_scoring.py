@@ -28,6 +28,10 @@ def test_whatever_holds_a_number_for_each_text_is_taken(kind):
     ([0.1, float("nan"), 0.2], "returned nan for 'w22'"),
     ([0.1, 0.2, float("inf")], "returned inf for ''"),
     (["high", "low", "low"], r"returned list \['high', 'low', 'low'\]"),
+    (["1", "2", "3"], r"returned list \['1', '2', '3'\]"),
+    (np.array(["1", "2", "3"]), r"returned ndarray array\(\['1', '2', '3'\]"),
+    (np.array(["1", 2, 3], dtype=object), "returned ndarray array"),
+    (np.array([1 + 0j, 2, 3]), r"returned ndarray array\(\[1.\+0.j"),
     ({"w20 w21": 1.0}, "returned dict"),
     (None, "returned NoneType"),
 ])  # fmt: skip
@@ -36,14 +40,18 @@ def test_what_is_not_a_number_for_each_text_is_an_error(returned, said):
         judge_texts(lambda texts: returned, TEXTS)
 
 
-@pytest.mark.parametrize("returned", [None, "no", 0.7, float("nan")])
+@pytest.mark.parametrize("returned", [
+    None, "no", b"no", np.str_("no"), 0.7, np.float32(0.5), torch.tensor(0.3), float("nan"), torch.tensor(float("nan")),
+    2, -1, 10**5, [], [1], (False,), np.array([0, 1]), {"a": 1},
+])  # fmt: skip
 def test_what_is_neither_yes_nor_no_is_an_error(returned):
     with pytest.raises(OptionError, match=r"returned .* for 'w20'; it must return True or False"):
         outcomes(["w20"], lambda text: returned)
 
 
 @pytest.mark.parametrize(("returned", "outcome"), [
-    (True, True), (0, False), (2, True), (1.0, True), (np.bool_(False), False), (torch.tensor(True), True),
+    (True, True), (0, False), (1.0, True), (np.bool_(False), False), (torch.tensor(True), True), (np.float32(1), True),
+    (torch.tensor(0.0), False), (np.int64(1), True),
 ])  # fmt: skip
 def test_yes_and_no_may_be_numbers(returned, outcome):
     assert outcomes(["w20"], lambda text: returned) == (outcome,)

@@ -1,5 +1,6 @@
+import copy
 import json
-from functools import partial
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from rotalabs_steer.evaluation.coherence import CoherenceProbe
 from rotalabs_steer.evaluation.generation import generate_texts
 from rotalabs_steer.evaluation.held_out import HeldOut
 from rotalabs_steer.evaluation.records import to_json
-from rotalabs_steer.evaluation.scoring import judge_accuracy, judge_identity
+from rotalabs_steer.evaluation.scoring import judge_accuracy
 from rotalabs_steer.evaluation.text_judge import TextJudge
 from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, _apart
 
@@ -208,47 +209,6 @@ def test_a_tuner_measures_neutral_text_again_once_the_weights_have_changed(llama
     assert to_json(again.curve) != to_json(tuned.curve)
 
 
-def judge_of(word):
-    return lambda texts: np.array([float(text.count(word)) for text in texts])
-
-
-class Counting:
-    def __init__(self, word):
-        self.word = word
-
-    def __call__(self, texts):
-        return judge_of(self.word)(texts)
-
-
-class Words:
-    def __init__(self, word):
-        self.word = word
-
-    def count(self, texts):
-        return judge_of(self.word)(texts)
-
-
-def sums(texts, *, factor=1.0):
-    return np.array([factor * len(text) for text in texts])
-
-
-def test_judges_are_told_apart_by_their_code_and_data():
-    pairs = list(load_formality_pairs("train"))
-    judges = [None, count_letters, judge_of("w20"), judge_of("w21"), Counting("w20"), Counting("w21")]
-    judges += [lambda texts: np.zeros(len(texts)), lambda texts: np.ones(len(texts))]
-    judges += [TextJudge.fit(pairs[:9]), TextJudge.fit(pairs[9:]), Words("w20").count, Words("w21").count]
-    judges += [partial(sums, factor=1.0), partial(sums, factor=2.0)]
-    judges += [
-        lambda texts: [sum(c == "a" for c in t) for t in texts],
-        lambda texts: [sum(c == "b" for c in t) for t in texts],
-    ]
-    assert judge_identity(TextJudge.fit(pairs[:9])) == judge_identity(judges[-8])
-    assert judge_identity(Words("w20").count) == judge_identity(judges[-6])
-    assert len(set(map(judge_identity, judges))) == len(judges)
-    assert judge_identity(judge_of("w20")) == judge_identity(judge_of("w20"))
-    assert judge_identity(Counting("w20")) == judge_identity(Counting("w20"))
-
-
 @pytest.mark.parametrize(("judge", "said"), [
     (lambda texts: [0.0], r"scores of 2 texts and returned list of shape \[1\]"),
     (lambda texts: np.full(len(texts), np.nan), "returned nan for 'w20 w40'"),
@@ -276,6 +236,50 @@ def test_the_accuracy_of_every_judge_is_measured(llama, words):
     assert tuned.provenance["judge"].endswith("rates_the_positive_side")
     tuned = tune(llama, words, wordy(15), judge=lambda texts: [0.0] * len(texts), **TINY)
     assert tuned.judge_accuracy == 0.0, "scores that are the same tell nothing apart"
+
+
+class Signed:
+    def __init__(self, sign):
+        self.sign = sign
+
+    def score(self, texts):
+        return [self.sign * float(len(text)) for text in texts]
+
+
+def test_another_judge_does_not_get_the_saved_result(llama, words, tmp_path):
+    first = tune(llama, words, wordy(15), tmp_path, judge=Signed(1.0).score, **TINY)
+    again = tune(llama, words, wordy(15), tmp_path, judge=Signed(1.0).score, **TINY)
+    assert again.answers.scores == first.answers.scores
+    with pytest.raises(OptionError, match="holds the tuning of another model"):
+        tune(llama, words, wordy(15), tmp_path, judge=Signed(-1.0).score, **TINY)
+
+
+def test_another_chat_template_does_not_get_the_saved_result(llama, words, tmp_path):
+    tune(llama, words, wordy(15), tmp_path, **TINY)
+    other = copy.deepcopy(words)
+    other.chat_template = words.chat_template.replace("[INST]", "[INST] w99")
+    assert other.chat_template != words.chat_template
+    with pytest.raises(OptionError, match="holds the tuning of another model"):
+        tune(llama, other, wordy(15), tmp_path, **TINY)
+
+
+def test_a_judge_without_readable_content_needs_a_name_to_be_saved(llama, words, tmp_path):
+    lock = threading.Lock()
+
+    def judge(texts):
+        with lock:
+            return [float(len(text)) for text in texts]
+
+    calls = []
+    handle = llama.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(OptionError, match=r"cannot be told from other judges by its content \(a lock in it has"):
+        tune(llama, words, wordy(15), tmp_path, judge=judge, **TINY)
+    assert calls == []
+    handle.remove()
+    assert tune(llama, words, wordy(15), judge=judge, **TINY).answers.prompts
+    judge.identity = "lengths, version 1"
+    first = tune(llama, words, wordy(15), tmp_path, judge=judge, **TINY)
+    assert tune(llama, words, wordy(15), tmp_path, judge=judge, **TINY).answers.scores == first.answers.scores
 
 
 def test_a_judge_may_return_a_list(llama, words):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import PreTrainedModel
 
 from rotalabs_steer.acting import acting_vectors
@@ -12,6 +13,7 @@ from rotalabs_steer.baking.biases import fold_additions
 from rotalabs_steer.baking.directions import fold_ablation
 from rotalabs_steer.errors import ArchitectureError, OptionError, SteeringConflictError
 from rotalabs_steer.files.names import shown_model_name
+from rotalabs_steer.files.reading import check_carried
 from rotalabs_steer.injection import check_vectors
 from rotalabs_steer.interventions import Ablate, Add
 from rotalabs_steer.plans import PlanItem, check_strength, constant_additions
@@ -69,12 +71,16 @@ def bake(
     plain = _check_plain(model)
     check_vectors(plain, given, check_model=check_model)
     if intervention == "ablate":
+        check_carried(given[0].vector, torch.float32, "The direction to ablate")
         if len(given) > 1:
             raise OptionError(f"{len(given)} vectors to ablate: weights can be freed of one direction at a time.")
         baked = fold_ablation(plain, Ablate(given[0].vector.detach().float().cpu()), factor)
     else:
         items = [PlanItem(vector.layer_index, Add(vector.vector), "all", factor) for vector in given]
-        baked = fold_additions(plain, constant_additions(items, "A bias"))
+        additions = constant_additions(items, "A bias")
+        for layer, addition in additions.items():
+            check_carried(addition, plain.dtype, f"What the bias would add at layer {layer}")
+        baked = fold_additions(plain, additions)
     baked.config.rotalabs_steer_baked = {
         "intervention": intervention,
         "strength": factor,

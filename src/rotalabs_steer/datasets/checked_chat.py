@@ -237,14 +237,17 @@ def _or_nothing(template: Template, chat: Sequence[Message], is_asked: bool) -> 
 def _missing_header(template: Template, asked: list[Message], end: str) -> str:
     """What an answered conversation has between the last message and the answer, and the end of a prompt has not.
 
-    Thoughts are not part of a header: a model may write them or not.
+    Thoughts are not part of a header: a model may write them or not. Neither is what the template writes before the
+    user's messages as well, since it does not say who speaks.
     """
     content = _mark(len(asked))
+    user_turn = re.split(content, _or_nothing(template, [{"role": "user", "content": content}], False))[0]
     for form in (content, [{"type": "text", "text": content}]):
         answered = _or_nothing(template, [*asked, {"role": "assistant", "content": form}], False)
         before = re.split(content, answered, flags=re.IGNORECASE)[0]
         if before != answered:
             header = without_blocks(_behind(before, _mark(len(asked) - 1)))
             rest = without_blocks(end)
-            return "" if header in rest else header.removeprefix(rest).strip()
+            missing = "" if header in rest else header.removeprefix(rest).strip()
+            return "" if user_turn.strip().endswith(missing) else missing
     return ""  # The template does not render such conversations, which are not what is asked for.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from rotalabs_steer.datasets.pairs import ContrastPairDataset
-from rotalabs_steer.errors import DatasetError
+from rotalabs_steer.errors import DatasetError, SteeringWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,7 +49,9 @@ def split_pairs(dataset: ContrastPairDataset) -> dict[str, ContrastPairDataset]:
 
     Pairs that name no split are pairs to train on. Where no pair is in the validation or the test split, that split is
     taken from the pairs to train on, and from no others: a fifth of them for each where both are taken, a quarter for
-    one. Whole categories are taken where there are enough of them. Every pair is in exactly one split.
+    one. Whole categories are taken where there are enough of them. Every pair is in exactly one split, and
+    pairs with the same prompt are shared out to the same one. Identical pairs in two splits that the pairs name are a
+    `SteeringWarning`.
 
     Raises:
         DatasetError: fewer than ten pairs, pairs without prompts, an unknown split, or too few pairs to train on.
@@ -59,6 +62,7 @@ def split_pairs(dataset: ContrastPairDataset) -> dict[str, ContrastPairDataset]:
             f"{dataset.behavior!r} has {len(dataset)}, {sum(pair.prompt is None for pair in dataset)} without a prompt."
         )
     named = [split_of(pair) or TRAIN for pair in dataset]
+    _check_apart(dataset, named)
     missing = [split for split in SPLITS[1:] if split not in named]
     if missing:
         own = [index for index, split in enumerate(named) if split == TRAIN]
@@ -78,11 +82,35 @@ def split_pairs(dataset: ContrastPairDataset) -> dict[str, ContrastPairDataset]:
 def _shared_out(pairs: Sequence[ContrastPair], missing: Sequence[str]) -> list[str]:
     """A split for each pair: every fifth pair or category for each of two missing splits, every fourth for one."""
     turns = (TRAIN, TRAIN, missing[0], TRAIN, *missing[1:])
-    groups = list(dict.fromkeys(pair.category for pair in pairs))
-    if len(groups) < len(turns):
-        return [turns[number % len(turns)] for number in range(len(pairs))]
-    of_group = {group: turns[number % len(turns)] for number, group in enumerate(groups)}
-    return [of_group[pair.category] for pair in pairs]
+    keys = [pair.category for pair in pairs]
+    if len(set(keys)) < len(turns):
+        keys = [_asked(pair) for pair in pairs]
+    else:  # a prompt in two categories joins them for this purpose
+        first: dict[str, str] = {}
+        keys = [first.setdefault(_asked(pair), pair.category) for pair in pairs]
+    of_key = {key: turns[number % len(turns)] for number, key in enumerate(dict.fromkeys(keys))}
+    return [of_key[key] for key in keys]
+
+
+def _asked(pair: ContrastPair) -> str:
+    """What a pair's responses answer: pairs that share it are never shared out to different splits."""
+    return repr((pair.system, pair.prompt, pair.negative_prompt))
+
+
+def _check_apart(dataset: ContrastPairDataset, splits: Sequence[str]) -> None:
+    """Warns of pairs that the user has put into two splits: what is learnt by heart would look like a proof."""
+    seen: dict[str, str] = {}
+    shared: list[str] = []
+    for pair, split in zip(dataset, splits, strict=True):
+        if seen.setdefault(f"{_asked(pair)} {pair.positive!r} {pair.negative!r}", split) != split:
+            shared.append(f"{pair.positive!r:.60} ({split})")
+    if shared:
+        warnings.warn(
+            f"{len(shared)} pairs of {dataset.behavior!r} are in two splits, so that what is measured on one was seen "
+            f"in another: {', '.join(shared[:3])}. Remove them from one of the splits.",
+            SteeringWarning,
+            stacklevel=3,
+        )
 
 
 def spread(pairs: Iterable[ContrastPair], count: int) -> list[ContrastPair]:

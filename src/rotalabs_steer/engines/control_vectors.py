@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from rotalabs_steer.acting import acting_vectors
 from rotalabs_steer.errors import OptionError, VectorError
 from rotalabs_steer.files.gguf import ControlVector, read_control_vector, write_control_vector
 from rotalabs_steer.files.names import shown_model_name
+from rotalabs_steer.files.reading import check_carried
 from rotalabs_steer.interventions import Add
 from rotalabs_steer.plans import PlanItem, check_strength, constant_additions
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
@@ -44,7 +47,7 @@ def export_control_vector(
 
     Raises:
         LayerError: a vector is of layer 0, which llama.cpp cannot steer.
-        VectorError: no vector, or vectors of different models' sizes.
+        VectorError: no vector, vectors of different models' sizes, or ones that are zero or infinite at this strength.
         OptionError: the strength is not one finite number, or 0 and folded: a file that does nothing.
     """
     given = acting_vectors(vectors)
@@ -65,7 +68,10 @@ def export_control_vector(
         _STRENGTH: factor,
         _FOLDED: fold_strength,
     }
-    write_control_vector(Path(path), ControlVector(constant_additions(items, "A control vector"), hint, metadata))
+    additions = constant_additions(items, "A control vector")
+    for layer, addition in additions.items():
+        check_carried(addition, torch.float32, f"What the control vector would add at layer {layer}")
+    write_control_vector(Path(path), ControlVector(additions, hint, metadata))
 
 
 def import_control_vector(
@@ -82,8 +88,11 @@ def import_control_vector(
 
     Raises:
         FileNotFoundError, FileFormatError: there is no such file, or it is damaged, unsafe or no control vector.
+        VectorError: a vector is zero.
     """
     stored = read_control_vector(Path(path), layer_offset)
+    for layer, tensor in stored.directions.items():
+        check_carried(tensor, tensor.dtype, f"The vector of layer {layer}")
     name = behavior or str(stored.metadata.get(_BEHAVIOR) or Path(path).stem)
     model = str(stored.metadata.get(_MODEL) or stored.model_hint or "unknown")
     about = {"source": "gguf", "model_hint": stored.model_hint, "gguf": dict(stored.metadata)}

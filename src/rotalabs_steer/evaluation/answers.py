@@ -45,14 +45,17 @@ class Sampling:
     system_prompt: str | None = None
 
     def __post_init__(self) -> None:
-        most, size = as_integer(self.max_new_tokens), as_integer(self.batch_size)
+        most, size, seed = as_integer(self.max_new_tokens), as_integer(self.batch_size), as_integer(self.seed)
         temperature = as_real(self.temperature)
         if most is None or most < 1 or size is None or size < 1 or temperature is None or temperature < 0:
             raise OptionError(
                 "max_new_tokens and batch_size must be integers from 1 on and temperature a number from 0 on, got "
                 f"{self.max_new_tokens!r}, {self.batch_size!r} and {self.temperature!r}."
             )
-        for name, number in (("max_new_tokens", most), ("batch_size", size), ("temperature", temperature)):
+        if seed is None or seed < 0:
+            raise OptionError(f"seed is {self.seed!r:.80}; it must be an integer from 0 on.")
+        numbers = {"max_new_tokens": most, "batch_size": size, "temperature": temperature, "seed": seed}
+        for name, number in numbers.items():
             object.__setattr__(self, name, number)
 
 

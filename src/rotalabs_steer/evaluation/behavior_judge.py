@@ -35,5 +35,10 @@ class BehaviorJudge:
         """
         return self.judge.of_each(texts, lambda text: self.judge.judge_behavior(text, self.positive, self.negative))
 
+    @property
+    def identity(self) -> str:
+        """What tells this judge from others: the model that is asked, and the examples that it is shown."""
+        return repr((self.judge, self.positive, self.negative))
+
     def __str__(self) -> str:
         return repr(self.judge)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rotalabs_steer.attachment import on_plain_model
 from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
@@ -111,6 +112,7 @@ def project(
     ]
 
 
+@on_plain_model
 def detection_auroc(
     model: nn.Module,
     tokenizer: Any,

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-import re
-from types import CodeType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -67,7 +63,10 @@ def judge_texts(judge: Judge, texts: Sequence[str]) -> tuple[float, ...]:
     if isinstance(returned, torch.Tensor):
         returned = returned.detach().cpu().float().numpy()
     try:
-        scores = np.asarray(returned, dtype=np.float64)
+        given = np.asarray(returned)
+        if given.dtype.kind not in "biufO" or any(isinstance(score, str) for score in given.flat):
+            raise TypeError("scores are real numbers, not text")
+        scores = given.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise OptionError(_message(texts, f"{type(returned).__name__} {returned!r:.80}")) from error
     if scores.shape != (len(texts),):
@@ -104,53 +103,6 @@ def judge_name(judge: Judge) -> str:
     """What a report calls the judge."""
     described = type(judge).__str__ is not object.__str__
     return str(judge) if described else str(getattr(judge, "__qualname__", type(judge).__name__))
-
-
-def judge_identity(judge: Judge | None) -> str:
-    """What tells one judge from another: its code and its data, those of a method's object and a closure included."""
-    parts: list[Any] = [getattr(judge, "__module__", None), getattr(judge, "__qualname__", type(judge).__qualname__)]
-    code = getattr(judge, "__code__", None)
-    if code is not None:
-        function: Any = getattr(judge, "__func__", judge)
-        parts += [_code(code), function.__defaults__, function.__kwdefaults__]
-        parts += [_contents(cell.cell_contents) for cell in function.__closure__ or ()]
-        parts.append(_contents(getattr(judge, "__self__", None)))
-    elif judge is not None:
-        parts.append(_contents(judge))
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(parts))
-
-
-def _code(code: CodeType) -> tuple[Any, ...]:
-    """What code does, wherever it stands in its file, with the functions and generators inside it."""
-    inner = [_code(part) if isinstance(part, CodeType) else part for part in code.co_consts]
-    return code.co_code, inner, code.co_names
-
-
-def _contents(value: Any) -> str:
-    """A digest of what an object holds, or its description where it cannot be pickled, such as a function of a script.
-
-    A description alone is not enough: that of two classifiers fitted on different texts is the same.
-    """
-    if hasattr(value, "__code__"):
-        return judge_identity(value)
-    digest = hashlib.sha256()
-    try:
-        pickle.Pickler(_Sink(digest)).dump(value)
-    except Exception:  # whatever an object raises that does not want to be pickled
-        return repr((value, sorted(vars(value).items()) if hasattr(value, "__dict__") else None))
-    return digest.hexdigest()
-
-
-class _Sink:
-    """A file that only a digest is made of, so that a judge's model is not held in memory twice."""
-
-    def __init__(self, digest: Any) -> None:
-        self._digest = digest
-
-    def write(self, data: Any) -> int:
-        """Adds to the digest."""
-        self._digest.update(data)
-        return memoryview(data).nbytes
 
 
 def _message(texts: Sequence[str], returned: str) -> str:

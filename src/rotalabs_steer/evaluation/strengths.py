@@ -16,6 +16,7 @@ from rotalabs_steer.evaluation.text_measures import measure_texts
 from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import compare_paired, wilson_interval
 from rotalabs_steer.listed import list_of
+from rotalabs_steer.ordinary_numbers import as_truth
 from rotalabs_steer.plans import check_strength
 
 if TYPE_CHECKING:
@@ -95,16 +96,19 @@ def outcomes(texts: Sequence[str], shows_behavior: Callable[[str], bool]) -> tup
     """Whether each text shows the behaviour.
 
     Raises:
-        OptionError: the function returned something that is neither yes nor no: None, text, a fraction or NaN.
+        OptionError: the function returned something else than true or false (of Python, numpy or torch), 0 or 1.
     """
-    found = [shows_behavior(text) for text in texts]
-    for text, outcome in zip(texts, found, strict=True):
-        if outcome is None or isinstance(outcome, str) or (isinstance(outcome, float) and outcome not in (0.0, 1.0)):
+    found: list[bool] = []
+    for text in texts:
+        returned = shows_behavior(text)
+        outcome = as_truth(returned)
+        if outcome is None:
             raise OptionError(
-                f"The function that detects the behaviour returned {outcome!r:.40} for {text!r:.60}; it must return "
+                f"The function that detects the behaviour returned {returned!r:.40} for {text!r:.60}; it must return "
                 "True or False."
             )
-    return tuple(map(bool, found))
+        found.append(outcome)
+    return tuple(found)
 
 
 def evaluate_steering_strength(

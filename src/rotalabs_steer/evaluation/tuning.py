@@ -33,7 +33,8 @@ from rotalabs_steer.evaluation.finalists import Answers, Finalist
 from rotalabs_steer.evaluation.finished_steps import FinishedSteps
 from rotalabs_steer.evaluation.first_order import FirstOrder, NeutralCost
 from rotalabs_steer.evaluation.held_out import HeldOut
-from rotalabs_steer.evaluation.scoring import judge_accuracy, judge_identity, judge_name, judge_of, judge_texts
+from rotalabs_steer.evaluation.judge_identity import judge_identity
+from rotalabs_steer.evaluation.scoring import judge_accuracy, judge_name, judge_of, judge_texts
 from rotalabs_steer.evaluation.text_judge import TextJudge
 from rotalabs_steer.evaluation.tuned import RECORD_FILE, TunedSteering
 from rotalabs_steer.extraction.extract import extract_vectors
@@ -125,13 +126,14 @@ def tune(
         judge: scores what the model writes. It is a function that returns one finite number for each text of a list,
             higher for more of the behaviour; or a `TextJudge`; or an `LLMJudge`, which is shown a few of the training
             pairs. The default is a `TextJudge` of the training pairs. It is asked about two texts before the model
-            runs.
+            runs. With `output`, its content tells it from other judges; one that has a string attribute `identity` is
+            told by that.
         options: fields of `TuningOptions`.
 
     Raises:
         DatasetError: fewer than ten pairs, or pairs without prompts or responses.
         OptionError: an option is out of range, the judge's scores are not one finite number for each text, no strength
-            costs the budget, or the folder belongs to other work.
+            costs the budget, the folder belongs to other work, or the judge cannot be told from other judges.
         JudgeError: an `LLMJudge` cannot be asked, or gave no verdict on a text. Finished steps are kept.
     """
     return Tuner(model, tokenizer, TuningOptions(**options), show_progress=show_progress).tune(
@@ -180,7 +182,7 @@ class Tuner:
         if judge is not None:  # one that cannot be used is an error now, not once the model has answered
             judge_texts(judge, [train[0].positive, train[0].negative])
         folder = None if output is None else Path(output)
-        work = self._work(splits, judge)
+        work = self._work(splits, judge_identity(judge, saved=output is not None))
         if folder is not None and (folder / RECORD_FILE).exists():
             return _finished(folder, work)
         steps = FinishedSteps(None if folder is None else folder / _STEPS_FILE, work)
@@ -280,7 +282,7 @@ class Tuner:
     def _probe(self) -> CoherenceProbe:
         return CoherenceProbe(self._model, self._tokenizer)
 
-    def _work(self, splits: Mapping[str, ContrastPairDataset], judge: Judge | None) -> str:
+    def _work(self, splits: Mapping[str, ContrastPairDataset], identity: str) -> str:
         weights = model_digest(self._model)
         if weights != self._measured_on:  # what neutral text says of other weights does not count
             self._measured_on = weights
@@ -289,7 +291,7 @@ class Tuner:
         chat = self._tokenizer
         model = (model_name(self._model), weights, tokenizer_digest(chat.tokenizer), chat.processor_template)
         pairs = [(split, found.behavior, found.sha256) for split, found in splits.items()]
-        work = (model, pairs, self.options.to_record(), judge_identity(judge))
+        work = (model, pairs, self.options.to_record(), identity)
         return hashlib.sha256(repr(work).encode()).hexdigest()
 
     def _provenance(self, splits: Mapping[str, ContrastPairDataset]) -> dict[str, Any]:

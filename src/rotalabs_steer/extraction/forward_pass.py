@@ -50,7 +50,7 @@ def read_activations(
     name: Callable[[int], str] = "text {}".format,
     show_progress: bool = False,
 ) -> None:
-    """Runs the model over texts and hands weighted activations of all places to `receive`, batch by batch.
+    """Runs the unsteered model over texts and hands weighted activations of all places to `receive`, batch by batch.
 
     Args:
         texts: token ids.
@@ -64,7 +64,7 @@ def read_activations(
         CompiledModelError: the model did not run the hooks.
     """
     reader = _Reader(model, places)
-    with plain(model), _progress(texts, plan, show_progress) as progress, reader.attached():
+    with unsteered(model), reading(model), _progress(texts, plan, show_progress) as progress, reader.attached():
         for rows in plan.batches:
             indices, found = [], []
             for call in plan.calls(rows):
@@ -90,6 +90,8 @@ def read_projections(
 ) -> dict[int, list[Float[torch.Tensor, "tokens directions"]]]:
     """The product of every token's residual stream with some directions, by layer: one tensor a text, fp32, on the CPU.
 
+    The model is read as it is steered now.
+
     Raises:
         ActivationError, CompiledModelError: as in `read_activations`.
     """
@@ -100,7 +102,7 @@ def read_projections(
     def project(place: Place, hidden: torch.Tensor) -> torch.Tensor:
         return hidden @ directions[place[0]].to(hidden).T
 
-    with plain(model), _progress(texts, plan, show_progress) as progress, reader.attached():
+    with reading(model), _progress(texts, plan, show_progress) as progress, reader.attached():
         for call in (call for rows in plan.batches for call in plan.calls(rows)):
             batch = make_batch(model, call, texts)
             read = reader.read(batch, project)
@@ -126,9 +128,9 @@ def evaluating(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain(model: nn.Module) -> Iterator[None]:
-    """The unsteered model, evaluating, and uncompiled: code that was compiled before would run without the readers."""
-    with unsteered(model), evaluating(model), torch.compiler.set_stance("force_eager"):
+def reading(model: nn.Module) -> Iterator[None]:
+    """Evaluating, and without compiled code, which may have been compiled without the readers."""
+    with evaluating(model), torch.compiler.set_stance("force_eager"):
         yield
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.errors import FileFormatError, VectorError
 from rotalabs_steer.files.archives import open_archive
 from rotalabs_steer.files.gguf import read_control_vector
 from rotalabs_steer.files.one_file import looks_like_safetensors, parse_safetensors
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+_LAYER_NAME = re.compile(
+    r"(?:(?:[a-z_]+\.)*(?:layers?|blocks?|h)[._]?)?(?P<number>\d{1,6})"
+    r"(?:[._](?P<place>vector|direction|output|residual|hook_resid_pre|hook_resid_post))?",
+    re.IGNORECASE,
+)
+_PART_NAME = re.compile(
+    r"\d.*(mlp|attn|attention|ffn|resid_mid|norm|hook_[qkvz])|(mlp|attn|attention|ffn).*\d", re.IGNORECASE
+)
 _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC = b"PK\x03\x04"
 _NPY_DTYPES = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}
@@ -62,16 +70,24 @@ def parse_other_tool(content: bytearray, path: Path) -> Any:
 
 
 def _by_number(tensors: Mapping[str, Any], path: Path) -> dict[int, Any]:
-    """Tensors by the one number in their names, as in `layer_14` or `blocks.14.vector`."""
+    """Tensors by the decoder layer that their names give, as in `14`, `layer_14`, `model.layers.14` or `blocks.14`.
+
+    TransformerLens' `hook_resid_pre` of a block is the output of the block before it.
+    """
     found: dict[int, Any] = {}
     for name, tensor in tensors.items():
-        numbers = re.findall(r"\d+", name)
-        if len(numbers) != 1 or len(numbers[0]) > 6 or int(numbers[0]) in found:
-            raise FileFormatError(
-                f"{path}: the tensor {name!r:.80} does not name one layer of its own. "
-                "Read the file yourself and pass {layer: tensor}."
+        named = _LAYER_NAME.fullmatch(name)
+        if named is None and _PART_NAME.search(name):
+            raise VectorError(
+                f"These vectors were read at {name!r:.80}. Only those of a decoder layer's output can be added to it."
             )
-        found[int(numbers[0])] = tensor
+        layer = int(named["number"]) - (named["place"] == "hook_resid_pre") if named else -1
+        if layer < 0 or layer in found:
+            raise FileFormatError(
+                f"{path}: the tensor {name!r:.80} does not name one layer of its own, as layer_14, model.layers.14 and "
+                "blocks.14.hook_resid_post do. Read the file yourself and pass {layer: tensor}."
+            )
+        found[layer] = tensor
     return found
 
 

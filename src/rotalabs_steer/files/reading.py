@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.errors import FileFormatError, VectorError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,6 +105,22 @@ def check_finite(vector: torch.Tensor, source: str) -> None:
 def is_finite(vector: torch.Tensor) -> bool:
     """Whether all numbers are finite."""
     return all(bool(torch.isfinite(piece).all()) for piece in _pieces(vector))
+
+
+def check_carried(vector: torch.Tensor, dtype: torch.dtype, what: str) -> None:
+    """Refuses a vector that numbers of a dtype cannot hold, or of which nothing but zeros is left in them.
+
+    Raises:
+        VectorError: the vector is zero, or becomes zero or infinite in that dtype.
+    """
+    held = vector.detach().to(dtype)
+    if not is_finite(held):
+        raise VectorError(
+            f"{what} has numbers that {dtype} cannot hold: they become infinite. Use a smaller strength or vector."
+        )
+    if not held.any():
+        reason = f"becomes zero in {dtype}" if vector.any() else "is zero"
+        raise VectorError(f"{what} {reason}, so it would do nothing. Use a larger strength, or another vector.")
 
 
 def l2_norm(vector: torch.Tensor) -> float:
