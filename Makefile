@@ -8,14 +8,19 @@ PEERS_INSTALLED := .venv-peers/.installed
 OLDEST_INSTALLED := .venv-oldest/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-playground test-llama-cpp test-newcomer test-oldest test-peers test-vllm check lint types docs clean
+.PHONY: demo test test-tutorials test-playground test-llama-cpp test-newcomer test-oldest test-peers test-vllm check lint types docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/rotalabs-steer demo --output .demo
 
 # Two processes of one thread each: most models here are too small to keep two threads busy.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		--ignore tests/test_notebook.py --ignore tests/test_tutorials.py
+
+# The tutorials, the README and the notebook, word for word on the real model.
+test-tutorials: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load tests/test_notebook.py tests/test_tutorials.py
 
 # The page in a real browser, which is installed where there is none. A run in which it hangs is ended and made once more.
 IN_BROWSER := OMP_NUM_THREADS=1 .ci/with-chromium timeout 600 $(BIN)/python -m pytest --reruns 2

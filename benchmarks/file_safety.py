@@ -314,7 +314,7 @@ def attack(path: Path) -> dict:
             import_vectors(sound)  # what torch takes once is not the file's doing
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            import_vectors(path, layers=[1])
+            import_vectors(path, layers=None if path.parent.name == "(sound, safetensors)" else [1])
             message = ""
         except SteeringError as error:
             message = str(error)

@@ -62,7 +62,10 @@ def small_model(tokenizer, tmp_path_factory):
         vocab_size=len(alphabet), hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2,
         num_key_value_heads=2, bos_token_id=0, eos_token_id=1, pad_token_id=1, max_position_embeddings=8192,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)  # so that steering can cost something: random predictions hardly differ
+    model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
 

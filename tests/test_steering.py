@@ -128,7 +128,7 @@ def test_a_revision_of_a_repository_is_named_with_its_strength(hub, llama):
 
 
 @pytest.mark.parametrize(("what", "error", "message"), [
-    ("tuned/calm=much", OptionError, "does not name vectors and a strength"),
+    ("tuned/calm=much", OptionError, "is not of the form VECTORS=STRENGTH"),
     ("nowhere=1", FileNotFoundError, "There are no steering vectors at nowhere:"),
     ("tuned", VectorError, r"tuned is a folder of vector sets, not a set.*tuned/calm, tuned/humor"),
     ("tuned/calm,tuned/calm=0.5", OptionError, "names tuned/calm twice"),

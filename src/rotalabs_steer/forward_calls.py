@@ -145,6 +145,8 @@ class CallTracker:
             mask = announcement.mask if mask is None else mask
             unknown = None if unknown == FUSED_MASK else unknown  # `generate` fuses masks for static caches itself
             end = announcement.columns_so_far() if mask is None else mask.shape[1]
+            if end is not None and end < columns:  # XLNet and XLM put a token to predict behind the sequence
+                mask, end = None, None
         is_checked = end is not None and (announcement is None or announcement.is_first)
         if is_checked and arguments.cached is not None and end != arguments.cached + columns:
             unknown = (

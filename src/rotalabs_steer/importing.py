@@ -128,7 +128,8 @@ def _rows(source: Any, layers: Sequence[int] | None) -> tuple[dict[Any, Any], st
 
 def _without_layers(source: _Numbered, layers: Sequence[int] | None) -> _Numbered:
     """A source that says its layers itself, and is given no others."""
-    if layers is not None:
+    own: Any = source.layers if isinstance(source, SteeringVectorSet) else source
+    if layers is not None and set(plain_value(layers)) != set(own):
         raise OptionError(
             f"layers is {plain_value(layers)!r:.80}, but the source says itself which layers its vectors belong to. "
             "Leave layers out; layer_offset= moves them, and {layer: vector} gives them other layers."

@@ -81,7 +81,7 @@ def load_model(
         ModelNameError: as in `resolve_model`; or transformers does not know this kind of model.
         OptionError, ChatTemplateError: the chat template does not take the options; the model has not been loaded.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from rotalabs_steer.datasets import ChatTokenizer
     from rotalabs_steer.decoder import fastest_device
@@ -89,6 +89,8 @@ def load_model(
     place = resolve_model(name, **options)
     shared = {key: options[key] for key in _SHARED_OPTIONS if key in options}
     try:
+        if (Path(place) / _CONFIG_FILES[0]).is_file():
+            AutoConfig.from_pretrained(place, **shared)  # says best that a kind of model is not known
         bare = AutoTokenizer.from_pretrained(place, **shared)
     except (ValueError, KeyError) as error:
         raise _unloadable(name, error) from error

@@ -27,7 +27,7 @@ class PatchedMethod:
         self._module, self._name, self._around = weakref.ref(module), name, around
         self._function = getattr(type(module), name)
         self._replaced: Any = None
-        self._names = _positional_names(getattr(module, name))
+        self._names = _positional_names(module, name)
         self._in_place = False
         self.__signature__ = inspect.signature(getattr(module, name))
 
@@ -61,10 +61,15 @@ class PatchedMethod:
         return self._function.__get__(self._module() if copied is None else copied)
 
 
-def _positional_names(method: Callable[..., Any]) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        parameters = inspect.signature(method).parameters.values()
-    except ValueError:
-        return []
-    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+def _positional_names(module: nn.Module, name: str) -> list[str]:
+    """The names of the parameters that may be passed by position.
+
+    A method that passes `*args` on to that of its base class takes what the base class takes.
+    """
+    inherited = [vars(base)[name] for base in type(module).__mro__ if name in vars(base)]
+    for method in (getattr(module, name), *inherited):
+        parameters = list(inspect.signature(method).parameters.values())
+        if not any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+            kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            return [one.name for one in parameters if one.kind in kinds and one.name != "self"]
+    return []

@@ -87,7 +87,7 @@ def test_vectors_are_read_before_the_model(verb, vectors):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["generate", "MODEL", "hi", "--steer", "VECTORS=lots"], "is not of the form VECTORS=STRENGTH, as in tuned/humor"),
+    (["generate", "MODEL", "hi", "--steer", "VECTORS=lots"], "is not of the form VECTORS=STRENGTH"),
     (["generate", "MODEL", "hi", "--compare"], "--compare needs something to compare with: name vectors with --steer"),
     (["generate", "MODEL", "hi", "--steer", "nowhere"], "There are no steering vectors at nowhere"),
     (["generate", "MODEL", "hi", "--steer", "VECTORS", "--scope", "some"], "Unknown scope 'some'"),

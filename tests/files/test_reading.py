@@ -155,13 +155,13 @@ def test_links_within_the_folder_and_into_the_hub_cache_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("metadata", [
-    {"chosen_layer": []}, {"chosen_layer": "1"}, {"chosen_layer": None},
+    {"chosen_layer": []}, {"chosen_layer": "1"}, {"chosen_layer": 9}, {"chosen_layer": True},
 ])  # fmt: skip
-def test_metadata_that_makes_no_sense_chooses_no_layer(tmp_path, metadata):
+def test_a_chosen_layer_that_makes_no_sense_is_an_error(tmp_path, metadata):
     folder = calm_at(tmp_path / "set")
     document = json.loads((folder / "metadata.json").read_text("utf-8"))
     document["metadata"] = metadata
     document["vectors"]["1"]["metadata"]["fingerprint"] = ["not", "a", "fingerprint"]
     (folder / "metadata.json").write_text(json.dumps(document))
-    assert SteeringVectorSet.load(folder).chosen_layer is None
-    assert SteeringVectorSet.load(folder).get_best().layer_index == 1
+    with pytest.raises(FileFormatError, match="chosen_layer of the set of 'calm' is"):
+        SteeringVectorSet.load(folder)
