@@ -72,6 +72,7 @@ def test_a_worker_keeps_the_vectors_of_waiting_and_running_requests_and_of_no_ot
     engines.stop()
     from rotalabs_steer.engines.vllm import reload_vectors
 
+    tiny.sets["left"].save(tiny.folder / "vectors" / "left")  # whatever an earlier test has left there
     llm = engines.get(**tiny.options(max_num_seqs=2))
     prompts = tiny.prompts(4)
     before = [generate(llm, [ids], greedy(KINDS[1], 180))[0] for ids in prompts]
