@@ -172,7 +172,7 @@ class SteeredModel:
         self._plain_generators: tuple[_Unsteered, ...] = ()
         self._hooks: dict[int, _SteeringHook] = {}
         self._hook_users: dict[int, int] = {}
-        self._layer_calls: dict[int, int] = {}
+        self._layer_calls: dict[int, list[int]] = {}  # a list of one number, which a hook counts up fastest
         self._unscoped_calls = 0
         self._usual_steps: Steps | None = None
         self._resolved: OrderedDict[tuple[int, ...], tuple[tuple[Plan, ...], Steps]] = OrderedDict()
@@ -290,7 +290,7 @@ class SteeredModel:
 
     def steps_at(self, layer: int) -> Sequence[Step] | None:
         """The steps in force at a layer for the calling thread, which runs the layer now."""
-        self._layer_calls[layer] = self._layer_calls.get(layer, 0) + 1
+        self._layer_calls[layer][0] += 1
         if not self._scopes and not _SCOPED.get():
             return self.steps().get(layer)
         in_force = self.in_force()
@@ -315,7 +315,12 @@ class SteeredModel:
     def _begin(self, model: nn.Module, plan: Plan, names: tuple[str, ...], owner: _Owner, **more: Any) -> Attachment:
         local = self._tracker.local
         calls = local.calls if more.get("scoped") else self._tracker.calls
-        start = _Counts(calls, dict(self._layer_calls), self._unscoped_calls, self._tracker.refusal)
+        start = _Counts(
+            calls,
+            {layer: count[0] for layer, count in self._layer_calls.items()},
+            self._unscoped_calls,
+            self._tracker.refusal,
+        )
         attachment = Attachment(self, weakref.ref(model), plan, names, owner, start, **more)
         self._hook(model, attachment.layers)
         return attachment
@@ -361,7 +366,7 @@ class SteeredModel:
                 )
         else:
             ran = self._tracker.calls > start.calls
-            idle = [one for one in layers if self._layer_calls.get(one, 0) == start.layer_calls.get(one, 0)]
+            idle = [one for one in layers if self._layer_calls[one][0] == start.layer_calls.get(one, 0)]
         refusal = self._tracker.refusal
         if not ran and refusal not in (None, start.refusal) and refusal[0] is not threading.current_thread():
             raise refusal[1]
@@ -397,8 +402,8 @@ class SteeredModel:
 
     def _hook_function(self, layer: int, own: nn.Module) -> Callable[[nn.Module, Any, Any], Any]:
         tracker, local, scoped = self._tracker, self._tracker.local, _SCOPED.get
-        width, layer_calls, is_tracing = self._layout.plain_width, self._layer_calls, torch.compiler.is_dynamo_compiling
-        layer_calls.setdefault(layer, 0)
+        width, count = self._layout.plain_width, self._layer_calls.setdefault(layer, [0])
+        is_tracing = torch.compiler.is_dynamo_compiling
 
         def steer(module: nn.Module, inputs: Any, output: Any) -> Any:
             if module is not own:  # a copy of the layer, which nobody has attached to
@@ -410,12 +415,12 @@ class SteeredModel:
             if by_layer is None or scoped():
                 steps = self.steps_at(layer)
             else:  # what `steps_at` does in the usual case, without its calls: this runs for every token
-                layer_calls[layer] += 1
+                count[0] += 1
                 steps = by_layer.get(layer)
             if steps is None:
                 return None
             call = local.call or tracker.current()
-            if isinstance(output, torch.Tensor) and output.shape == (call.batch_size, call.columns, width):
+            if type(output) is torch.Tensor and output.shape == (call.batch_size, call.columns, width):
                 for step in steps:
                     output = step.apply(output, call)
                 return output
