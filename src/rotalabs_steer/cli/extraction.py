@@ -10,7 +10,7 @@ import typer
 
 from rotalabs_steer.cli.consoles import Json, Quiet, notes, print_json, progress
 from rotalabs_steer.cli.failures import if_stopped
-from rotalabs_steer.cli.layers import layers_of, name_layers
+from rotalabs_steer.cli.layers import layers_of, layers_option, name_layers
 from rotalabs_steer.cli.pairs import Columns, PairsOption, parse_columns, read_pairs_of
 from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
@@ -31,14 +31,7 @@ def extract(
     named_pairs: PairsOption = None,
     column: Columns = None,
     layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--layers",
-            "--layer",
-            "-l",
-            metavar="LAYERS",
-            help="0-based decoder layers, such as 10,12 or 8-16; by default all.",
-        ),
+        list[str] | None, layers_option("0-based decoder layers, such as 10,12 or 8-16; by default all.")
     ] = None,
     method: Annotated[str, typer.Option("--method", "-m", help=f"Extraction method: {METHODS}.")] = "mean_difference",
     position: Annotated[

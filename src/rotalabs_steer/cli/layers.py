@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,15 +11,15 @@ from rotalabs_steer.strengths_in_text import parse_layers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+
+def layers_option(purpose: str) -> Any:
+    """The option that names layers, spelled alike in every command; `purpose` is its help text there."""
+    return typer.Option("--layers", "--layer", "-l", metavar="LAYERS", help=purpose)
+
+
 ActingLayers = Annotated[
     list[str] | None,
-    typer.Option(
-        "--layers",
-        "--layer",
-        "-l",
-        metavar="LAYERS",
-        help="0-based layers that act together, such as 14 or 8-10,14, instead of the set's acting layers.",
-    ),
+    layers_option("0-based layers that act together, such as 14 or 8-10,14, instead of the set's acting layers."),
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rotalabs_steer.cli.layers import layers_of
+from rotalabs_steer.cli.layers import layers_of, layers_option
 from rotalabs_steer.cli.loading import SAMPLE, resolve_source
 from rotalabs_steer.errors import missing_dependency
 
@@ -33,13 +33,7 @@ def serve(
     max_strength: Annotated[float, typer.Option(help="Requests that ask for more are refused.")] = 10.0,
     layers: Annotated[
         list[str] | None,
-        typer.Option(
-            "--layers",
-            "--layer",
-            "-l",
-            metavar="LAYERS",
-            help="0-based layers to prepare for steering, such as 14 or 8-10,14; by default all with a vector.",
-        ),
+        layers_option("0-based layers to prepare for steering, such as 14 or 8-10,14; by default all with a vector."),
     ] = None,
     any_model: Annotated[bool, typer.Option("--any-model", help="Take vectors made from another model.")] = False,
 ) -> None:
