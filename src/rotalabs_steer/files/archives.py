@@ -28,7 +28,7 @@ def open_archive(content: bytearray, path: Path) -> dict[str, memoryview]:
         FileFormatError: it is not a zip archive, is damaged or compressed, or has more members than vectors need.
     """
     try:
-        with zipfile.ZipFile(_LimitedReads(content)) as archive:
+        with zipfile.ZipFile(ContentReader(content, _MAX_DIRECTORY_BYTES)) as archive:
             members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise FileFormatError(f"{path} is a compressed archive. Write it with torch.save or numpy.savez.")
@@ -50,10 +50,40 @@ def _data(member: zipfile.ZipInfo, content: bytearray) -> memoryview:
     return memoryview(content)[start : start + member.file_size]
 
 
-class _LimitedReads(io.BytesIO):
-    """The archive as a file that refuses to read a central directory of any size that is claimed."""
+class ContentReader(io.RawIOBase):
+    """Content in memory as a file that can be read. `io.BytesIO` would copy it.
 
-    def read(self, count: int | None = -1, /) -> bytes:
-        if count is not None and count > _MAX_DIRECTORY_BYTES:
-            raise ValueError(f"it asks for {count:,} bytes at once, more than {_MAX_DIRECTORY_BYTES:,}")
-        return super().read(count)
+    No read takes more than `limit` bytes at once, because a damaged archive can claim a central directory of any size.
+    """
+
+    def __init__(self, content: bytearray | memoryview, limit: int) -> None:
+        self._content = memoryview(content)
+        self._limit = limit
+        self._position = 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Sets the position, in bytes, and returns it."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._content)}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """The position in bytes."""
+        return self._position
+
+    def read(self, count: int = -1, /) -> bytes:
+        """The next `count` bytes, or all that is left."""
+        rest = self._content[self._position :]
+        found = rest if count < 0 else rest[:count]
+        if max(count, len(found)) > self._limit:
+            raise ValueError(f"it asks for {max(count, len(found)):,} bytes at once, more than {self._limit:,}")
+        self._position += len(found)
+        return bytes(found)

@@ -9,15 +9,15 @@ the stack as the description does, and then the tensors are at hand.
 
 from __future__ import annotations
 
-import io
 import math
 import pickletools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import torch
 
 from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.files.archives import ContentReader
 from rotalabs_steer.files.reading import numbers_in
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def _description(program: memoryview) -> Any:  # noqa: PLR0912 (a case for each 
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
-    for count, (code, argument, _) in enumerate(pickletools.genops(io.BytesIO(program))):
+    reader = cast("BinaryIO", ContentReader(program, _MAX_PICKLE_BYTES))
+    for count, (code, argument, _) in enumerate(pickletools.genops(reader)):
         if count >= _MAX_INSTRUCTIONS:
             raise ValueError(f"its pickle has more than {_MAX_INSTRUCTIONS:,} instructions")
         takes = code.stack_before  # what `pickletools` documents: some values, or one and those since the last mark
