@@ -43,10 +43,9 @@ test-peers: $(PEERS_INSTALLED)
 # hooks again in the backward pass and a model compiled in place does not run them: both are errors, tested elsewhere.
 test-oldest: $(OLDEST_INSTALLED)
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m "not real_model" --override-ini filterwarnings=default \
-		tests/test_decoder.py tests/test_layer_outputs.py tests/test_layer_parts.py tests/test_hooks.py tests/test_positions.py \
-		tests/test_injection.py tests/test_interventions.py tests/test_generation_paths.py tests/test_states.py \
-		tests/test_wrapped_models.py tests/extraction \
-		--deselect tests/test_wrapped_models.py::test_gradient_checkpointing_changes_nothing \
+		tests/model tests/extraction tests/steering/test_injection.py tests/steering/test_interventions.py \
+		tests/steering/test_generation_paths.py tests/steering/test_states.py \
+		--deselect tests/model/test_wrapped_models.py::test_gradient_checkpointing_changes_nothing \
 		--deselect tests/extraction/test_caa.py::test_a_compiled_model_is_read_too
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --override-ini filterwarnings=default tests/architectures \
 		-k "causal-llama or causal-qwen3 or causal-gemma2 or causal-gpt2 or causal-mamba2 or causal-granite or causal-opt"

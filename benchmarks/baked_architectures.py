@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from architectures.tiny_instances import ARCHITECTURES, DRAFTS, Architecture, build
 from rotalabs_steer import SteeringVector
 from rotalabs_steer.baking import bake
-from rotalabs_steer.decoder import decoder_layers, hidden_size
 from rotalabs_steer.errors import ArchitectureError
+from rotalabs_steer.model.decoder import decoder_layers, hidden_size
 
 
 def outcome(architecture: Architecture, intervention: str) -> str:

@@ -1,7 +1,7 @@
 """What the built-in behaviours do on the sample model: writes docs/behaviors.md and its picture.
 
     rotalabs-steer tune sample --output FOLDER
-    python benchmarks/behaviors.py --tuned FOLDER --output docs --models src/rotalabs_steer/data/models.json
+    python benchmarks/behaviors.py --tuned FOLDER --output docs --models src/rotalabs_steer/model/data/models.json
 
 The page shows what tuning found. Every tuned vector's effect is then measured on the test pairs of every other
 behaviour too: high on the diagonal is what should be, low beside it shows that behaviours are told apart. The layers of
@@ -22,7 +22,7 @@ from rotalabs_steer.datasets import behavior_names, load_behavior
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.datasets.splits import spread
 from rotalabs_steer.evaluation import TunedSteering
-from rotalabs_steer.evaluation.propensity import pair_propensities
+from rotalabs_steer.measures.propensity import pair_propensities
 from rotalabs_steer.sample_model import sample_model_path
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

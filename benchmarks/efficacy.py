@@ -26,15 +26,15 @@ from rotalabs_steer.datasets import ContrastPair, behavior_names, load_behavior
 from rotalabs_steer.datasets.pairs import ContrastPairDataset
 from rotalabs_steer.datasets.rendering import RenderedPair, render_pair
 from rotalabs_steer.datasets.splits import spread
-from rotalabs_steer.decoder import decoder_layers
-from rotalabs_steer.evaluation.coherence import CoherenceProbe
-from rotalabs_steer.evaluation.first_order import FirstOrder, NeutralCost
-from rotalabs_steer.evaluation.generation import generate_texts
-from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.extraction import METHODS, ActivationStatistics, read_statistics
 from rotalabs_steer.extraction.gradients import pair_gradients
+from rotalabs_steer.generation.continuation import generate_texts
 from rotalabs_steer.intervals import mean_interval
+from rotalabs_steer.measures.coherence import CoherenceProbe
+from rotalabs_steer.measures.propensity import pair_propensities
+from rotalabs_steer.model.decoder import decoder_layers
 from rotalabs_steer.sample_model import sample_model_path
+from rotalabs_steer.tuning.first_order import FirstOrder, NeutralCost
 
 BUDGET = 0.2
 PLAIN, DEFAULT = "mean_difference@last", "mean_difference@response"

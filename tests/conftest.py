@@ -17,6 +17,8 @@ from rotalabs_steer.sample_model import sample_model_path
 from stand_in_hub import StandInHub
 from tiny import tiny_gpt2, tiny_llama
 
+pytest_plugins = ["word_models"]
+
 _LONG_FILES = ("test_notebook.py", "test_tutorials.py")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
-from rotalabs_steer.evaluation.coherence import CoherenceCost
-from rotalabs_steer.evaluation.curves import LayerCurve
-from rotalabs_steer.evaluation.finalists import Answers, Finalist, JudgedTexts
-from rotalabs_steer.evaluation.tuned import TunedSteering
+from rotalabs_steer.measures.coherence import CoherenceCost
+from rotalabs_steer.tuning.candidates import Answers, Finalist, JudgedTexts
+from rotalabs_steer.tuning.curves import LayerCurve
+from rotalabs_steer.tuning.result import TunedSteering
 
 FRACTIONS = (-1.0, 0.0, 1.0)
 """Those that tuning measures."""

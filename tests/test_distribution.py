@@ -41,9 +41,9 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel):
     assert packaged == {path.relative_to(SOURCE).as_posix() for path in files_under(SOURCE)}
     for name in (
         "py.typed",
-        "data/models.json",
+        "model/data/models.json",
         "datasets/data/refusal/pairs.jsonl",
-        "evaluation/data/capability.jsonl",
+        "measures/data/capability.jsonl",
     ):
         assert f"rotalabs_steer/{name}" in packaged
     assert [name for name in wheel if name.endswith("/licenses/LICENSE")]

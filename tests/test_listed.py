@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from rotalabs_steer.conditions import fit_condition
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation import analyze_tradeoffs, evaluate_refusal, strength_sweep
-from rotalabs_steer.evaluation.answers import Sampling
-from rotalabs_steer.evaluation.generation import generate_texts
 from rotalabs_steer.extraction.extract import extract_vectors
+from rotalabs_steer.generation.answers import Sampling
+from rotalabs_steer.generation.continuation import generate_texts
 from rotalabs_steer.integrations.vector_sources import strength_by_behavior
 from rotalabs_steer.listed import list_of
+from rotalabs_steer.steering.conditions import fit_condition
 from tiny import make_vector
 
 

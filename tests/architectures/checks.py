@@ -15,10 +15,10 @@ from architectures.extra_inputs import extra_inputs
 from architectures.parts import IN_TWO_MODULES, NO_SUM, SINGLE_PART, THIRD_PARTS
 from architectures.sizes import DECODER_LAYERS
 from rotalabs_steer import ActivationInjector, SteeringVector, extract_activations
-from rotalabs_steer.decoder import decoder_layers, hidden_size
 from rotalabs_steer.errors import ArchitectureError
 from rotalabs_steer.extraction.forward_pass import read_activations
-from rotalabs_steer.text_batches import plan_batches
+from rotalabs_steer.model.batching import plan_batches
+from rotalabs_steer.model.decoder import decoder_layers, hidden_size
 from tiny import count_hooks
 
 if TYPE_CHECKING:

@@ -73,7 +73,7 @@ def _results(architecture) -> tuple[str, dict[str, str]]:
     """Where the layers were found, and "yes", "n/a: reason" or "no: reason" for each check."""
     from architectures.checks import CHECKS, NotApplicable, Subject
     from architectures.tiny_instances import DRAFTS, build
-    from rotalabs_steer.decoder import decoder_layers
+    from rotalabs_steer.model.decoder import decoder_layers
 
     if architecture.model_type in DRAFTS:
         return "", dict.fromkeys(CHECKS, "n/a: drafts for a target model and does not run without it")

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, MistralConfig, 
 from architectures.tiny_instances import ARCHITECTURES, build
 from rotalabs_steer import ActivationInjector, SteeringVector, SteeringVectorSet, extract_activations
 from rotalabs_steer.baking import bake
-from rotalabs_steer.decoder import decoder_layers, hidden_size, layer_part
 from rotalabs_steer.errors import (
     ArchitectureError,
     LayerError,
@@ -19,8 +18,9 @@ from rotalabs_steer.errors import (
     SteeringConflictError,
     VectorError,
 )
-from rotalabs_steer.interventions import Ablate
-from rotalabs_steer.layer_outputs import first_tensor, with_first_tensor
+from rotalabs_steer.model.decoder import decoder_layers, hidden_size, layer_part
+from rotalabs_steer.model.layer_outputs import first_tensor, with_first_tensor
+from rotalabs_steer.steering.interventions import Ablate
 from tiny import make_vector, tiny_gpt2, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers about tiny configurations

@@ -14,9 +14,9 @@ from rotalabs_steer.cli.app import app
 from rotalabs_steer.cli.loading import load_model
 from rotalabs_steer.datasets import load_formality_pairs, save_jsonl
 from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
-from rotalabs_steer.decoder import model_fingerprint
-from rotalabs_steer.evaluation.coherence import CoherenceProbe
-from rotalabs_steer.evaluation.tuned import TunedSteering
+from rotalabs_steer.measures.coherence import CoherenceProbe
+from rotalabs_steer.model.decoder import model_fingerprint
+from rotalabs_steer.tuning.result import TunedSteering
 
 pytestmark = pytest.mark.real_model
 

@@ -18,7 +18,7 @@ from rotalabs_steer.cli.steering_options import parse_steer
 from rotalabs_steer.cli.tuning import _datasets
 from rotalabs_steer.errors import DatasetError, OptionError
 from rotalabs_steer.files.names import folded
-from rotalabs_steer.strengths_in_text import NamedVectors, parse_vectors
+from rotalabs_steer.steering.strengths_in_text import NamedVectors, parse_vectors
 
 UNSAFE = ["../../etc/evil", "/etc/evil", "a/b", "..", "a\\b", "C:up", "NUL", "con.json", "dot.", " space", "~root",
           "x" * 300, "line\nbreak", "star*"]  # fmt: skip

@@ -2,9 +2,7 @@ import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from rotalabs_steer import text_batches
 from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset, load_formality_pairs
-from rotalabs_steer.decoder import decoder_layers
 from rotalabs_steer.errors import (
     ActivationError,
     ArchitectureError,
@@ -14,7 +12,9 @@ from rotalabs_steer.errors import (
     OptionError,
 )
 from rotalabs_steer.extraction import extract_caa_vector, extract_caa_vectors
-from rotalabs_steer.layer_outputs import first_tensor
+from rotalabs_steer.model import batching
+from rotalabs_steer.model.decoder import decoder_layers
+from rotalabs_steer.model.layer_outputs import first_tensor
 from tiny import count_hooks, tiny_gpt2, tiny_llama
 
 PAIRS = [
@@ -99,13 +99,13 @@ def test_every_batching_gives_the_naive_result(make, shares):
         for layer in (0, 2):
             expected = reference(model, Letters(), PAIRS, layer, "mean")
             torch.testing.assert_close(vectors[layer].vector, expected, atol=1e-5, rtol=1e-4)
-    assert text_batches.can_share_prefixes(model, 10) is shares
+    assert batching.can_share_prefixes(model, 10) is shares
 
 
 def test_shared_beginnings_are_computed_once():
     model = tiny_llama()
     texts = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8, 10], [11]]
-    (batch,) = text_batches.text_batches(model, texts)
+    (batch,) = batching.text_batches(model, texts)
     assert batch.inputs["input_ids"].shape == (1, 7)
     for index, slots in zip(batch.texts, batch.slots, strict=True):
         assert batch.inputs["input_ids"][0, slots].tolist() == texts[index]
@@ -115,18 +115,18 @@ def test_a_tree_grows_while_texts_share_much():
     model = tiny_llama()
     prompts = [[prompt] * 200 for prompt in (1, 2)]
     texts = [[*prompt, 10 + answer] for prompt in prompts for answer in range(5)]
-    plan = text_batches.plan_batches(model, texts)
+    plan = batching.plan_batches(model, texts)
     rows = [row for rows in plan.batches for row in rows]
     assert [sorted(row) for row in rows] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], "two prompts share nothing"
     assert plan.tokens == 2 * 205
     longer = [[3] * 300 + [answer] for answer in range(5)]
-    assert text_batches.plan_batches(model, longer).tokens == 305, "one text alone is past the usual size of a tree"
+    assert batching.plan_batches(model, longer).tokens == 305, "one text alone is past the usual size of a tree"
 
 
 def test_one_pass_serves_all_layers_and_leaves_no_hooks(llama):
     calls = []
     handle = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
-    text_batches.can_share_prefixes(llama, 10)
+    batching.can_share_prefixes(llama, 10)
     calls.clear()
     before = count_hooks(llama)
     vectors = extract_caa_vectors(llama, Letters(), PAIRS, show_progress=False)
@@ -193,7 +193,7 @@ def test_a_set_takes_the_datasets_name(llama):
 
 
 def test_nothing_runs_behind_the_deepest_layer(llama):
-    text_batches.can_share_prefixes(llama, 10)
+    batching.can_share_prefixes(llama, 10)
     ran = []
     parts = {"layer 2": llama.model.layers[2], "layer 3": llama.model.layers[3], "head": llama.lm_head}
     handles = [part.register_forward_pre_hook(lambda *_, n=name: ran.append(n)) for name, part in parts.items()]
@@ -204,7 +204,7 @@ def test_nothing_runs_behind_the_deepest_layer(llama):
 
 
 def test_layers_that_do_not_run_are_an_error(llama):
-    text_batches.can_share_prefixes(llama, 10)
+    batching.can_share_prefixes(llama, 10)
     llama.forward = lambda **inputs: None
     with pytest.raises(CompiledModelError, match="ran without its hooks, so nothing was read"):
         extract_caa_vectors(llama, Letters(), PAIRS, [1], show_progress=False)

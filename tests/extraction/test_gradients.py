@@ -4,9 +4,9 @@ from extraction.test_caa import PAIRS as TEXTS
 from extraction.test_caa import Letters
 from rotalabs_steer import ActivationInjector, SteeringVector
 from rotalabs_steer.datasets.rendering import RenderedPair, RenderedText
-from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.extraction import read_statistics
 from rotalabs_steer.extraction.gradients import pair_gradients
+from rotalabs_steer.measures.propensity import pair_propensities
 from tiny import count_hooks
 
 PAIRS = [

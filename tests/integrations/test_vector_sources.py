@@ -3,7 +3,6 @@ import torch
 from safetensors.torch import save_file
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
-from rotalabs_steer.acting import NotSteeringWarning, at_layer
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
 from rotalabs_steer.files.hub import find_vectors, split_revision
 from rotalabs_steer.integrations.vector_sources import (
@@ -13,6 +12,7 @@ from rotalabs_steer.integrations.vector_sources import (
     steer_model,
     strength_by_behavior,
 )
+from rotalabs_steer.steering.acting_layers import NotSteeringWarning, at_layer
 from tiny import make_vector
 
 

@@ -13,7 +13,7 @@ import pytest
 from playground.conftest import MARKUP, QUESTION
 from rotalabs_steer import MultiVectorInjector, SteeringVectorSet
 from rotalabs_steer.datasets.rendering import render_prompt
-from rotalabs_steer.evaluation.generation import continue_rows
+from rotalabs_steer.generation.continuation import continue_rows
 
 CHROMIUM = os.environ.get("ROTALABS_STEER_CHROMIUM")
 pytestmark = [

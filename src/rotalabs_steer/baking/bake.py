@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
-from rotalabs_steer.acting import acting_vectors
-from rotalabs_steer.attachment import SteeredModel
 from rotalabs_steer.baking.biases import fold_additions
 from rotalabs_steer.baking.directions import fold_ablation
 from rotalabs_steer.errors import ArchitectureError, OptionError, SteeringConflictError
 from rotalabs_steer.files.names import shown_model_name
 from rotalabs_steer.files.reading import check_carried
-from rotalabs_steer.injection import check_vectors
-from rotalabs_steer.interventions import Ablate, Add
-from rotalabs_steer.plans import PlanItem, check_strength, constant_additions
+from rotalabs_steer.steering.acting_layers import acting_vectors
+from rotalabs_steer.steering.attachment import SteeredModel
+from rotalabs_steer.steering.injection import check_vectors
+from rotalabs_steer.steering.interventions import Ablate, Add
+from rotalabs_steer.steering.plans import PlanItem, check_strength, constant_additions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import nn
 
-    from rotalabs_steer.acting import Vectors
+    from rotalabs_steer.steering.acting_layers import Vectors
 
 _KINDS = ("add", "ablate")
 

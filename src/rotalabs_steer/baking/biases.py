@@ -24,10 +24,10 @@ from rotalabs_steer.baking.trial import (
     state_of,
     tolerance,
 )
-from rotalabs_steer.decoder import decoder_layers, text_config
 from rotalabs_steer.errors import ArchitectureError
-from rotalabs_steer.hooks import ActivationHook
-from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.model.activations import ActivationHook
+from rotalabs_steer.model.decoder import decoder_layers, text_config
+from rotalabs_steer.steering.injection import ActivationInjector
 from rotalabs_steer.vectors import SteeringVector
 
 if TYPE_CHECKING:

@@ -16,16 +16,16 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rotalabs_steer.baking.trial import build, check_same, evaluating, logits, probe_tokens, rounding, state_of
-from rotalabs_steer.decoder import decoder_layers
 from rotalabs_steer.errors import ArchitectureError
-from rotalabs_steer.layer_outputs import first_tensor
+from rotalabs_steer.model.decoder import decoder_layers
+from rotalabs_steer.model.layer_outputs import first_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
-    from rotalabs_steer.interventions import Ablate
+    from rotalabs_steer.steering.interventions import Ablate
 
 _MAX_WRITERS = 3
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging
 
-from rotalabs_steer.decoder import text_config
 from rotalabs_steer.errors import ArchitectureError
+from rotalabs_steer.model.decoder import text_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -36,7 +36,7 @@ def chat(
     quiet: Quiet = False,
 ) -> None:
     """Talks with a steered model. /help lists what can be done on the way; Ctrl-C stops an answer."""
-    from rotalabs_steer.positions import check_scope
+    from rotalabs_steer.model.positions import check_scope
 
     check_scope(scope)
     check_intervention(intervention)
@@ -44,8 +44,8 @@ def chat(
     from rotalabs_steer.cli.conversation import Conversation, enable_line_editing
     from rotalabs_steer.cli.loading import load_model
     from rotalabs_steer.cli.what_acts import model_facts, name_model, name_vectors, vector_facts
-    from rotalabs_steer.evaluation.answers import Sampling
-    from rotalabs_steer.injection import MultiVectorInjector
+    from rotalabs_steer.generation.answers import Sampling
+    from rotalabs_steer.steering.injection import MultiVectorInjector
 
     sampling = Sampling(max_new_tokens, temperature, seed, system_prompt=system)
     console = notes(quiet)

@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.active_steering import steering_of
-from rotalabs_steer.attachment import unsteered
 from rotalabs_steer.cli.streaming import first_interrupt, stream_answer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.files.atomic import write_atomically
+from rotalabs_steer.steering.active_steering import steering_of
+from rotalabs_steer.steering.attachment import unsteered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.datasets import ChatTokenizer
-    from rotalabs_steer.evaluation.answers import Sampling
-    from rotalabs_steer.injection import MultiVectorInjector
+    from rotalabs_steer.generation.answers import Sampling
+    from rotalabs_steer.steering.injection import MultiVectorInjector
 
 HELP = """\
 /strength BEHAVIOUR NUMBER   steer more or less from now on

@@ -83,7 +83,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """What a dataset holds, and its first pairs."""
-    from rotalabs_steer.datasets.conversations import prompt_text
+    from rotalabs_steer.chat.conversations import prompt_text
     from rotalabs_steer.datasets.saving import columns_of
 
     reading = _read(name, column)

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from rotalabs_steer.chat.conversations import prompt_text
 from rotalabs_steer.cli.loading import SAMPLE, load_model
 from rotalabs_steer.datasets import ContrastPairDataset, behavior_names, describe_behavior, load_behavior
-from rotalabs_steer.datasets.conversations import prompt_text
 from rotalabs_steer.datasets.splits import split_pairs, spread
-from rotalabs_steer.decoder import decoder_layers
-from rotalabs_steer.evaluation.coherence import CoherenceProbe
-from rotalabs_steer.evaluation.evidence import gather_evidence
-from rotalabs_steer.evaluation.generation import generate_texts, generate_tokens
-from rotalabs_steer.evaluation.report import write_report
-from rotalabs_steer.evaluation.tuning import tune
 from rotalabs_steer.extraction import extract_caa_vectors
-from rotalabs_steer.injection import ActivationInjector, MultiVectorInjector
+from rotalabs_steer.generation.continuation import generate_texts, generate_tokens
+from rotalabs_steer.measures.coherence import CoherenceProbe
+from rotalabs_steer.model.decoder import decoder_layers
+from rotalabs_steer.reporting.extra_measurements import gather_evidence
+from rotalabs_steer.reporting.html_report import write_report
 from rotalabs_steer.sample_model import SAMPLE_MODEL
+from rotalabs_steer.steering.injection import ActivationInjector, MultiVectorInjector
+from rotalabs_steer.tuning.tuner import tune
 from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from rotalabs_steer.datasets.conversations import Prompt
-    from rotalabs_steer.evaluation.tuned import TunedSteering
+    from rotalabs_steer.chat.conversations import Prompt
+    from rotalabs_steer.tuning.result import TunedSteering
 
 _PAIRS = {"train": 60, "validation": 10, "test": 20}
 _PROMPTS = 8

@@ -14,7 +14,7 @@ from rotalabs_steer.cli.steering_options import Vectors, layers_to_act, load_nam
 from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.template_options import parse_template_options
-from rotalabs_steer.strengths_in_text import parse_vectors
+from rotalabs_steer.steering.strengths_in_text import parse_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,8 +51,8 @@ def evaluate(
     The pairs are the test pairs of --pairs, by default those of the vectors' own behaviour.
     """
     from rotalabs_steer.datasets import load_evaluation
-    from rotalabs_steer.evaluation.answers import Sampling
     from rotalabs_steer.evaluation.vector_evaluation import check_strengths, evaluate_vector
+    from rotalabs_steer.generation.answers import Sampling
 
     named = layers_to_act(parse_vectors(vectors), layers_of(layers))
     if named.strength is not None and strength:

@@ -18,10 +18,10 @@ from rotalabs_steer.cli.steering_options import (
     say_not_steering,
 )
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.strengths_in_text import parse_vectors
+from rotalabs_steer.steering.strengths_in_text import parse_vectors
 
 if TYPE_CHECKING:
-    from rotalabs_steer.strengths_in_text import NamedVectors
+    from rotalabs_steer.steering.strengths_in_text import NamedVectors
     from rotalabs_steer.vectors import SteeringVector
 
 Strength = Annotated[float | None, typer.Option(help="Multiplier of the vectors; by default 1.")]

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.datasets import ChatTokenizer
-    from rotalabs_steer.evaluation.answers import Sampling
-    from rotalabs_steer.injection import MultiVectorInjector
+    from rotalabs_steer.generation.answers import Sampling
+    from rotalabs_steer.steering.injection import MultiVectorInjector
 
 Model = Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")]
 NewTokens = Annotated[
@@ -56,7 +56,7 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Answers prompts, steered. The answer to a single prompt is shown while it is generated."""
-    from rotalabs_steer.positions import check_scope
+    from rotalabs_steer.model.positions import check_scope
 
     parsed = parse_steer(steer)
     asked = [line.strip() for line in sys.stdin if line.strip()] if prompts == ["-"] else prompts
@@ -69,8 +69,8 @@ def generate(
     sets, strengths = load_sets(parsed)
     from rotalabs_steer.cli.loading import load_model
     from rotalabs_steer.cli.what_acts import model_facts, name_model, name_vectors, vector_facts
-    from rotalabs_steer.evaluation.answers import Sampling
-    from rotalabs_steer.injection import MultiVectorInjector
+    from rotalabs_steer.generation.answers import Sampling
+    from rotalabs_steer.steering.injection import MultiVectorInjector
 
     sampling = Sampling(max_new_tokens, temperature, seed, system_prompt=system)
     console = notes(quiet)
@@ -127,7 +127,7 @@ def _answers(
     sampling: Sampling,
     injector: MultiVectorInjector | None,
 ) -> tuple[str, ...]:
-    from rotalabs_steer.evaluation.answers import answer_prompts
+    from rotalabs_steer.generation.answers import answer_prompts
 
     with injector or contextlib.nullcontext():
         return answer_prompts(model, chat, prompts, sampling).texts

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rotalabs_steer.strengths_in_text import parse_layers
+from rotalabs_steer.steering.strengths_in_text import parse_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

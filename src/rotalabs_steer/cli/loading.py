@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer import model_sources
-from rotalabs_steer.model_sources import SAMPLE, resolve_model, resolve_source
+from rotalabs_steer.model import loading
+from rotalabs_steer.model.loading import SAMPLE, resolve_model, resolve_source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ __all__ = ["SAMPLE", "load_model", "resolve_model", "resolve_source"]
 def load_model(
     name: str, template_options: Mapping[str, Any] | None = None, console: Console | None = None
 ) -> tuple[nn.Module, ChatTokenizer]:
-    """Model and tokenizer, as `model_sources.load_model` gives them.
+    """Model and tokenizer, as `loading.load_model` gives them.
 
     Args:
         console: shows on a terminal that the model is being loaded, and the bars of downloads; by default nothing is
@@ -37,4 +37,4 @@ def load_model(
         disable_progress_bars()  # of downloads
     local = Path(resolve_model(name)).is_dir()  # a download shows bars of its own
     with console.status(f"loading {name}") if console is not None and local else contextlib.nullcontext():
-        return model_sources.load_model(name, template_options)
+        return loading.load_model(name, template_options)

@@ -18,7 +18,7 @@ def models(
     as_json: Json = False,
 ) -> None:
     """Known models: their shape, and the layers at which behaviours steer well. Any other model works, too."""
-    from rotalabs_steer.models import MODEL_CONFIGS, get_model_config
+    from rotalabs_steer.model.configs import MODEL_CONFIGS, get_model_config
 
     chosen = list(MODEL_CONFIGS.values()) if name is None else [get_model_config(name)]
     if as_json:

@@ -32,9 +32,9 @@ def report(
     """
     from rotalabs_steer.datasets import behavior_names, describe_behavior
     from rotalabs_steer.errors import OptionError
-    from rotalabs_steer.evaluation.evidence import Evidence, gather_evidence
-    from rotalabs_steer.evaluation.report import report_records, write_report
-    from rotalabs_steer.evaluation.tuned import TunedSteering
+    from rotalabs_steer.reporting.extra_measurements import Evidence, gather_evidence
+    from rotalabs_steer.reporting.html_report import report_records, write_report
+    from rotalabs_steer.tuning.result import TunedSteering
 
     if pairs is not None and model is None:
         raise OptionError("--pairs are told apart by a model: give --model too.")

@@ -8,7 +8,7 @@ import typer
 
 from rotalabs_steer.cli.consoles import notes
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.strengths_in_text import NamedVectors, parse_vectors
+from rotalabs_steer.steering.strengths_in_text import NamedVectors, parse_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -70,7 +70,7 @@ def one_strength(named: NamedVectors, strength: float | None) -> float:
     Raises:
         OptionError: both name one, or it is not a finite number.
     """
-    from rotalabs_steer.plans import check_strength
+    from rotalabs_steer.steering.plans import check_strength
 
     if named.strength is not None and strength is not None:
         raise OptionError(
@@ -95,7 +95,7 @@ def layers_to_act(named: NamedVectors, layers: list[int] | None) -> NamedVectors
 
 def check_intervention(name: str) -> None:
     """Refuses a name that no intervention has, before anything is loaded."""
-    from rotalabs_steer.interventions import INTERVENTIONS
+    from rotalabs_steer.steering.interventions import INTERVENTIONS
 
     if name not in INTERVENTIONS:
         raise OptionError(f"Unknown intervention {name!r}. Use one of: {', '.join(INTERVENTIONS)}.")
@@ -122,7 +122,7 @@ def load_sets(steer: Sequence[NamedVectors]) -> tuple[dict[str, SteeringVectorSe
 
 def say_not_steering(sets: Iterable[SteeringVectorSet]) -> None:
     """A line on standard error for each set of which tuning found that it does not steer."""
-    from rotalabs_steer.acting import not_steering
+    from rotalabs_steer.steering.acting_layers import not_steering
 
     for sentence in not_steering(sets):
         notes().print(sentence)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from rotalabs_steer.decoder import input_device
-from rotalabs_steer.evaluation.generation import continue_rows
+from rotalabs_steer.generation.continuation import continue_rows
+from rotalabs_steer.model.decoder import input_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.datasets import ChatTokenizer
-    from rotalabs_steer.evaluation.answers import Sampling
+    from rotalabs_steer.generation.answers import Sampling
 
 
 def stream_answer(

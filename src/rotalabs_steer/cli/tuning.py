@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rotalabs_steer.datasets import ContrastPairDataset
-    from rotalabs_steer.evaluation.tuned import TunedSteering
+    from rotalabs_steer.tuning.result import TunedSteering
 
 
 def tune(
@@ -56,7 +56,7 @@ def tune(
 
     Stopped, it goes on where it was when it is called again.
     """
-    from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions
+    from rotalabs_steer.tuning.tuner import Tuner, TuningOptions
 
     options = TuningOptions(
         budget=budget,

@@ -8,16 +8,16 @@ import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
+from rotalabs_steer.chat.conversations import prompt_text
 from rotalabs_steer.cli.loading import load_model
-from rotalabs_steer.datasets.conversations import prompt_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from rotalabs_steer.datasets import ContrastPairDataset
-    from rotalabs_steer.evaluation.tuned import TunedSteering
-    from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions
+    from rotalabs_steer.tuning.result import TunedSteering
+    from rotalabs_steer.tuning.tuner import Tuner, TuningOptions
 
 
 def tune_side_by_side(
@@ -34,7 +34,7 @@ def tune_side_by_side(
         model: a folder or Hugging Face id, as `resolve_model` gives it.
         finished: is told of each as it is done.
     """
-    from rotalabs_steer.evaluation.tuned import TunedSteering
+    from rotalabs_steer.tuning.result import TunedSteering
 
     tuned = {}
     quiet_end = (signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends every process at once; only this one says so
@@ -64,7 +64,7 @@ def _tuner(model: str, options: TuningOptions, processes: int) -> Tuner:
     """The one of this process, made for its first behaviour."""
     import torch
 
-    from rotalabs_steer.evaluation.tuning import Tuner
+    from rotalabs_steer.tuning.tuner import Tuner
 
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     return Tuner(*load_model(model, options.template_options), options, show_progress=False)

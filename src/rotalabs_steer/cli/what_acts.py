@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def model_facts(name: str, model: nn.Module) -> dict[str, Any]:
     """Name, device and dtype of a model, as JSON has them."""
-    from rotalabs_steer.decoder import input_device
+    from rotalabs_steer.model.decoder import input_device
     from rotalabs_steer.sample_model import SAMPLE_MODEL
 
     return {

@@ -1,5 +1,6 @@
 """Contrast pairs: what steering vectors are made from."""
 
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.builtin import (
     behavior_names,
     describe_behavior,
@@ -17,7 +18,6 @@ from rotalabs_steer.datasets.builtin import (
     load_tool_restraint_pairs,
     load_uncertainty_pairs,
 )
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.loading import load_pairs
 from rotalabs_steer.datasets.pairs import (
     ContrastPair,

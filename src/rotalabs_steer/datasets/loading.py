@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.chat.conversations import prompt_key
 from rotalabs_steer.datasets.builtin import behavior_names, load_behavior
-from rotalabs_steer.datasets.conversations import prompt_key
 from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset, as_dataset
 from rotalabs_steer.datasets.row_files import Row, RowFile, open_rows
 from rotalabs_steer.errors import DatasetError, OptionError
@@ -19,7 +19,7 @@ from rotalabs_steer.errors import DatasetError, OptionError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rotalabs_steer.datasets.conversations import Prompt
+    from rotalabs_steer.chat.conversations import Prompt
 
 TEXT_FIELDS = tuple(field.name for field in dataclasses.fields(ContrastPair) if field.name != "metadata")
 _PROMPT_FIELDS = ("prompt", "negative_prompt")

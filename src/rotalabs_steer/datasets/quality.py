@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rotalabs_steer.chat.conversations import prompt_text
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.bag_of_words import BagOfWords, measure_bag_of_words
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
-from rotalabs_steer.datasets.conversations import prompt_text
 from rotalabs_steer.datasets.overlap import overlapping_rows, split_words
 from rotalabs_steer.errors import DatasetError
 

@@ -10,13 +10,13 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rotalabs_steer.datasets.conversations import Prompt
+    from rotalabs_steer.chat.conversations import Prompt
     from rotalabs_steer.datasets.pairs import ContrastPair
 
 

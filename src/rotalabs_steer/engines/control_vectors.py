@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rotalabs_steer.acting import acting_vectors
 from rotalabs_steer.errors import OptionError, VectorError
 from rotalabs_steer.files.gguf import ControlVector, read_control_vector, write_control_vector
 from rotalabs_steer.files.names import shown_model_name
 from rotalabs_steer.files.reading import check_carried
-from rotalabs_steer.interventions import Add
-from rotalabs_steer.plans import PlanItem, check_strength, constant_additions
+from rotalabs_steer.steering.acting_layers import acting_vectors
+from rotalabs_steer.steering.interventions import Add
+from rotalabs_steer.steering.plans import PlanItem, check_strength, constant_additions
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-    from rotalabs_steer.acting import Vectors
+    from rotalabs_steer.steering.acting_layers import Vectors
 
 _STRENGTH = "rotalabs_steer.strength"
 _FOLDED = "rotalabs_steer.strength_folded"

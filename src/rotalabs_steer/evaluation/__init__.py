@@ -6,22 +6,14 @@ from rotalabs_steer.evaluation.analysis_files import (
     load_analysis_results,
     save_analysis_results,
 )
-from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts, generate_response
-from rotalabs_steer.evaluation.capability import CapabilityCheck, capability_check, capability_questions
 from rotalabs_steer.evaluation.comparison import compare_with_baseline
-from rotalabs_steer.evaluation.detection import Detection, auroc, detection_auroc, project
-from rotalabs_steer.evaluation.judge import JudgeCost, LLMJudge
 from rotalabs_steer.evaluation.metrics import BehaviorMetrics, EvaluationResult, RefusalCounts, RefusalMetrics
-from rotalabs_steer.evaluation.projected_text import ProjectedText
-from rotalabs_steer.evaluation.refusal import is_refusal
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
 from rotalabs_steer.evaluation.strength_choice import find_optimal_strength
 from rotalabs_steer.evaluation.strengths import evaluate_steering_strength, strength_sweep
-from rotalabs_steer.evaluation.text_measures import TextMeasures, measure_texts
 from rotalabs_steer.evaluation.tradeoffs import TradeoffResult, analyze_tradeoffs
-from rotalabs_steer.evaluation.tuned import TunedSteering
-from rotalabs_steer.evaluation.tuning import Tuner, TuningOptions, tune
 from rotalabs_steer.evaluation.vector_evaluation import StrengthEvaluation, VectorEvaluation, evaluate_vector
+from rotalabs_steer.generation.answers import Sampling, TimedAnswers, answer_prompts, generate_response
 from rotalabs_steer.intervals import (
     Estimate,
     PairedComparison,
@@ -30,6 +22,14 @@ from rotalabs_steer.intervals import (
     mean_interval,
     wilson_interval,
 )
+from rotalabs_steer.judging.llm_judge import JudgeCost, LLMJudge
+from rotalabs_steer.judging.refusal import is_refusal
+from rotalabs_steer.measures.capability import CapabilityCheck, capability_check, capability_questions
+from rotalabs_steer.measures.detection import Detection, auroc, detection_auroc, project
+from rotalabs_steer.measures.projected_text import ProjectedText
+from rotalabs_steer.measures.text_statistics import TextMeasures, measure_texts
+from rotalabs_steer.tuning.result import TunedSteering
+from rotalabs_steer.tuning.tuner import Tuner, TuningOptions, tune
 
 __all__ = [
     "BehaviorMetrics",

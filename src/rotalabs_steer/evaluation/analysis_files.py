@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import FileFormatError, OptionError
-from rotalabs_steer.evaluation.records import from_json, read_record, write_record
 from rotalabs_steer.evaluation.tradeoffs import TradeoffResult
+from rotalabs_steer.files.records import from_json, read_record, write_record
 
 if TYPE_CHECKING:
     import os

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rotalabs_steer.evaluation.text_measures import TextMeasures
     from rotalabs_steer.intervals import Estimate, PairedComparison
+    from rotalabs_steer.measures.text_statistics import TextMeasures
 
 
 @dataclass(frozen=True)

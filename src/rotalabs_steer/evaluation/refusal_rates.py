@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.attachment import unsteered
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
-from rotalabs_steer.datasets.conversations import prompt_text
+from rotalabs_steer.chat.conversations import prompt_text
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
-from rotalabs_steer.evaluation.coherence import CoherenceProbe
-from rotalabs_steer.evaluation.generation import spoken
 from rotalabs_steer.evaluation.metrics import EvaluationResult, RefusalCounts, RefusalMetrics
-from rotalabs_steer.evaluation.refusal import is_refusal
 from rotalabs_steer.evaluation.strengths import outcomes
-from rotalabs_steer.evaluation.text_measures import measure_texts
-from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.generation.answers import Sampling, TimedAnswers, answer_prompts
+from rotalabs_steer.generation.continuation import spoken
 from rotalabs_steer.intervals import Estimate, PairedComparison, compare_paired, mean_of, rate_of
+from rotalabs_steer.judging.refusal import is_refusal
 from rotalabs_steer.listed import list_of
+from rotalabs_steer.measures.coherence import CoherenceProbe
+from rotalabs_steer.measures.text_statistics import measure_texts
+from rotalabs_steer.steering.attachment import unsteered
+from rotalabs_steer.steering.injection import ActivationInjector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
-    from rotalabs_steer.datasets.conversations import Prompt
-    from rotalabs_steer.injection import MultiVectorInjector
+    from rotalabs_steer.chat.conversations import Prompt
+    from rotalabs_steer.steering.injection import MultiVectorInjector
     from rotalabs_steer.vectors import SteeringVector
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from rotalabs_steer.evaluation.coherence import DEFAULT_BUDGET
+from rotalabs_steer.measures.coherence import DEFAULT_BUDGET
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

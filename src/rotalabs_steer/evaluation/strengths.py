@@ -5,26 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.attachment import on_plain_model
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.answers import Sampling, TimedAnswers, answer_prompts
-from rotalabs_steer.evaluation.coherence import CoherenceProbe
-from rotalabs_steer.evaluation.generation import spoken
 from rotalabs_steer.evaluation.metrics import BehaviorMetrics
-from rotalabs_steer.evaluation.text_measures import measure_texts
-from rotalabs_steer.injection import ActivationInjector
+from rotalabs_steer.generation.answers import Sampling, TimedAnswers, answer_prompts
+from rotalabs_steer.generation.continuation import spoken
 from rotalabs_steer.intervals import compare_paired, wilson_interval
 from rotalabs_steer.listed import list_of
+from rotalabs_steer.measures.coherence import CoherenceProbe
+from rotalabs_steer.measures.text_statistics import measure_texts
 from rotalabs_steer.ordinary_numbers import as_truth
-from rotalabs_steer.plans import check_strength
+from rotalabs_steer.steering.attachment import on_plain_model
+from rotalabs_steer.steering.injection import ActivationInjector
+from rotalabs_steer.steering.plans import check_strength
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
-    from rotalabs_steer.datasets.conversations import Prompt
+    from rotalabs_steer.chat.conversations import Prompt
     from rotalabs_steer.vectors import SteeringVector
 
 EVALUATION_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)

@@ -6,32 +6,32 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.acting import acting_vectors
-from rotalabs_steer.attachment import on_plain_model
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.capability import CapabilityCheck, CapabilityProbe
-from rotalabs_steer.evaluation.coherence import CoherenceCost, CoherenceProbe
-from rotalabs_steer.evaluation.detection import Detection, detection_auroc
-from rotalabs_steer.evaluation.propensity import pair_propensities
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
 from rotalabs_steer.evaluation.strengths import list_of_strengths
 from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
-from rotalabs_steer.injection import ActivationInjector
 from rotalabs_steer.intervals import PairedComparison, compare_paired
+from rotalabs_steer.measures.capability import CapabilityCheck, CapabilityProbe
+from rotalabs_steer.measures.coherence import CoherenceCost, CoherenceProbe
+from rotalabs_steer.measures.detection import Detection, detection_auroc
+from rotalabs_steer.measures.propensity import pair_propensities
+from rotalabs_steer.steering.acting_layers import acting_vectors
+from rotalabs_steer.steering.attachment import on_plain_model
+from rotalabs_steer.steering.injection import ActivationInjector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
 
-    from rotalabs_steer.acting import Vectors
-    from rotalabs_steer.datasets.conversations import Prompt
+    from rotalabs_steer.chat.conversations import Prompt
     from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
-    from rotalabs_steer.evaluation.answers import Sampling
     from rotalabs_steer.evaluation.metrics import RefusalMetrics
+    from rotalabs_steer.generation.answers import Sampling
+    from rotalabs_steer.steering.acting_layers import Vectors
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.loading import pairs_from
 from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
-from rotalabs_steer.decoder import (
-    check_component,
-    check_layer_indices,
-    decoder_layers,
-    model_fingerprint,
-    model_name,
-    text_config,
-    transformers_model,
-)
 from rotalabs_steer.errors import ArchitectureError, DatasetError, OptionError, VectorError
 from rotalabs_steer.extraction.forward_pass import read_activations
 from rotalabs_steer.extraction.gradients import fisher_scores, pair_gradients
@@ -29,8 +20,17 @@ from rotalabs_steer.extraction.pair_texts import PairTexts, check_scorable, side
 from rotalabs_steer.extraction.readout import token_weights
 from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, NEUTRAL, SAMPLES
 from rotalabs_steer.listed import list_of
+from rotalabs_steer.model.batching import plan_batches
+from rotalabs_steer.model.decoder import (
+    check_component,
+    check_layer_indices,
+    decoder_layers,
+    model_fingerprint,
+    model_name,
+    text_config,
+    transformers_model,
+)
 from rotalabs_steer.ordinary_numbers import as_integer
-from rotalabs_steer.text_batches import plan_batches
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from tqdm.auto import tqdm
 
-from rotalabs_steer.attachment import unsteered
-from rotalabs_steer.decoder import decoder_layers, transformers_model
 from rotalabs_steer.errors import ActivationError, CompiledModelError
-from rotalabs_steer.layer_outputs import ResidualLayout
-from rotalabs_steer.layer_parts import find_parts
-from rotalabs_steer.text_batches import make_batch
+from rotalabs_steer.model.batching import make_batch
+from rotalabs_steer.model.decoder import decoder_layers, transformers_model
+from rotalabs_steer.model.inference import reading
+from rotalabs_steer.model.layer_outputs import ResidualLayout
+from rotalabs_steer.model.layer_parts import find_parts
+from rotalabs_steer.steering.attachment import unsteered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import nn
 
-    from rotalabs_steer.layer_parts import LayerPart
-    from rotalabs_steer.text_batches import BatchPlan, TextBatch
+    from rotalabs_steer.model.batching import BatchPlan, TextBatch
+    from rotalabs_steer.model.layer_parts import LayerPart
 
     Reduction = Callable[["Place", Float[torch.Tensor, "slots hidden"]], Float[torch.Tensor, "rows columns"]]
 
@@ -112,26 +113,6 @@ def read_projections(
                     found[place[0]][index] = products[slots]
             progress.update(sum(len(texts[index]) for index in batch.texts))
     return found
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
-    """Without dropout and, unless asked for, gradients; every module's mode is restored afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.enable_grad() if gradients else torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextlib.contextmanager
-def reading(model: nn.Module) -> Iterator[None]:
-    """Evaluating, and without compiled code, which may have been compiled without the readers."""
-    with evaluating(model), torch.compiler.set_stance("force_eager"):
-        yield
 
 
 class _Reader:

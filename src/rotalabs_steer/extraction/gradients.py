@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from rotalabs_steer.attachment import unsteered
-from rotalabs_steer.decoder import decoder_layers, hidden_size, transformers_model
 from rotalabs_steer.errors import ActivationError
-from rotalabs_steer.extraction.forward_pass import evaluating
 from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
-from rotalabs_steer.layer_outputs import ResidualLayout, first_tensor, with_first_tensor
-from rotalabs_steer.text_batches import TextBatch, text_batches
+from rotalabs_steer.model.batching import TextBatch, text_batches
+from rotalabs_steer.model.decoder import decoder_layers, hidden_size, transformers_model
+from rotalabs_steer.model.inference import evaluating
+from rotalabs_steer.model.layer_outputs import ResidualLayout, first_tensor, with_first_tensor
+from rotalabs_steer.steering.attachment import unsteered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

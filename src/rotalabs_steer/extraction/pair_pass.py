@@ -7,14 +7,14 @@ from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rotalabs_steer.decoder import hidden_size, model_name
 from rotalabs_steer.extraction.checkpoint import Checkpoint
+from rotalabs_steer.extraction.distributed import add_over_processes, own_share, rank_and_size
 from rotalabs_steer.extraction.forward_pass import read_activations
 from rotalabs_steer.extraction.pair_texts import side_name
-from rotalabs_steer.extraction.processes import add_over_processes, own_share, rank_and_size
 from rotalabs_steer.extraction.statistics import PairSums
-from rotalabs_steer.model_digest import model_digest
-from rotalabs_steer.text_batches import plan_batches
+from rotalabs_steer.model.batching import plan_batches
+from rotalabs_steer.model.decoder import hidden_size, model_name
+from rotalabs_steer.model.digest import model_digest
 
 if TYPE_CHECKING:
     import os

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError, missing_dependency
 from rotalabs_steer.integrations.template_options import parse_template_options
 from rotalabs_steer.integrations.vector_sources import steer_model

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rotalabs_steer.acting import warn_not_steering
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.injection import MultiVectorInjector
 from rotalabs_steer.ordinary_numbers import as_real
-from rotalabs_steer.strengths_in_text import parse_numbers
+from rotalabs_steer.steering.acting_layers import warn_not_steering
+from rotalabs_steer.steering.injection import MultiVectorInjector
+from rotalabs_steer.steering.strengths_in_text import parse_numbers
 from rotalabs_steer.vector_sources import load_vector_sets, load_vectors, set_places
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from rotalabs_steer.positions import Scope
+    from rotalabs_steer.model.positions import Scope
     from rotalabs_steer.vectors import SteeringVectorSet
 
 __all__ = ["load_vector_sets", "load_vectors", "set_places", "steer_model", "strength_by_behavior"]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.positions import check_scope
+from rotalabs_steer.model.positions import check_scope
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from rotalabs_steer.evaluation.projected_text import ProjectedText
+    from rotalabs_steer.measures.projected_text import ProjectedText
 
 Projections = Mapping[str, "tuple[ProjectedText, ProjectedText]"]
 """By behaviour, the unsteered and the steered answer seen by its vector alone."""

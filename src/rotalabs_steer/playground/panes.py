@@ -5,14 +5,14 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from rotalabs_steer.evaluation.projected_text import ColorScale, color_of
 from rotalabs_steer.files.names import short_model_name
+from rotalabs_steer.measures.projected_text import ColorScale, color_of
 from rotalabs_steer.playground.comparisons import signed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rotalabs_steer.evaluation.projected_text import Token
+    from rotalabs_steer.measures.projected_text import Token
     from rotalabs_steer.playground.comparisons import Backend, Behavior, Comparison
 
 UNSTEERED, STEERED = "Unsteered", "Steered"

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.generation.streamers import BaseStreamer
 
-from rotalabs_steer.acting import acting_vectors
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
-from rotalabs_steer.decoder import model_name, text_config, transformers_model
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.detection import project
-from rotalabs_steer.evaluation.generation import continue_rows
 from rotalabs_steer.files.hub import find_vectors
-from rotalabs_steer.injection import MultiVectorInjector, check_vectors
+from rotalabs_steer.generation.continuation import continue_rows
 from rotalabs_steer.integrations.vector_sources import load_vector_sets, set_places
-from rotalabs_steer.interventions import INTERVENTIONS
+from rotalabs_steer.measures.detection import project
+from rotalabs_steer.model.decoder import model_name, text_config, transformers_model
 from rotalabs_steer.playground.comparisons import Behavior, Snippets
 from rotalabs_steer.playground.side_by_side import Turns, write_together
 from rotalabs_steer.playground.snippets import curl_snippet, json_snippet, python_snippet
+from rotalabs_steer.steering.acting_layers import acting_vectors
+from rotalabs_steer.steering.injection import MultiVectorInjector, check_vectors
+from rotalabs_steer.steering.interventions import INTERVENTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping

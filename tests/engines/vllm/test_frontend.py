@@ -4,12 +4,12 @@ import pytest
 
 from engines.vllm.steered_sets import random_set, save_sets
 from engines.vllm.test_settings import engine
-from rotalabs_steer.acting import NotSteeringWarning
 from rotalabs_steer.engines.vllm.frontend import SteeringFrontend
 from rotalabs_steer.engines.vllm.settings import SteeringSettings, steering_config
 from rotalabs_steer.engines.vllm.steering import running_vectors, steering_of
 from rotalabs_steer.engines.vllm.worker import check_key
 from rotalabs_steer.errors import FileFormatError, LayerError, OptionError, VectorError
+from rotalabs_steer.steering.acting_layers import NotSteeringWarning
 
 
 class Params(SimpleNamespace):

@@ -13,7 +13,7 @@ from rotalabs_steer.engines.vllm.requests import SteeringRequest
 from rotalabs_steer.engines.vllm.steering import Steering
 from rotalabs_steer.engines.vllm.step import Span, StepWriter
 from rotalabs_steer.errors import ArchitectureError, VectorError
-from rotalabs_steer.positions import SCOPES, forward_call
+from rotalabs_steer.model.positions import SCOPES, forward_call
 
 ROWS = 4
 

@@ -12,9 +12,9 @@ from langchain_core.runnables import RunnableLambda
 
 from chat_templates import OPENS, Processor, byte_tokenizer
 from rotalabs_steer import ActivationInjector, MultiVectorInjector, SteeringVectorSet
-from rotalabs_steer.acting import NotSteeringWarning
 from rotalabs_steer.errors import ChatTemplateError, LayerError, OptionError, VectorError
 from rotalabs_steer.integrations.langchain import SteeredChatModel
+from rotalabs_steer.steering.acting_layers import NotSteeringWarning
 from tiny import count_hooks, make_vector, tiny_llama
 
 PROMPTS = ["How do I boil an egg?", "Hi!", "Name three rivers of Europe and the seas they reach.", "Why?"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.engines.vllm.capture import PROBE_ARG, WEIGHTS_ARG
 from rotalabs_steer.engines.vllm.settings import CONFIG_KEY, SteeringSettings, served_model

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.acting import warn_not_steering
 from rotalabs_steer.engines.vllm.requests import SteeringRequest
 from rotalabs_steer.engines.vllm.settings import CONFIG_KEY, SteeringSettings, check_engine
 from rotalabs_steer.engines.vllm.steering import EXTRA_ARG, Steering
 from rotalabs_steer.errors import FileFormatError, OptionError, SteeringError
+from rotalabs_steer.steering.acting_layers import warn_not_steering
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.acting import Vectors, at_layer, warn_not_steering
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.injection import MultiVectorInjector, check_vectors
 from rotalabs_steer.integrations.vector_sources import load_vectors
-from rotalabs_steer.plans import check_strength
+from rotalabs_steer.steering.acting_layers import Vectors, at_layer, warn_not_steering
+from rotalabs_steer.steering.injection import MultiVectorInjector, check_vectors
+from rotalabs_steer.steering.plans import check_strength
 
 if TYPE_CHECKING:
     import os
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from rotalabs_steer.positions import Scope
+    from rotalabs_steer.model.positions import Scope
     from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 _CONFIG_KEYS = {"vector_path", "vectors", "strength", "layer"}

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from rotalabs_steer.decoder import text_config
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.generation import continue_rows
+from rotalabs_steer.generation.continuation import continue_rows
+from rotalabs_steer.model.decoder import text_config
 from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+    from rotalabs_steer.chat.tokenizer import ChatTokenizer
     from rotalabs_steer.integrations.langchain.behaviors import SteeredBehaviors
 
 

@@ -11,7 +11,7 @@ from langchain_core.runnables import ensure_config
 from langchain_core.runnables.config import get_config_list
 from pydantic import AliasChoices, Field, PrivateAttr
 
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.langchain.behaviors import SteeredBehaviors
 from rotalabs_steer.integrations.langchain.generation import GenerationSettings, Generator, SharedRun
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from langchain_core.language_models import LanguageModelInput
     from langchain_core.runnables import RunnableConfig
 
-    from rotalabs_steer.acting import Vectors
     from rotalabs_steer.integrations.langchain.generation import GenerationRequest
+    from rotalabs_steer.steering.acting_layers import Vectors
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _READ_BY_LANGCHAIN = ("stop", "stream", "structured_output_format", "ls_structured_output_format")
@@ -285,7 +285,7 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
 def _load(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rotalabs_steer.decoder import fastest_device
+    from rotalabs_steer.model.decoder import fastest_device
 
     if not name:
         raise OptionError("Give model_name, or a loaded model with its tokenizer.")

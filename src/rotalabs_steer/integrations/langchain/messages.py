@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
-from rotalabs_steer.datasets.chat_tokenizer import ChatTokenizer
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import ChatTemplateError, OptionError
 
 if TYPE_CHECKING:

@@ -1,0 +1,253 @@
+"""A conversation as its chat template renders it, with a check that no message is lost on the way.
+
+A template is a program of its author's, and many do not say what they cannot render: they drop a system message, or
+render a text where they expect a list of parts as nothing. So the conversation is rendered a second time with a mark
+behind each message's text, which shows what became of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain, combinations, islice
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.chat.conversations import content_text
+from rotalabs_steer.chat.thoughts import after_last_tag, open_thought, without_blocks
+from rotalabs_steer.errors import ChatTemplateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from rotalabs_steer.chat.conversations import Message
+
+    Template = Callable[[Sequence[Message], bool], str]
+    """Renders messages; the flag is `add_generation_prompt`."""
+
+_THINK_SWITCH = re.compile(r"/(?:no_?)?think\b")  # templates take these words out of a message as a switch
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_TOLD = ("name", *_THOUGHTS)
+_MOST_FORMS = 32
+
+
+@dataclass(frozen=True)
+class CheckedChat:
+    """A rendered conversation.
+
+    Attributes:
+        thought: the tag of a block of thoughts that is open at the end; "" where none is.
+        missing_header: what the template writes before an answer, but not at the end of a prompt; "" where that is the
+            same.
+    """
+
+    text: str
+    thought: str
+    missing_header: str
+
+
+def render_checked(template: Template, messages: Sequence[Mapping[str, Any]]) -> CheckedChat:
+    """Renders a conversation with the contents as texts, or as lists of parts for the roles whose template wants these.
+
+    Raises:
+        ChatTemplateError: the template refuses the messages, or loses one or a part of one.
+    """
+    texts = [
+        dict(message) | ({"content": content_text(message)} if "content" in message else {}) for message in messages
+    ]
+    problem = None
+    for roles in _roles_in_parts(texts):
+        asked = _in_parts(_marked(texts), roles)
+        try:
+            marked = template(asked, True)
+            _refuse_lost(marked, texts, roles)
+            break
+        except ChatTemplateError as error:
+            problem = problem or error
+    else:
+        raise problem or ChatTemplateError("There are no messages to render.")
+    chat = _in_parts(texts, roles)
+    rendered = template(chat, True)
+    for number in range(len(chat)):
+        _refuse_lost_fields(template, chat, number, rendered)
+        _refuse_lost_arguments(template, chat, number, rendered)
+    end = _behind(marked, _mark(len(texts) - 1))
+    return CheckedChat(rendered, open_thought(end), _missing_header(template, asked, end))
+
+
+def _mark(number: int | str) -> str:
+    return f"zqx{number}xqz"
+
+
+def _behind(rendered: str, mark: str) -> str:
+    """What the template writes behind a mark, whose case it may have changed."""
+    return re.split(mark, rendered, flags=re.IGNORECASE)[-1]
+
+
+def _marked(messages: Sequence[Message]) -> list[Message]:
+    """The messages with a mark behind each text and the name of each function that is called."""
+    marked = []
+    for number, message in enumerate(messages):
+        calls = message.get("tool_calls")
+        changed = dict(message)
+        if "content" in message and (message["content"].strip() or not calls):
+            changed["content"] = message["content"] + _mark(number)
+        if calls:
+            changed["tool_calls"] = [_renamed(call, _mark(f"{number}c{place}")) for place, call in enumerate(calls)]
+        marked.append(changed)
+    return marked
+
+
+def _function(call: Any) -> Any:
+    """The name and arguments of a call, which stand in it or in its `function`."""
+    return call["function"] if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping) else call
+
+
+def _with_function(call: Any, **changed: Any) -> Any:
+    function = {**_function(call), **changed}
+    return {**call, "function": function} if _function(call) is not call else function
+
+
+def _function_name(call: Any) -> str:
+    function = _function(call)
+    name = function.get("name") or function.get("function") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not name.strip():
+        raise ChatTemplateError(
+            f"The tool call {call!r:.80} does not name a function. Give it as "
+            '{"type": "function", "function": {"name": "find", "arguments": {"what": "keys"}}}.'
+        )
+    return name
+
+
+def _renamed(call: Any, mark: str) -> Any:
+    name = _function_name(call)
+    return _with_function(call, **{"name" if _function(call).get("name") else "function": name + mark})
+
+
+def _roles_in_parts(messages: Sequence[Message]) -> Iterator[Sequence[str]]:
+    """The roles whose contents are given as parts, one attempt after another: none, all, and some of them."""
+    roles = sorted({str(message.get("role")) for message in messages if "content" in message})
+    some = chain.from_iterable(combinations(roles, count) for count in range(1, len(roles)))
+    return chain([(), roles], islice(some, _MOST_FORMS))
+
+
+def _in_parts(messages: Sequence[Message], roles: Sequence[str]) -> list[Message]:
+    return [
+        message | {"content": [{"type": "text", "text": message["content"]}]}
+        if "content" in message and message.get("role") in roles
+        else message
+        for message in messages
+    ]
+
+
+def _refuse_lost(marked: str, messages: Sequence[Message], roles: Sequence[str]) -> None:
+    """Raises where a text or a call is missing in the rendering, or a list of parts is written out.
+
+    Templates strip blanks and may escape texts as JSON does. Of answers they may leave out the thoughts.
+    """
+    squeezed = _squeeze(marked)
+    for number, (message, sent) in enumerate(zip(messages, _marked(messages), strict=True)):
+        content = sent.get("content", "")
+        wanted = after_last_tag(content) if message["role"] == "assistant" else content
+        is_list = message["role"] in roles and re.search(rf"""{_mark(number)}['"](?:\}}|,\s*['"]type)""", marked)
+        if is_list or not _shows(squeezed, wanted):
+            raise _losing(message)
+        for call, marked_call in zip(message.get("tool_calls") or (), sent.get("tool_calls") or (), strict=True):
+            if not _shows(squeezed, _function_name(marked_call)):
+                raise ChatTemplateError(
+                    f"The tokenizer's chat template loses the call of {_function_name(call)!r}, message {number + 1}: "
+                    "it is not in what the template makes of the conversation. Write the call into the content of the "
+                    "message as the model writes it, or set another tokenizer.chat_template."
+                )
+
+
+def _shows(squeezed: str, wanted: str) -> bool:
+    return _squeeze(wanted) in squeezed or any(
+        _squeeze(json.dumps(wanted, ensure_ascii=ascii_only)[1:-1]) in squeezed for ascii_only in (False, True)
+    )
+
+
+def _squeeze(text: str) -> str:
+    return "".join(_THINK_SWITCH.sub("", text.replace("zqx", " zqx")).split()).casefold()
+
+
+def _losing(message: Message) -> ChatTemplateError:
+    advice = (
+        "Templates may leave out a text beside tool calls: leave it out of the message"
+        if message.get("tool_calls")
+        else f"If the template has no {message['role']} role, put the message into the prompt"
+    )
+    return ChatTemplateError(
+        f"The tokenizer's chat template loses the {message['role']} message {message['content']!r:.60}: it is not in "
+        f"what the template makes of the conversation, neither as a text nor as a list of parts. {advice}; otherwise "
+        "set another tokenizer.chat_template."
+    )
+
+
+def _refuse_lost_fields(template: Template, chat: list[Message], number: int, rendered: str) -> None:
+    """Raises where the rendering is the same without a name or thoughts.
+
+    Old thoughts may be left out if the template shows those of the last message. A tool's name is that of its call.
+    """
+    message = chat[number]
+    for field in _TOLD:
+        if not message.get(field) or (field == "name" and message["role"] == "tool"):
+            continue
+        without = {key: value for key, value in message.items() if key != field}
+        until = [*chat[:number], without]
+        if _or_nothing(template, [*until, *chat[number + 1 :]], True) != rendered:
+            continue
+        if field in _THOUGHTS and _or_nothing(template, until, False) != _or_nothing(
+            template, chat[: number + 1], False
+        ):
+            continue
+        raise ChatTemplateError(
+            f"The tokenizer's chat template loses {field!r} of message {number + 1} ({message['role']}), which is "
+            f"{message[field]!r:.60}: the conversation is rendered alike without it. Write it into the content, or "
+            "leave it out."
+        )
+
+
+def _refuse_lost_arguments(template: Template, chat: list[Message], number: int, rendered: str) -> None:
+    """Raises where the rendering is the same without the arguments of a tool call."""
+    message = chat[number]
+    calls = message.get("tool_calls") or ()
+    for place, call in enumerate(calls):
+        arguments = _function(call).get("arguments")
+        if not arguments or arguments == "{}":
+            continue
+        emptied = _with_function(call, arguments="{}" if isinstance(arguments, str) else {})
+        without = message | {"tool_calls": [*calls[:place], emptied, *calls[place + 1 :]]}
+        if _or_nothing(template, [*chat[:number], without, *chat[number + 1 :]], True) == rendered:
+            raise ChatTemplateError(
+                f"The tokenizer's chat template loses the arguments {arguments!r:.60} of the call of "
+                f"{_function_name(call)!r} in message {number + 1}. Write the call into the content of the message as "
+                "the model writes it, or set another tokenizer.chat_template."
+            )
+
+
+def _or_nothing(template: Template, chat: Sequence[Message], is_asked: bool) -> str:
+    try:
+        return template(chat, is_asked)
+    except ChatTemplateError:
+        return ""
+
+
+def _missing_header(template: Template, asked: list[Message], end: str) -> str:
+    """What an answered conversation has between the last message and the answer, and the end of a prompt has not.
+
+    Thoughts are not part of a header: a model may write them or not. Neither is what the template writes before the
+    user's messages as well, since it does not say who speaks.
+    """
+    content = _mark(len(asked))
+    user_turn = re.split(content, _or_nothing(template, [{"role": "user", "content": content}], False))[0]
+    for form in (content, [{"type": "text", "text": content}]):
+        answered = _or_nothing(template, [*asked, {"role": "assistant", "content": form}], False)
+        before = re.split(content, answered, flags=re.IGNORECASE)[0]
+        if before != answered:
+            header = without_blocks(_behind(before, _mark(len(asked) - 1)))
+            rest = without_blocks(end)
+            missing = "" if header in rest else header.removeprefix(rest).strip()
+            return "" if user_turn.strip().endswith(missing) else missing
+    return ""  # The template does not render such conversations, which are not what is asked for.

@@ -1,0 +1,1 @@
+"""What steering does to a model, measured: propensity, coherence, capability, detection and text statistics."""

@@ -1,0 +1,1 @@
+"""Results of tuning as pictures and as one HTML page."""

@@ -1,0 +1,156 @@
+"""Steering a model by whatever names or holds vectors: `with steer(model, "tuned/calm=0.8"): ...`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.model.positions import check_scope
+from rotalabs_steer.ordinary_numbers import as_real
+from rotalabs_steer.steering.acting_layers import warn_not_steering
+from rotalabs_steer.steering.injection import MultiVectorInjector
+from rotalabs_steer.steering.plans import check_strength
+from rotalabs_steer.steering.strengths_in_text import parse_several
+from rotalabs_steer.vector_sources import Source, load_vectors
+from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+    from torch import nn
+
+    from rotalabs_steer.model.positions import Scope
+    from rotalabs_steer.steering.conditions import Condition
+    from rotalabs_steer.steering.interventions import Intervention
+    from rotalabs_steer.steering.plans import Strength
+    from rotalabs_steer.steering.schedules import Schedule
+
+What = Source | Mapping[Source, "float | Sequence[float]"] | Iterable["Source | tuple[Source, float | Sequence[float]]"]
+"""What steers: one or several vector sets, with or without their strengths."""
+
+
+def steer(
+    model: nn.Module,
+    what: What,
+    *,
+    scope: Scope = "all",
+    intervention: str | Callable[[torch.Tensor], Intervention] = "add",
+    schedule: Schedule | None = None,
+    condition: Condition | None = None,
+    check_model: bool = True,
+) -> MultiVectorInjector:
+    """Steers a model by vectors, wherever they are.
+
+    Args:
+        model: a transformers model, or a PEFT model around one.
+        what: a text that names vectors and, if they are not 1, their strengths: "tuned/calm", "tuned/calm=0.8",
+            "owner/name@revision=0.8", "tuned/calm:14=0.8" (layer 14 only), or several with commas between them. Or a
+            `SteeringVectorSet`, a `SteeringVector`, or what `tune` found. Or a mapping of any of these to strengths; or
+            a list of any of these, in which a pair is one and its strength.
+        scope, intervention, schedule, condition, check_model: as in `MultiVectorInjector`.
+
+    Returns:
+        An injector, not yet attached: `with` steers every caller in the block, `scoped()` the present thread only, and
+        `attach()` until `detach()`. `injector["calm"]` is the strength of the behaviour "calm" and can be changed at
+        any time.
+
+    Raises:
+        OptionError: the text is malformed, a strength is not a finite number, or two sets are of one behaviour.
+        FileNotFoundError: there is nothing at a path, and no such repository.
+        FileFormatError: a file is damaged, unsafe or holds no vectors.
+        VectorError, LayerError, ModelMismatchError: as in `MultiVectorInjector`; the model is untouched.
+
+    A set of which tuning found that it does not steer gives a `NotSteeringWarning`.
+    """
+    check_scope(scope)
+    sets, strengths = sets_and_strengths(what)
+    warn_not_steering(sets.values())
+    return MultiVectorInjector(
+        model,
+        sets,
+        strengths,
+        scope=scope,
+        intervention=intervention,
+        schedule=schedule,
+        condition=condition,
+        check_model=check_model,
+    )
+
+
+def sets_and_strengths(what: What) -> tuple[dict[str, SteeringVectorSet], dict[str, Strength]]:
+    """The vector sets that `steer` is given and their strengths, both by behaviour."""
+    sets: dict[str, SteeringVectorSet] = {}
+    strengths: dict[str, Strength] = {}
+    for source, strength in _listed(what):
+        vectors = load_vectors(source)
+        if vectors.behavior in sets:
+            raise OptionError(
+                f"Two of the vector sets are of {vectors.behavior!r}, so one name would stand for both. Give one of "
+                "them, or put the vectors of different layers into one set: "
+                "SteeringVectorSet(behavior, vectors).with_acting_layers(layers)."
+            )
+        sets[vectors.behavior], strengths[vectors.behavior] = vectors, strength
+    if not sets:
+        raise OptionError("No vectors given: nothing would be steered.")
+    return sets, strengths
+
+
+def _listed(what: What) -> list[tuple[Source, Strength]]:
+    """Each set that is given, with its strength, which is 1 where none is given."""
+    if isinstance(what, Mapping):
+        return [(_whole(source), _strength(source, strength)) for source, strength in what.items()]
+    if isinstance(what, str):
+        return _named(what)
+    is_one = isinstance(what, (SteeringVectorSet, os.PathLike)) or hasattr(
+        what, "ndim"
+    )  # an array is an error of its own
+    if is_one or not isinstance(what, Iterable):
+        return [(what, 1.0)]  # type: ignore[list-item]
+    listed: list[tuple[Source, Strength]] = []
+    for item in what:
+        if isinstance(item, tuple) and len(item) == 2:
+            listed.append((_whole(item[0]), _strength(*item)))
+        elif isinstance(item, str):
+            listed += _named(item)
+        elif as_real(item) is not None:
+            raise OptionError(
+                f"{item!r:.80} stands alone in the list. Give a strength with its vectors: [(vectors, 0.8)]."
+            )
+        else:
+            listed.append((item, 1.0))
+    return listed
+
+
+def _named(text: str) -> list[tuple[Source, Strength]]:
+    found: list[tuple[Source, Strength]] = []
+    for named in parse_several(text):
+        strength = 1.0 if named.strength is None else named.strength
+        if named.layers is None:
+            found.append((named.place, strength))
+        else:
+            found.append((load_vectors(named.place).with_acting_layers(named.layers), strength))
+    return found
+
+
+def _whole(source: Any) -> Any:
+    """A source whose strength is given beside it, so that a text may name layers but not a second strength."""
+    if not isinstance(source, str):
+        return source
+    named = parse_several(source)
+    if len(named) > 1 or named[0].strength is not None:
+        raise OptionError(
+            f"{source!r:.200} has a strength beside it, so it must name one vector set without a strength."
+        )
+    return _named(source)[0][0]
+
+
+def _strength(source: Any, strength: Any) -> Strength:
+    if isinstance(strength, (SteeringVectorSet, SteeringVector, str)) or hasattr(strength, "vectors"):
+        raise OptionError(
+            f"The strength of {source!r:.80} is a {type(strength).__name__}, not a number. Give vectors and their "
+            "strengths, as in {'tuned/calm': 0.8} or [(vectors, 0.8)]; a set is named by its own behaviour."
+        )
+    return check_strength(strength)

@@ -1,0 +1,468 @@
+"""Steering a model: `ActivationInjector` for vectors at one strength, `MultiVectorInjector` for behaviours.
+
+with ActivationInjector(model, [vector], strength=1.0):
+    outputs = model.generate(**inputs)
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from rotalabs_steer.errors import (
+    LayerError,
+    ModelMismatchError,
+    OptionError,
+    SteeringConflictError,
+    SteeringWarning,
+    VectorError,
+)
+from rotalabs_steer.model.configs import find_model_config
+from rotalabs_steer.model.decoder import SHAPE_FACTS, check_layer_indices, hidden_size, model_fingerprint, model_name
+from rotalabs_steer.model.positions import Scope, check_scope
+from rotalabs_steer.steering.acting_layers import acting_vectors, at_layer, sets_by_behavior
+from rotalabs_steer.steering.attachment import Attachment, SteeredModel
+from rotalabs_steer.steering.conditions import Condition
+from rotalabs_steer.steering.interventions import Intervention, make_intervention
+from rotalabs_steer.steering.plans import Plan, PlanItem, Strength, check_strength
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from torch import nn
+
+    from rotalabs_steer.steering.acting_layers import Vectors
+    from rotalabs_steer.steering.schedules import Schedule
+    from rotalabs_steer.vectors import SteeringVector
+
+
+_SAME_DIRECTION = 0.9
+"""Cosine above which two vectors of one behaviour are taken for the same one, extracted again."""
+
+
+class _Injector(ABC):
+    """What both injectors share: how vectors act, and when."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        acting: Mapping[str, Sequence[SteeringVector]],
+        injection_mode: Scope | None,
+        scope: Scope | None,
+        intervention: str | Callable[[torch.Tensor], Intervention],
+        schedule: Schedule | None,
+        condition: Condition | None,
+        check_model: bool,
+    ) -> None:
+        vectors = [vector for each in acting.values() for vector in each]
+        if scope is not None and injection_mode is not None:
+            raise OptionError(
+                f"scope is {scope!r:.80} and injection_mode is {injection_mode!r:.80}; both name the tokens to steer. "
+                "Give scope only."
+            )
+        given = injection_mode if scope is None else scope
+        self.injection_mode = check_scope("all" if given is None else given)
+        check_vectors(model, vectors, check_model=check_model)
+        if schedule is not None and not callable(schedule):
+            raise OptionError(f"schedule is {schedule!r:.80}; it must be a schedule such as StopAfter(20).")
+        if condition is not None:
+            _check_condition(model, condition, vectors)
+        self.model = model
+        self._acting = [
+            (name, vector.layer_index, make_intervention(intervention, vector.vector))
+            for name, each in acting.items()
+            for vector in each
+        ]
+        self._behaviors = tuple(vector.behavior for vector in vectors)
+        self._schedule = schedule
+        self._condition = condition
+        self._attachment: Attachment | None = None
+        self._scopes: list[Attachment] = []
+        self._entered = 0
+        self._stays = False
+
+    @abstractmethod
+    def _strength_of(self, name: str) -> Strength:
+        """The present strength of the vectors that go by a name."""
+
+    @property
+    def scope(self) -> Scope:
+        """Which tokens are steered: another name of `injection_mode`."""
+        return self.injection_mode
+
+    @property
+    def attached(self) -> bool:
+        """Whether this injector steers the model for every caller now."""
+        return self._attachment is not None and not self._attachment.removed
+
+    def attach(self) -> Self:
+        """Steers every call of the model from now on, until `detach`. Attaching twice is attaching once.
+
+        Another injector that steers the same behaviour at the same layer already, such as the one that a notebook cell
+        left behind when it was run before, gives a `SteeringWarning`: both would act, at double strength.
+
+        Raises:
+            SteeringConflictError: another live thread or task steers this model already. Use `scoped()`.
+        """
+        if self.attached:
+            self._check_acts_here()
+        else:
+            SteeredModel.of(self.model).check_free()
+            self._warn_of_double_steering()
+            self._attachment = self._attach()
+        self._stays = True
+        return self
+
+    def detach(self) -> None:
+        """Leaves the model as it was.
+
+        Raises:
+            NotSteeredError: the model ran since `attach`, but its steered layers did not. The vectors
+                are taken off all the same.
+        """
+        self._end(check=sys.exc_info()[1] is None)
+
+    def __enter__(self) -> Self:
+        if self.attached:
+            self._check_acts_here()
+        else:
+            self._attachment = self._attach()
+        self._entered += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._entered -= 1
+        if self._entered == 0 and not self._stays:
+            self._end(check=_is_regular_end(error))
+
+    def _attach(self) -> Attachment:
+        return SteeredModel.of(self.model).attach(self.model, self._plan(), self._behaviors)
+
+    def _check_acts_here(self) -> None:
+        """Refuses to be entered where `unsteered` hides what was attached before."""
+        if self._attachment not in SteeredModel.of(self.model).in_force():
+            raise SteeringConflictError(
+                "This injector is attached already, and `unsteered(model)` hides it in this block. Use `with "
+                "injector.scoped():` to steer inside it."
+            )
+
+    def _end(self, *, check: bool) -> None:
+        attachment, self._attachment, self._stays = self._attachment, None, False
+        if attachment is not None and not attachment.removed:
+            attachment.remove()
+            if check:
+                attachment.check_acted()
+
+    def scoped(self) -> AbstractContextManager[Self]:
+        """Steers calls made from this thread or asyncio task only, so that others may steer the model differently.
+
+        In the body of a generator, such as one that streams an answer, it steers the calls of that body until the block
+        ends, in whatever thread or context the next piece is asked for. A thread that is started inside the block is
+        not steered: open the scope in that thread.
+
+        Raises:
+            NotSteeredError: at the end of the block, if the model ran elsewhere but never in the scope.
+        """
+        return _Scope(self)
+
+    def _warn_of_double_steering(self) -> None:
+        mine = [(name, item) for name, item in zip(self._behaviors, self._plan(), strict=True)]
+        for attachment in SteeredModel.of(self.model).in_force():
+            for other in zip(attachment.names, attachment.plan, strict=True):
+                if any(_steer_alike(one, other) for one in mine):
+                    warnings.warn(
+                        f"Another injector steers {other[0]!r} at layer {other[1].layer_index} of this model already, "
+                        "so both act and their strengths add up. If it is one that a notebook cell left behind, take "
+                        "it off with rotalabs_steer.steering_of(model).clear() first.",
+                        SteeringWarning,
+                        stacklevel=3,
+                    )
+                    return
+
+    def _plan(self) -> Plan:
+        """The plan at the present strengths."""
+        return tuple(
+            PlanItem(
+                layer,
+                intervention,
+                self.injection_mode,
+                self._strength_of(name),
+                self._schedule,
+                self._condition,
+            )
+            for name, layer, intervention in self._acting
+        )
+
+    def _refresh(self) -> None:
+        """Puts changed strengths in force at once."""
+        plan = self._plan()
+        for attachment in (*self._scopes, self._attachment):
+            if attachment is not None:
+                attachment.replace_plan(plan)
+
+
+def _steer_alike(one: tuple[str, PlanItem], other: tuple[str, PlanItem]) -> bool:
+    """Whether two behaviours and their items steer the same behaviour at the same layer in about one direction."""
+    if (one[0], one[1].layer_index) != (other[0], other[1].layer_index):
+        return False
+    mine, theirs = (item.intervention.vector.detach().float().cpu() for _, item in (one, other))
+    return bool(torch.cosine_similarity(mine, theirs, dim=0) > _SAME_DIRECTION)
+
+
+class _Scope(AbstractContextManager[Any]):
+    """One use of `injector.scoped()`. It is a class so that it sees the code that opens it."""
+
+    def __init__(self, injector: _Injector) -> None:
+        self._injector = injector
+        self._attachment: Attachment | None = None
+
+    def __enter__(self) -> _Injector:
+        injector = self._injector
+        if self._attachment is not None:
+            raise SteeringConflictError("This scope is open already. Make one for each use: `with injector.scoped():`.")
+        steered = SteeredModel.of(injector.model)
+        self._attachment = steered.open_scope(injector.model, injector._plan(), injector._behaviors, sys._getframe(1))
+        injector._scopes.append(self._attachment)
+        return injector
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        attachment, self._attachment = self._attachment, None
+        assert attachment is not None
+        self._injector._scopes.remove(attachment)
+        if not attachment.removed:
+            attachment.remove()
+            if _is_regular_end(error):
+                attachment.check_acted()
+
+
+def _is_regular_end(error: BaseException | None) -> bool:
+    """Whether a block ends by itself, or because a generator that it is part of is not iterated any further."""
+    return error is None or isinstance(error, GeneratorExit)
+
+
+class ActivationInjector(_Injector):
+    """Adds steering vectors to a model's residual stream while it is attached.
+
+    Args:
+        model: a transformers model, or a PEFT model around one.
+        vectors: any number of vectors, or vector sets. Of a set the vectors of its `acting_layers` act; those of one
+            layer add up.
+        strength: multiplier of every vector. 0 is bit for bit the unsteered model. A list gives each row of a batch its
+            own; beams and several sequences a prompt share their prompt's.
+        injection_mode: the older name of `scope`.
+        scope: which real tokens of each row are steered: "all" (the default); "first"; "last" (the last prompt token
+            and every generated one); "prompt"; "generated" (as "last"); a `TokenRange`; or an `AfterMarker`.
+        intervention: "add", "add_keeping_norm", "ablate", "clamp" or "rotate"; or a callable that makes an intervention
+            of a vector, such as `lambda v: Clamp(v, value=3.0)`.
+        schedule: factor of the strength by index of the generated token.
+        condition: steer only rows whose prompt meets it.
+        check_model: refuse vectors that were made from another model.
+
+    Raises:
+        VectorError, LayerError, ModelMismatchError, OptionError: a vector, its layer, model or an option does not fit;
+            the model is untouched.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vectors: Vectors | Iterable[Vectors],
+        strength: float | Sequence[float] = 1.0,
+        injection_mode: Scope | None = None,
+        *,
+        scope: Scope | None = None,
+        intervention: str | Callable[[torch.Tensor], Intervention] = "add",
+        schedule: Schedule | None = None,
+        condition: Condition | None = None,
+        check_model: bool = True,
+    ) -> None:
+        self.vectors = acting_vectors(vectors)
+        self._strength = check_strength(strength)
+        super().__init__(
+            model, {"": self.vectors}, injection_mode, scope, intervention, schedule, condition, check_model
+        )
+
+    @property
+    def strength(self) -> Strength:
+        """Multiplier of every vector; assigning it acts at once, also while attached."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float | Sequence[float]) -> None:
+        self._strength = check_strength(value)
+        self._refresh()
+
+    def _strength_of(self, name: str) -> Strength:
+        return self._strength
+
+
+class MultiVectorInjector(_Injector):
+    """Steers several behaviours at once, each with its own strength: `injector["calm"]` is that of "calm", and
+    `injector["calm"] = 0.5` changes it at once.
+
+    Args:
+        model: a transformers model, or a PEFT model around one.
+        vector_sets: a vector set for each behaviour, which acts at its `acting_layers`.
+        strengths: multiplier of all acting vectors of a behaviour; 1.0 for those left out. A list gives each row of a
+            batch its own.
+        default_layer: the one layer at which every behaviour acts, in place of its set's acting layers.
+        injection_mode, scope, intervention, schedule, condition, check_model: as in `ActivationInjector`.
+
+    Raises:
+        LayerError: a set has no vector at `default_layer`.
+        VectorError, ModelMismatchError, OptionError: as in `ActivationInjector`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vector_sets: Mapping[str, Vectors],
+        strengths: Mapping[str, float | Sequence[float]] | None = None,
+        injection_mode: Scope | None = None,
+        default_layer: int | None = None,
+        *,
+        scope: Scope | None = None,
+        intervention: str | Callable[[torch.Tensor], Intervention] = "add",
+        schedule: Schedule | None = None,
+        condition: Condition | None = None,
+        check_model: bool = True,
+    ) -> None:
+        self.vector_sets = sets_by_behavior(vector_sets)
+        self.vectors = {name: at_layer(chosen, default_layer).acting for name, chosen in self.vector_sets.items()}
+        self._strengths = strengths_by_behavior(self.behaviors, strengths)
+        self.default_layer = default_layer
+        super().__init__(model, self.vectors, injection_mode, scope, intervention, schedule, condition, check_model)
+
+    @property
+    def behaviors(self) -> list[str]:
+        """The behaviours that can be steered."""
+        return list(self.vector_sets)
+
+    @property
+    def strengths(self) -> dict[str, Strength]:
+        """A copy of the strengths by behaviour."""
+        return dict(self._strengths)
+
+    def set_strength(self, behavior: str, strength: float | Sequence[float]) -> None:
+        """Changes one behaviour's strength; acts at once, also while attached. KeyError for an unknown behaviour."""
+        self.get_strength(behavior)
+        self._strengths[behavior] = check_strength(strength)
+        self._refresh()
+
+    def get_strength(self, behavior: str) -> Strength:
+        """The present strength of a behaviour. KeyError for an unknown one."""
+        if behavior not in self._strengths:
+            raise KeyError(f"No vectors for behaviour {behavior!r}; there are {self.behaviors}.")
+        return self._strengths[behavior]
+
+    def __getitem__(self, behavior: str) -> Strength:
+        return self.get_strength(behavior)
+
+    def __setitem__(self, behavior: str, strength: float | Sequence[float]) -> None:
+        self.set_strength(behavior, strength)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.behaviors)
+
+    def _strength_of(self, name: str) -> Strength:
+        return self._strengths[name]
+
+
+def strengths_by_behavior(
+    behaviors: Iterable[str], strengths: Mapping[str, float | Sequence[float]] | None
+) -> dict[str, Strength]:
+    """The strength of each behaviour: the one given for it, else 1.0.
+
+    Raises:
+        OptionError: a strength is not made of finite numbers, or is of a behaviour that is not there.
+    """
+    known: dict[str, Strength] = dict.fromkeys(behaviors, 1.0)
+    if not isinstance(strengths, Mapping | None):
+        raise OptionError(
+            f"Strengths are given by behaviour, as in {dict.fromkeys(known, 0.5)}, got {strengths!r:.80}."
+        )
+    for behavior, strength in (strengths or {}).items():
+        if behavior not in known:
+            raise OptionError(f"Strength for {behavior!r}, but there are vectors for {list(known)} only.")
+        known[behavior] = check_strength(strength)
+    return known
+
+
+def check_vectors(model: nn.Module, vectors: Iterable[SteeringVector], *, check_model: bool = True) -> None:
+    """Refuses vectors that do not fit the model, before anything is attached."""
+    width = hidden_size(model)
+    for vector in vectors:
+        check_layer_indices(model, [vector.layer_index])
+        if vector.dim != width:
+            raise VectorError(
+                f"The vector of {vector.behavior!r} has {vector.dim} numbers; {model_name(model)} has hidden size "
+                f"{width}. It was made from {vector.model_name!r}: extract it from this model."
+            )
+        if check_model:
+            check_same_model(model_fingerprint(model), model_name(model), vector)
+
+
+def _check_condition(model: nn.Module, condition: Condition, vectors: Iterable[SteeringVector]) -> None:
+    if not isinstance(condition, Condition):
+        raise OptionError(
+            f"condition is a {type(condition).__name__}, not a Condition. Of what fit_condition found, give .condition."
+        )
+    check_layer_indices(model, [condition.layer_index])
+    if condition.vector.shape[0] != hidden_size(model):
+        raise VectorError(f"The condition's vector has {condition.vector.shape[0]} numbers, not {hidden_size(model)}.")
+    first = min(vector.layer_index for vector in vectors)
+    if condition.layer_index > first:
+        raise LayerError(
+            f"The condition is decided at layer {condition.layer_index}, after layer {first} has been steered. "
+            f"Fit it at layer {first} or before."
+        )
+
+
+def check_same_model(mine: Mapping[str, str | int], name: str, vector: SteeringVector) -> None:
+    """Compares architectures where extraction recorded one, else names, where both say which model they mean.
+
+    The vocabulary is not compared: it may grow without a change of the residual stream.
+
+    Args:
+        mine: the model's `decoder.model_fingerprint`.
+        name: what the model is called.
+
+    Raises:
+        ModelMismatchError: the vector was made from another model.
+    """
+    theirs = vector.fingerprint
+    differences: list[str] = []
+    if theirs is not None:
+        differences = [
+            f"{fact} is {theirs.get(fact)!r:.80} there and {mine[fact]!r} here"
+            for fact in SHAPE_FACTS
+            if theirs.get(fact) != mine[fact]
+        ]
+        same = not differences
+    else:
+        known = find_model_config(vector.model_name)
+        fits = known is None or (known.num_layers, known.hidden_size) == (mine["num_layers"], mine["hidden_size"])
+        named = "/" in vector.model_name or known is not None
+        same = fits and (not named or _short(vector.model_name) == _short(name))
+    if not same:
+        raise ModelMismatchError(
+            f"The vector of {vector.behavior!r} was made from {vector.model_name!r}, this model is {name!r}"
+            + (f": {', '.join(differences)}. " if differences else ". ")
+            + "Extract it from this model, or pass check_model=False if it is meant for it."
+        )
+
+
+def _short(name: str) -> str:
+    return PurePath(name).name.lower()

@@ -1,0 +1,89 @@
+"""The candidate layers that tuning steers in order to choose one, and what the model wrote under each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rotalabs_steer.chat.conversations import Prompt  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.intervals import Estimate, mean_interval
+from rotalabs_steer.tuning.curves import LayerCurve  # noqa: TC001 - a record's hints are read at run time
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class JudgedTexts:
+    """What the model wrote at one strength, and the judge's score of each text."""
+
+    strength: float
+    texts: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What the model wrote at minus one unit, unsteered and at plus one unit of strength.
+
+    Attributes:
+        prompts: each is a conversation where there is a system message or an earlier turn, else a text.
+        by_strength: the answers to all prompts, in their order, with the judge's scores.
+
+    Raises:
+        OptionError: −1, 0 or 1 is missing, or there is not a text and a score for each prompt.
+    """
+
+    prompts: tuple[Prompt, ...]
+    by_strength: tuple[JudgedTexts, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.prompts)
+        counts = [(len(row.texts), len(row.scores)) for row in self.by_strength]
+        if not count or not {-1.0, 0.0, 1.0} <= self.texts.keys() or set(counts) != {(count, count)}:
+            raise OptionError(
+                f"Answers need a text and a score for each of {count} prompts at strengths −1, 0 and 1; there are "
+                f"{counts} at {list(self.texts)}."
+            )
+
+    @property
+    def texts(self) -> dict[float, tuple[str, ...]]:
+        """The answers, by strength."""
+        return {row.strength: row.texts for row in self.by_strength}
+
+    @property
+    def scores(self) -> dict[float, tuple[float, ...]]:
+        """The judge's scores of the answers, by strength."""
+        return {row.strength: row.scores for row in self.by_strength}
+
+    @property
+    def changes(self) -> NDArray[np.float64]:
+        """`[prompts]`: half the difference between the scores at plus and at minus one unit."""
+        changes: NDArray[np.float64] = np.subtract(self.scores[1.0], self.scores[-1.0]) / 2
+        return changes
+
+    @property
+    def change(self) -> Estimate:
+        """Mean change, in the judge's unit."""
+        return mean_interval(self.changes.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Finalist:
+    """A candidate layer, steered on the validation split.
+
+    Attributes:
+        first_order_score: the score by which the layer became a candidate.
+        unit: the strength at which the extracted vector spends the coherence budget.
+        curve: the log-odds of the validation pairs at each strength.
+        answers: the answers to the validation prompts. The layer whose answers change most is chosen.
+    """
+
+    layer_index: int = field(metadata={"key": "layer"})
+    first_order_score: float
+    unit: float
+    curve: LayerCurve
+    answers: Answers

@@ -1,0 +1,143 @@
+"""The result of tuning: vectors at a calibrated strength, with the measurements behind them, in memory and on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping  # noqa: TC003 - a record's hints are read at run time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from rotalabs_steer.errors import FileFormatError
+from rotalabs_steer.files.records import from_json, key_of, read_record, to_json, write_record
+from rotalabs_steer.tuning.candidates import Answers, Finalist  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.tuning.curves import LayerCurve  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.vectors import SteeringVectorSet
+
+if TYPE_CHECKING:
+    import os
+
+    from rotalabs_steer.intervals import Estimate
+
+SCHEMA_VERSION = 1
+RECORD_FILE = "tuning.json"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TunedSteering:
+    """The result of tuning a behaviour on a model.
+
+    Attributes:
+        vectors: the vectors of the candidate layers, rescaled so that strength 1.0 spends the coherence budget. The set
+            records the chosen layer, so that `get_best()` and `MultiVectorInjector` take it.
+        budget: the coherence budget: KL on neutral text, in nats per token.
+        first_order_scores: the score of every layer.
+        finalists: the candidate layers, with what was measured when each of them was steered.
+        curve: the log-odds of the test pairs and the costs at each strength, with the chosen layer steered.
+        control: the same measurements for a random direction at that layer, at the same cost.
+        answers: the answers to the prompts of the test pairs, with the chosen layer steered.
+        judge_accuracy: share of test pairs whose positive response the judge scores above the negative one. It is None
+            in files of earlier releases where the judge was not a `TextJudge`.
+        provenance: the model, the versions, the pairs, the options, the judge, the seed and the date.
+    """
+
+    behavior: str
+    budget: float = field(metadata={"key": "budget_kl"})
+    vectors: SteeringVectorSet
+    first_order_scores: Mapping[int, float]
+    finalists: tuple[Finalist, ...]
+    curve: LayerCurve
+    control: LayerCurve
+    answers: Answers
+    judge_accuracy: float | None
+    provenance: Mapping[str, Any]
+
+    @property
+    def layer_index(self) -> int:
+        """The chosen layer."""
+        return self.curve.layer_index
+
+    @property
+    def steers(self) -> bool:
+        """Whether both 95 % intervals on the test split, of the log-odds and of the answers, lie above zero."""
+        return self.curve.effect.above_zero and self.answers.change.above_zero
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the test split is too small to decide: an interval is missing, and no interval includes zero."""
+        found = (self.curve.effect, self.answers.change)
+        return not self.steers and all(estimate.low is None or estimate.above_zero for estimate in found)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the behaviour steers: "yes", "no" or "cannot say"."""
+        return "yes" if self.steers else "cannot say" if self.undecided else "no"
+
+    @property
+    def compared_fractions(self) -> tuple[float, ...]:
+        """The strengths at which every candidate layer was measured, so that their effects can be compared."""
+        measured = [set(finalist.curve.fractions) for finalist in self.finalists]
+        return tuple(sorted(set.intersection(*measured)))
+
+    def compared_changes(self) -> dict[int, list[Estimate]]:
+        """The mean change of the log-odds at each of `compared_fractions`, for each candidate layer."""
+        fractions = self.compared_fractions
+        changes = {
+            finalist.layer_index: dict(zip(finalist.curve.fractions, finalist.curve.changes(), strict=True))
+            for finalist in self.finalists
+        }
+        return {layer: [found[fraction] for fraction in fractions] for layer, found in changes.items()}
+
+    def __str__(self) -> str:
+        found = f"layer {self.layer_index}: log-odds {self.curve.effect} nats per token, answers {self.answers.change}"
+        if self.steers:
+            return f"{self.behavior}, {found} at strength ±1 (KL {self.budget:g})"
+        if self.undecided:
+            return (
+                f"{self.behavior}: whether it steers on this model cannot be said: {len(self.curve.effects)} test "
+                f"pairs and {len(self.answers.prompts)} answers are too few or too much alike for an interval ({found})"
+            )
+        return f"{self.behavior} does not steer on this model: an interval includes zero ({found})"
+
+    def __repr__(self) -> str:
+        return f"<TunedSteering: {self}>"
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes the vector set (as `SteeringVectorSet.save`) and, beside it, everything else as `tuning.json`."""
+        self.vectors.save(directory)
+        write_record(Path(directory) / RECORD_FILE, self.to_record())
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no tuning.
+            FileFormatError: its files are damaged, of a newer release, or do not belong together.
+        """
+        path = Path(directory) / RECORD_FILE
+        if not path.exists():
+            raise FileNotFoundError(f"{directory} holds no tuning ({RECORD_FILE}). Make one with: rotalabs-steer tune")
+        record, nothing = read_record(path, SCHEMA_VERSION), f"{path} is not the record of a tuning"
+        tuned: Self = from_json(
+            cls, record, nothing, vectors=None
+        )  # a damaged record is an error before vectors are read
+        tuned = dataclasses.replace(tuned, vectors=SteeringVectorSet.load(directory))
+        if (tuned.behavior, tuned.layer_index) != (tuned.vectors.behavior, tuned.vectors.chosen_layer):
+            raise FileFormatError(f"{path} is not about the vectors beside it. Take both from one tuning.")
+        return tuned
+
+    def to_record(self) -> dict[str, Any]:
+        """Everything except the vectors as JSON values, with the verdict and the layer that follow from it."""
+        derived = {
+            "schema_version": SCHEMA_VERSION,
+            "steers": self.steers,
+            "verdict": self.verdict,
+            "layer": self.layer_index,
+            "effect": self.curve.effect,
+            "answers_change": self.answers.change,
+        }
+        fields = {key_of(field): getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["vectors"]
+        record: dict[str, Any] = to_json(derived | fields)
+        return record

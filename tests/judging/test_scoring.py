@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+
+from rotalabs_steer.errors import OptionError
+from rotalabs_steer.evaluation.strengths import outcomes
+from rotalabs_steer.judging.scoring import judge_texts
+
+TEXTS = ["w20 w21", "w22", ""]
+SCORES = (2.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("kind", [
+    list, tuple, np.array, torch.tensor, lambda scores: torch.tensor(scores, dtype=torch.bfloat16, requires_grad=True),
+    lambda scores: [np.float32(score) for score in scores], lambda scores: [int(score) for score in scores],
+    lambda scores: [torch.tensor(score) for score in scores],
+])  # fmt: skip
+def test_whatever_holds_a_number_for_each_text_is_taken(kind):
+    found = judge_texts(lambda texts: kind([float(len(text.split())) for text in texts]), TEXTS)
+    assert found == SCORES
+    assert {type(score) for score in found} == {float}
+
+
+@pytest.mark.parametrize(("returned", "said"), [
+    ([1.0, 2.0], r"returned list of shape \[2\]"),
+    (0.5, r"returned float of shape \[\]"),
+    (np.zeros((3, 1)), r"returned ndarray of shape \[3, 1\]"),
+    ([0.1, float("nan"), 0.2], "returned nan for 'w22'"),
+    ([0.1, 0.2, float("inf")], "returned inf for ''"),
+    (["high", "low", "low"], r"returned list \['high', 'low', 'low'\]"),
+    (["1", "2", "3"], r"returned list \['1', '2', '3'\]"),
+    (np.array(["1", "2", "3"]), r"returned ndarray array\(\['1', '2', '3'\]"),
+    (np.array(["1", 2, 3], dtype=object), "returned ndarray array"),
+    (np.array([1 + 0j, 2, 3]), r"returned ndarray array\(\[1.\+0.j"),
+    ({"w20 w21": 1.0}, "returned dict"),
+    (None, "returned NoneType"),
+])  # fmt: skip
+def test_what_is_not_a_number_for_each_text_is_an_error(returned, said):
+    with pytest.raises(OptionError, match=f"scores of 3 texts and {said}.*one finite number for each text"):
+        judge_texts(lambda texts: returned, TEXTS)
+
+
+@pytest.mark.parametrize("returned", [
+    None, "no", b"no", np.str_("no"), 0.7, np.float32(0.5), torch.tensor(0.3), float("nan"), torch.tensor(float("nan")),
+    2, -1, 10**5, [], [1], (False,), np.array([0, 1]), {"a": 1},
+])  # fmt: skip
+def test_what_is_neither_yes_nor_no_is_an_error(returned):
+    with pytest.raises(OptionError, match=r"returned .* for 'w20'; it must return True or False"):
+        outcomes(["w20"], lambda text: returned)
+
+
+@pytest.mark.parametrize(("returned", "outcome"), [
+    (True, True), (0, False), (1.0, True), (np.bool_(False), False), (torch.tensor(True), True), (np.float32(1), True),
+    (torch.tensor(0.0), False), (np.int64(1), True),
+])  # fmt: skip
+def test_yes_and_no_may_be_numbers(returned, outcome):
+    assert outcomes(["w20"], lambda text: returned) == (outcome,)
