@@ -44,7 +44,7 @@ test-peers: $(PEERS_INSTALLED)
 test-oldest: $(OLDEST_INSTALLED)
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m "not real_model" --override-ini filterwarnings=default \
 		tests/model tests/extraction tests/steering/test_injection.py tests/steering/test_interventions.py \
-		tests/steering/test_generation_paths.py tests/steering/test_states.py \
+		tests/steering/test_generation_paths.py tests/steering/test_scopes.py tests/steering/test_states.py \
 		--deselect tests/model/test_wrapped_models.py::test_gradient_checkpointing_changes_nothing \
 		--deselect tests/extraction/test_caa.py::test_a_compiled_model_is_read_too
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --override-ini filterwarnings=default tests/architectures \

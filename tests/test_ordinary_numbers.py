@@ -21,11 +21,11 @@ from rotalabs_steer.engines.vllm import SteeringRequest
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
 from rotalabs_steer.evaluation.strengths import list_of_strengths
 from rotalabs_steer.importing import import_vectors
-from rotalabs_steer.model.positions import AfterMarker, TokenRange
 from rotalabs_steer.ordinary_numbers import as_integer, as_real, json_value, plain_value
 from rotalabs_steer.steering.conditions import Condition
-from rotalabs_steer.steering.plans import check_strength
 from rotalabs_steer.steering.schedules import LinearDecay, StopAfter
+from rotalabs_steer.steering.scopes import AfterMarker, TokenRange
+from rotalabs_steer.steering.strengths import check_strength
 from rotalabs_steer.tuning.tuner import TuningOptions
 from tiny import make_vector
 

@@ -9,11 +9,12 @@ from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfi
 
 from rotalabs_steer import ActivationInjector
 from rotalabs_steer.errors import OptionError, PositionError, VectorError
-from rotalabs_steer.model.positions import AfterMarker, AfterText, TokenRange, forward_call
-from rotalabs_steer.steering import plans
+from rotalabs_steer.model.positions import forward_call
+from rotalabs_steer.steering import steps
 from rotalabs_steer.steering.conditions import Condition
 from rotalabs_steer.steering.interventions import Clamp
 from rotalabs_steer.steering.schedules import LinearDecay, StopAfter
+from rotalabs_steer.steering.scopes import AfterMarker, AfterText, TokenRange, select
 from steering.test_generation_paths import oracle_logits
 from tiny import count_hooks, make_vector
 
@@ -240,16 +241,16 @@ def test_arguments_by_position_are_read_as_those_by_name(llama, injected, mode):
 def test_packed_rows_with_several_kinds_of_positions_are_refused():
     call = forward_call(1, 5, position_ids=torch.tensor([[[0, 1, 2, 0, 1]]]).expand(3, 1, 5))
     with pytest.raises(PositionError, match="start again within a row"):
-        call.select("first")
+        select(call, "first")
     picture = forward_call(1, 5, position_ids=torch.tensor([[[0, 1, 1, 1, 2]]]).expand(3, 1, 5))
-    assert picture.select("first").tolist() == [[True, False, False, False, False]]
+    assert select(picture, "first").tolist() == [[True, False, False, False, False]]
 
 
 def test_a_marker_is_not_found_in_the_padding(llama):
     ids, mask = torch.tensor([[6, 6, 5, 9, 8, 7]]), torch.tensor([[0, 0, 1, 1, 1, 1]])
-    assert forward_call(1, 6, mask=mask, ids=ids).select(AfterMarker((6,))) is False
+    assert select(forward_call(1, 6, mask=mask, ids=ids), AfterMarker((6,))) is False
     border = torch.tensor([[6, 6, 7, 9, 8, 7]])
-    assert forward_call(1, 6, mask=mask, ids=border).select(AfterMarker((6, 7))) is False
+    assert select(forward_call(1, 6, mask=mask, ids=border), AfterMarker((6, 7))) is False
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -296,7 +297,7 @@ def test_strengths_are_one_for_each_prompt(llama):
 
 def test_rows_that_come_twice_for_guidance_have_their_prompts_strengths():
     call = forward_call(4, 1, prompts=2, is_doubled=True)
-    strengths = plans._for_rows(torch.tensor([0.0, 1.0]), call)
+    strengths = steps._for_rows(torch.tensor([0.0, 1.0]), call)
     assert strengths.tolist() == [0.0, 1.0, 0.0, 1.0]
 
 

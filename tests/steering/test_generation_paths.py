@@ -10,7 +10,7 @@ from transformers import DynamicCache, MistralConfig, MistralForCausalLM, TextSt
 
 from rotalabs_steer import ActivationInjector
 from rotalabs_steer.errors import PositionError
-from rotalabs_steer.model.positions import AfterMarker, TokenRange
+from rotalabs_steer.steering.scopes import AfterMarker, TokenRange
 from tiny import count_hooks, make_vector, tiny_gpt2, tiny_llama
 
 MODES = ("all", "last", "first", "prompt", TokenRange(2, 9), AfterMarker((7, 8)))

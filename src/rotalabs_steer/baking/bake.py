@@ -13,10 +13,11 @@ from rotalabs_steer.errors import ArchitectureError, OptionError, SteeringConfli
 from rotalabs_steer.files.names import shown_model_name
 from rotalabs_steer.files.reading import check_carried
 from rotalabs_steer.steering.acting_layers import acting_vectors
-from rotalabs_steer.steering.attachment import SteeredModel
-from rotalabs_steer.steering.injection import check_vectors
+from rotalabs_steer.steering.attachment import SteeredDecoder
 from rotalabs_steer.steering.interventions import Ablate, Add
-from rotalabs_steer.steering.plans import PlanItem, check_strength, constant_additions
+from rotalabs_steer.steering.plans import PlanItem, constant_additions
+from rotalabs_steer.steering.strengths import check_strength
+from rotalabs_steer.steering.vector_checks import check_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -108,6 +109,6 @@ def _check_plain(model: nn.Module) -> PreTrainedModel:
             "Some weights of the model are offloaded (they are on the meta device), so there is nothing to bake them "
             "into. Load the model without offloading, on the CPU if it does not fit on the GPU."
         )
-    if SteeredModel.of(model).steps():
+    if SteeredDecoder.of(model).steps():
         raise SteeringConflictError("The model is being steered. Detach its injectors before it is baked.")
     return model

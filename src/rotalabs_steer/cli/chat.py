@@ -36,7 +36,7 @@ def chat(
     quiet: Quiet = False,
 ) -> None:
     """Talks with a steered model. /help lists what can be done on the way; Ctrl-C stops an answer."""
-    from rotalabs_steer.model.positions import check_scope
+    from rotalabs_steer.steering.scopes import check_scope
 
     check_scope(scope)
     check_intervention(intervention)

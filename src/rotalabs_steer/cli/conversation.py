@@ -12,7 +12,7 @@ from rotalabs_steer.cli.streaming import first_interrupt, stream_answer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.files.atomic import write_atomically
 from rotalabs_steer.steering.active_steering import steering_of
-from rotalabs_steer.steering.attachment import unsteered
+from rotalabs_steer.steering.plain_model import unsteered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

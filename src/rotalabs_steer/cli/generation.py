@@ -56,7 +56,7 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Answers prompts, steered. The answer to a single prompt is shown while it is generated."""
-    from rotalabs_steer.model.positions import check_scope
+    from rotalabs_steer.steering.scopes import check_scope
 
     parsed = parse_steer(steer)
     asked = [line.strip() for line in sys.stdin if line.strip()] if prompts == ["-"] else prompts

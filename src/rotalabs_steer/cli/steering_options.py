@@ -70,7 +70,7 @@ def one_strength(named: NamedVectors, strength: float | None) -> float:
     Raises:
         OptionError: both name one, or it is not a finite number.
     """
-    from rotalabs_steer.steering.plans import check_strength
+    from rotalabs_steer.steering.strengths import check_strength
 
     if named.strength is not None and strength is not None:
         raise OptionError(

@@ -13,7 +13,8 @@ from rotalabs_steer.files.names import shown_model_name
 from rotalabs_steer.files.reading import check_carried
 from rotalabs_steer.steering.acting_layers import acting_vectors
 from rotalabs_steer.steering.interventions import Add
-from rotalabs_steer.steering.plans import PlanItem, check_strength, constant_additions
+from rotalabs_steer.steering.plans import PlanItem, constant_additions
+from rotalabs_steer.steering.strengths import check_strength
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:

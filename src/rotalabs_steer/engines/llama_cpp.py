@@ -29,9 +29,9 @@ from rotalabs_steer.errors import (
 )
 from rotalabs_steer.files.gguf import check_layers
 from rotalabs_steer.steering.acting_layers import acting_vectors, at_layer, sets_by_behavior
-from rotalabs_steer.steering.injection import strengths_by_behavior
 from rotalabs_steer.steering.interventions import make_intervention
-from rotalabs_steer.steering.plans import PlanItem, Strength, check_strength, constant_additions
+from rotalabs_steer.steering.plans import PlanItem, constant_additions
+from rotalabs_steer.steering.strengths import Strength, check_strength, strengths_by_behavior
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
     from llama_cpp import Llama
 
-    from rotalabs_steer.model.positions import Scope
     from rotalabs_steer.steering.acting_layers import Vectors
     from rotalabs_steer.steering.interventions import Intervention
+    from rotalabs_steer.steering.scopes import Scope
     from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 _STEERED: weakref.WeakSet[Any] = weakref.WeakSet()

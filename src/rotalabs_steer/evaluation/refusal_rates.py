@@ -16,8 +16,8 @@ from rotalabs_steer.judging.refusal import is_refusal
 from rotalabs_steer.listed import list_of
 from rotalabs_steer.measures.coherence import CoherenceProbe
 from rotalabs_steer.measures.text_statistics import measure_texts
-from rotalabs_steer.steering.attachment import unsteered
 from rotalabs_steer.steering.injection import ActivationInjector
+from rotalabs_steer.steering.plain_model import unsteered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -15,9 +15,9 @@ from rotalabs_steer.listed import list_of
 from rotalabs_steer.measures.coherence import CoherenceProbe
 from rotalabs_steer.measures.text_statistics import measure_texts
 from rotalabs_steer.ordinary_numbers import as_truth
-from rotalabs_steer.steering.attachment import on_plain_model
 from rotalabs_steer.steering.injection import ActivationInjector
-from rotalabs_steer.steering.plans import check_strength
+from rotalabs_steer.steering.plain_model import on_plain_model
+from rotalabs_steer.steering.strengths import check_strength
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -19,8 +19,8 @@ from rotalabs_steer.measures.coherence import CoherenceCost, CoherenceProbe
 from rotalabs_steer.measures.detection import Detection, detection_auroc
 from rotalabs_steer.measures.propensity import pair_propensities
 from rotalabs_steer.steering.acting_layers import acting_vectors
-from rotalabs_steer.steering.attachment import on_plain_model
 from rotalabs_steer.steering.injection import ActivationInjector
+from rotalabs_steer.steering.plain_model import on_plain_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

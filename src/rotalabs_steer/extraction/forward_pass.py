@@ -19,7 +19,7 @@ from rotalabs_steer.model.decoder import decoder_layers, transformers_model
 from rotalabs_steer.model.inference import reading
 from rotalabs_steer.model.layer_outputs import ResidualLayout
 from rotalabs_steer.model.layer_parts import find_parts
-from rotalabs_steer.steering.attachment import unsteered
+from rotalabs_steer.steering.plain_model import unsteered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -18,7 +18,7 @@ from rotalabs_steer.model.batching import TextBatch, text_batches
 from rotalabs_steer.model.decoder import decoder_layers, hidden_size, transformers_model
 from rotalabs_steer.model.inference import evaluating
 from rotalabs_steer.model.layer_outputs import ResidualLayout, first_tensor, with_first_tensor
-from rotalabs_steer.steering.attachment import unsteered
+from rotalabs_steer.steering.plain_model import unsteered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

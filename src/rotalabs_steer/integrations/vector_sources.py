@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from rotalabs_steer.model.positions import Scope
+    from rotalabs_steer.steering.scopes import Scope
     from rotalabs_steer.vectors import SteeringVectorSet
 
 __all__ = ["load_vector_sets", "load_vectors", "set_places", "steer_model", "strength_by_behavior"]

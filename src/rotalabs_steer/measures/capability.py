@@ -17,7 +17,7 @@ from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset, as_
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
 from rotalabs_steer.intervals import Estimate, PairedComparison, compare_paired, wilson_interval
 from rotalabs_steer.measures.propensity import response_log_probs
-from rotalabs_steer.steering.attachment import unsteered
+from rotalabs_steer.steering.plain_model import unsteered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -19,7 +19,7 @@ from rotalabs_steer.errors import ActivationError, DatasetError, OptionError
 from rotalabs_steer.listed import list_of
 from rotalabs_steer.model.batching import padded_batch
 from rotalabs_steer.model.inference import evaluating
-from rotalabs_steer.steering.attachment import unsteered
+from rotalabs_steer.steering.plain_model import unsteered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

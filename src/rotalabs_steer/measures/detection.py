@@ -24,8 +24,8 @@ from rotalabs_steer.listed import list_of
 from rotalabs_steer.measures.projected_text import ProjectedText
 from rotalabs_steer.model.batching import plan_batches
 from rotalabs_steer.model.decoder import text_config, transformers_model
-from rotalabs_steer.steering.attachment import on_plain_model
-from rotalabs_steer.steering.injection import check_vectors
+from rotalabs_steer.steering.plain_model import on_plain_model
+from rotalabs_steer.steering.vector_checks import check_vectors
 from rotalabs_steer.vectors import SteeringVector
 
 if TYPE_CHECKING:

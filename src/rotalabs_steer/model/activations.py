@@ -162,7 +162,7 @@ class ActivationHook:
                 (self.cache.extend if call.offset > 0 else self.cache.store)(name, hidden)
             elif self.token_position == "last":
                 self.cache.store(name, _pick(hidden, call.last_real()))
-            elif (first := call.select("first")) is not False:
+            elif (first := call.first()) is not False:
                 self.cache.store(name, _pick(hidden, first))
 
         return capture

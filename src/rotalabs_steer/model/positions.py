@@ -1,8 +1,7 @@
-"""Which tokens of a forward call are first, last, prompt or generated.
+"""The forward calls of a model: which columns of a sequence each holds, and which of them are real tokens.
 
-A forward call sees some columns of a sequence: all of it, a chunk of the prompt, or one new token behind
-a KV cache. Scopes speak of the real tokens of each row of that sequence, never of array slots, so padding on
-either side is skipped and a scope means the same tokens with and without a cache.
+A forward call sees some columns of a sequence: all of it, a chunk of the prompt, or one new token behind a KV cache.
+Padding on either side is no part of the sequence.
 """
 
 from __future__ import annotations
@@ -12,110 +11,7 @@ from typing import Any, overload
 
 import torch
 
-from rotalabs_steer.errors import OptionError, PositionError
-from rotalabs_steer.ordinary_numbers import as_integer, plain_value
-
-SCOPES = ("all", "first", "last", "prompt", "generated")
-"""The scopes of an intervention, over the real tokens of a row.
-
-- `all`: every token, prompt and generated.
-- `first`: the first token of the sequence, once.
-- `last`: the last prompt token and every generated token. The last prompt token is the one that the first
-  generated token comes from.
-- `generated`: the same tokens as `last`, under the name that says what it is for.
-- `prompt`: every prompt token.
-"""
-
-
-@dataclass(frozen=True)
-class TokenRange:
-    """The real tokens `start` to `stop - 1` of each row, counted from 0; no `stop` means to the end of generation."""
-
-    start: int
-    stop: int | None = None
-
-    def __post_init__(self) -> None:
-        start, stop = as_integer(self.start), as_integer(self.stop)
-        if start is None or start < 0 or (self.stop is not None and (stop is None or stop <= start)):
-            raise OptionError(
-                f"A token range runs from 0 or more up to a later stop, got {self.start!r} to {self.stop!r}."
-            )
-        object.__setattr__(self, "start", start)
-        object.__setattr__(self, "stop", stop)
-
-
-@dataclass(frozen=True)
-class AfterMarker:
-    """Everything after the first place where these token ids stand in a row, and the marker's last token.
-
-    The last token counts because the first token after the marker comes from it. A row without the marker is not
-    steered.
-    """
-
-    ids: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        given = plain_value(self.ids)
-        ids = [as_integer(number) for number in given] if isinstance(given, (list, tuple)) else [None]
-        if not ids or None in ids:
-            raise OptionError(
-                f"A marker is a list of at least one token id, got {self.ids!r:.80}. Use AfterMarker.of(tokenizer, "
-                "text) for the marker of a text."
-            )
-        object.__setattr__(self, "ids", tuple(ids))
-
-    @staticmethod
-    def of(tokenizer: Any, text: str) -> AfterMarker | AfterText:
-        """The marker of a text: its token where it is a special one, else the text, however it is split in context.
-
-        Raises:
-            OptionError: the text is empty.
-        """
-        if not text:
-            raise OptionError("A marker needs at least one character.")
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        special = set(getattr(tokenizer, "all_special_ids", ())) | set(getattr(tokenizer, "added_tokens_decoder", ()))
-        return AfterMarker(tuple(ids)) if special.issuperset(ids) else AfterText(text, tokenizer)
-
-
-@dataclass(frozen=True)
-class AfterText:
-    """Everything after the first place where this text stands in a row, and the token that completes it.
-
-    The tokens of a text depend on what stands around it, so the row is decoded: each generated token once a row, until
-    the text is found. That reads the tokens from the device; where this matters, use a special token as the marker.
-    """
-
-    text: str
-    tokenizer: Any = field(repr=False, hash=False)
-
-    def first_token(self, ids: list[int], start: int = 0) -> int | None:
-        """The index of the token that completes the text, not before `start`; None where the row lacks the text."""
-        if self.text not in self._decode(ids[max(start - self._reach, 0) :]):
-            return None
-        for end in range(start, len(ids)):
-            if self.text in self._decode(ids[max(end - self._reach, 0) : end + 1]):
-                return end
-        return None
-
-    @property
-    def _reach(self) -> int:
-        """More tokens than the text can have: each has a byte at least."""
-        return len(self.text.encode()) + 4
-
-    def _decode(self, ids: list[int]) -> str:
-        decoded: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return decoded
-
-
-Scope = str | TokenRange | AfterMarker | AfterText
-
-
-def check_scope(scope: Scope) -> Scope:
-    """The scope itself, or an `OptionError` that names the ones there are."""
-    if not isinstance(scope, (TokenRange, AfterMarker, AfterText)) and scope not in SCOPES:
-        raise OptionError(f"Unknown scope {scope!r}. Use one of: {', '.join(SCOPES)}, a TokenRange or an AfterMarker.")
-    return scope
+from rotalabs_steer.errors import PositionError
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +30,7 @@ class ForwardCall:
         prompts: how many prompts the rows are made of; None where each row is one.
         is_doubled: whether the rows come twice, with and without the prompt.
         unknown: why the tokens of this call cannot be told apart, or None. The scope "all" does not need to.
+        selections: the tokens of each scope that was asked for; see `steering.scopes.select`.
         counts_generated: whether it is known how far generation has come. It is not where somebody decodes by hand: a
             single token behind a cache is a generated one, but the call does not say which.
     """
@@ -150,23 +47,7 @@ class ForwardCall:
     is_doubled: bool = False
     unknown: str | None = None
     counts_generated: bool = True
-    selections: dict[Scope, torch.Tensor | bool] = field(default_factory=dict, repr=False)
-
-    def select(self, scope: Scope) -> torch.Tensor | bool:
-        """The tokens of this call inside `scope`.
-
-        Returns:
-            True for every column, False for none, else a bool tensor `[batch, columns]`.
-
-        Raises:
-            PositionError: the call does not tell which tokens these are.
-        """
-        selection = self.selections.get(scope)
-        if selection is None:
-            if scope != "all":
-                self._check_known()
-            selection = self.selections[scope] = _simplify(self._compute(check_scope(scope)))
-        return selection
+    selections: dict[Any, torch.Tensor | bool] = field(default_factory=dict, repr=False)
 
     @property
     def is_generated_token(self) -> bool:
@@ -179,7 +60,7 @@ class ForwardCall:
         Raises:
             PositionError: the call does not tell.
         """
-        self._check_known()
+        self.check_known()
         if not self.counts_generated:
             raise PositionError(
                 "A schedule counts generated tokens, but this call does not say where the prompt ended (it is decoded "
@@ -189,11 +70,11 @@ class ForwardCall:
         return (numbers - (self.prompt_columns - 1)).clamp_min(0)
 
     def last_real(self) -> torch.Tensor | bool:
-        """The last real token of each row in this call, as `select` returns it."""
-        real = self._here(self.mask)
+        """The last real token of each row in this call, as `here` returns it."""
+        real = self.here(self.mask)
         if isinstance(real, torch.Tensor):
             return real & (real.flip(1).cumsum(dim=1).flip(1) == 1)
-        return _simplify(self._column_numbers() == self.offset + self.columns - 1)
+        return simplified(self.column_numbers() == self.offset + self.columns - 1)
 
     def last_columns(self, columns: int) -> ForwardCall:
         """The part of this call that a layer sees which is given its last columns only."""
@@ -201,8 +82,8 @@ class ForwardCall:
             return self
         return replace(self, columns=columns, offset=self.offset + self.columns - columns, selections={})
 
-    def _check_known(self) -> None:
-        """Raises the PositionError of a call whose tokens cannot be told apart."""
+    def check_known(self) -> None:
+        """Raises a `PositionError` where the tokens of this call cannot be told apart."""
         if self.unknown is not None:
             raise PositionError(self.unknown)
         numbers = self.position_ids
@@ -219,80 +100,30 @@ class ForwardCall:
                 "first and last tokens are unknown. Use the scope 'all', or give each sequence a row of its own."
             )
 
-    def _compute(self, scope: Scope) -> torch.Tensor | bool:
-        if isinstance(scope, TokenRange):
-            return self._range(scope)
-        if isinstance(scope, AfterMarker):
-            return self._after(scope, self._sequence())
-        if isinstance(scope, AfterText):
-            return self._after_text(scope, self._sequence())
-        return self._named(scope)
+    def first(self) -> torch.Tensor | bool:
+        """The first real token of each sequence, as `here` returns it; none once it has passed.
 
-    def _named(self, scope: str) -> torch.Tensor | bool:
-        if self.is_generated_token:
-            return scope in ("all", "last", "generated")
-        if scope == "all":
-            return self._here(self.mask)
-        if scope == "first":
-            return self._first()
-        if scope == "prompt":
-            return self._and_real(self._column_numbers() < self.prompt_columns)
-        return self._last()
-
-    def _range(self, scope: TokenRange) -> torch.Tensor | bool:
-        numbers = self._column_numbers() if self.mask is None else self._here(self.mask.cumsum(dim=1) - 1)
-        chosen = numbers >= scope.start
-        if scope.stop is not None:
-            chosen = chosen & (numbers < scope.stop)
-        return self._and_real(chosen)
-
-    def _sequence(self) -> torch.Tensor:
-        if self.ids is None or self.ids.shape[1] != self.offset + self.columns:
-            raise PositionError(
-                "The tokens of the whole sequence are not known (embeddings were passed, or it is decoded by hand with "
-                "a cache), so a marker cannot be found. Use model.generate with input_ids."
-            )
-        return self.ids
-
-    def _after(self, scope: AfterMarker, ids: torch.Tensor) -> torch.Tensor | bool:
-        length = len(scope.ids)
-        if ids.shape[1] < length:
-            return False
-        if self.mask is not None:  # a pad may be the marker's own token
-            ids = ids.masked_fill(~self.mask.to(ids.device), -1)
-        windows = ids.unfold(1, length, 1)
-        found = (windows == torch.tensor(scope.ids, device=ids.device)).all(dim=-1)
-        ends = torch.zeros_like(ids, dtype=torch.bool)
-        ends[:, length - 1 :] = found
-        return self._and_real(self._here(ends.cumsum(dim=1) > 0))
-
-    def _after_text(self, scope: AfterText, ids: torch.Tensor) -> torch.Tensor | bool:
-        """Beams change places between calls, so what earlier calls found is kept by the tokens of a row."""
-        known: dict[tuple[int, ...], int | None] = self.memory.get(scope, {})
-        real = None if self.mask is None else self.mask.to(ids.device)
-        marked, found = torch.zeros_like(ids, dtype=torch.bool), {}
-        for number, row in enumerate(ids.tolist()):
-            pads = 0 if real is None else int(real[number].int().argmax())
-            tokens = row[pads:]
-            earlier = tuple(tokens[: self.offset - pads]) if self.offset > pads else ()
-            first = known.get(earlier)
-            if first is None:
-                first = scope.first_token(tokens, len(earlier) if earlier in known else 0)
-            found[tuple(tokens)] = first
-            if first is not None:
-                marked[number, pads + first :] = True
-        self.memory[scope] = found
-        return self._and_real(self._here(marked))
-
-    def _first(self) -> torch.Tensor | bool:
+        Raises:
+            PositionError: the call does not tell which tokens these are.
+        """
+        self.check_known()
         if self.mask is None:
-            return self.offset == 0 and self._column_numbers() == 0
-        return self._here(self.mask & (self.mask.cumsum(dim=1) == 1))
+            return self.offset == 0 and simplified(self.column_numbers() == 0)
+        return simplified(self.here(self.mask & (self.mask.cumsum(dim=1) == 1)))
 
-    def _last(self) -> torch.Tensor | bool:
+    def prompt(self) -> torch.Tensor | bool:
+        """The real tokens of the prompt."""
+        return self.and_real(self.column_numbers() < self.prompt_columns)
+
+    def generated(self) -> torch.Tensor | bool:
+        """The generated tokens and the last prompt token, from which the first generated token comes.
+
+        Raises:
+            PositionError: the prompt comes in chunks and is padded on the right, so its last token is known too late.
+        """
         if self.offset >= self.prompt_columns:
-            return self._here(self.mask)
-        numbers = self._column_numbers()
+            return self.here(self.mask)
+        numbers = self.column_numbers()
         generated = numbers >= self.prompt_columns
         if self.mask is None:
             return generated | (numbers == self.prompt_columns - 1)
@@ -308,21 +139,24 @@ class ForwardCall:
         if in_chunks:
             return False
         both = torch.cat([is_last, self.mask[:, self.prompt_columns :]], dim=1)
-        return self._here(both)
+        return self.here(both)
 
-    def _column_numbers(self) -> torch.Tensor:
+    def column_numbers(self) -> torch.Tensor:
+        """The number of each column in its sequence, `[batch, columns]`."""
         device = None if self.mask is None else self.mask.device
         numbers = torch.arange(self.offset, self.offset + self.columns, device=device)
         return numbers.expand(self.batch_size, self.columns)
 
-    def _and_real(self, chosen: torch.Tensor) -> torch.Tensor:
-        return chosen if self.mask is None else chosen & self._here(self.mask)
+    def and_real(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Those of the chosen tokens of this call, `[batch, columns]`, that are not padding."""
+        return chosen if self.mask is None else chosen & self.here(self.mask)
 
     @overload
-    def _here(self, sequence: torch.Tensor) -> torch.Tensor: ...
+    def here(self, sequence: torch.Tensor) -> torch.Tensor: ...
     @overload
-    def _here(self, sequence: torch.Tensor | None) -> torch.Tensor | bool: ...
-    def _here(self, sequence: torch.Tensor | None) -> torch.Tensor | bool:
+    def here(self, sequence: torch.Tensor | None) -> torch.Tensor | bool: ...
+    def here(self, sequence: torch.Tensor | None) -> torch.Tensor | bool:
+        """The part of a mask of the whole sequence that lies in this call, `[batch, columns]`; True without a mask."""
         return True if sequence is None else sequence[:, self.offset :]
 
 
@@ -394,7 +228,8 @@ def _padding_only(mask: torch.Tensor) -> torch.Tensor | None:
     return None if bool((mask != 0).all()) else mask
 
 
-def _simplify(selection: torch.Tensor | bool) -> torch.Tensor | bool:
+def simplified(selection: torch.Tensor | bool) -> torch.Tensor | bool:
+    """True or False in place of a tensor that is all True or all False."""
     if isinstance(selection, bool):
         return selection
     if bool(selection.all()):

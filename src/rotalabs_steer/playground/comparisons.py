@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.model.positions import check_scope
+from rotalabs_steer.steering.scopes import check_scope
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.model.positions import SCOPES
 from rotalabs_steer.playground import panes
 from rotalabs_steer.playground.comparisons import Comparison, Request
 from rotalabs_steer.playground.opening import TRANSFORMERS, VLLM, Choice, Opener, explain
 from rotalabs_steer.steering.interventions import INTERVENTIONS
+from rotalabs_steer.steering.scopes import SCOPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -21,8 +21,9 @@ from rotalabs_steer.playground.comparisons import Behavior, Snippets
 from rotalabs_steer.playground.side_by_side import Turns, write_together
 from rotalabs_steer.playground.snippets import curl_snippet, json_snippet, python_snippet
 from rotalabs_steer.steering.acting_layers import acting_vectors
-from rotalabs_steer.steering.injection import MultiVectorInjector, check_vectors
+from rotalabs_steer.steering.injection import MultiVectorInjector
 from rotalabs_steer.steering.interventions import INTERVENTIONS
+from rotalabs_steer.steering.vector_checks import check_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rotalabs_steer.steering.attachment import Attachment, SteeredModel
+from rotalabs_steer.steering.attachment import Attachment, SteeredDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
-    from rotalabs_steer.model.positions import Scope
-    from rotalabs_steer.steering.plans import Strength
+    from rotalabs_steer.steering.scopes import Scope
+    from rotalabs_steer.steering.strengths import Strength
 
 
 @dataclass(frozen=True)
@@ -79,4 +79,4 @@ def steering_of(model: nn.Module) -> ActiveSteering:
         formality: layer 16, strength 1.0, scope 'all', Add, every caller
         >>> steering_of(model).clear()  # doctest: +SKIP
     """
-    return ActiveSteering(SteeredModel.of(model).attachments())
+    return ActiveSteering(SteeredDecoder.of(model).attachments())

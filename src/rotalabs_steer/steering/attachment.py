@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import inspect
 import itertools
-import sys
 import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rotalabs_steer.errors import ArchitectureError, NotSteeredError, SteeringConflictError
+from rotalabs_steer.errors import ArchitectureError, SteeringConflictError
 from rotalabs_steer.model.decoder import check_layer_indices, decoder_layers, find_decoder
 from rotalabs_steer.model.forward_calls import CallTracker
 from rotalabs_steer.model.layer_outputs import ResidualLayout, first_tensor, with_first_tensor
+from rotalabs_steer.steering.activity import Activity, Counts
 from rotalabs_steer.steering.compiled_steering import register_steerer, steer_in_graph
-from rotalabs_steer.steering.plans import Plan, Steps, steps_by_layer
+from rotalabs_steer.steering.generator_frames import frames_on_stack, iterated_generator
+from rotalabs_steer.steering.layer_hook import LayerHook
+from rotalabs_steer.steering.steps import Steps, steps_by_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,17 +37,15 @@ if TYPE_CHECKING:
 
     from rotalabs_steer.model.call_arguments import CallArguments
     from rotalabs_steer.model.positions import ForwardCall
-    from rotalabs_steer.steering.plans import Step
+    from rotalabs_steer.steering.plans import Plan
+    from rotalabs_steer.steering.steps import Step
 
-Measure = TypeVar("Measure", bound="Callable[..., Any]")
-
-_STEERED_MODELS: weakref.WeakKeyDictionary[nn.Module, SteeredModel] = weakref.WeakKeyDictionary()
+_DECODERS: weakref.WeakKeyDictionary[nn.Module, SteeredDecoder] = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
 _NUMBERS = itertools.count()
-_ENTERING = ("__enter__", "__aenter__")
 _RESOLVED_PLANS = 64
 """Combinations of plans whose steps are kept, for threads that steer one model differently at the same time."""
-_SCOPED: contextvars.ContextVar[tuple[Attachment | _Unsteered, ...]] = contextvars.ContextVar(
+_SCOPED: contextvars.ContextVar[tuple[Attachment | PlainBlock, ...]] = contextvars.ContextVar(
     "rotalabs_steer_scoped", default=()
 )
 
@@ -59,16 +58,16 @@ class Attachment:
         model: the model that was attached to, or a part of it.
         names: the behaviour of each item of the plan, for people.
         number: larger for what was attached later.
-        frame: the generator whose body a scope belongs to, where it is opened in one; see `SteeredModel.open_scope`.
+        frame: the generator whose body a scope belongs to, where it is opened in one; see `SteeredDecoder.open_scope`.
         acted: layers at which a scope has acted.
     """
 
-    steered: SteeredModel
+    steered: SteeredDecoder
     model: weakref.ref[nn.Module]
     plan: Plan
     names: tuple[str, ...]
     owner: _Owner
-    start: _Counts
+    start: Counts
     scoped: bool = False
     frame: FrameType | None = None
     number: int = field(default_factory=_NUMBERS.__next__)
@@ -102,24 +101,15 @@ class Attachment:
             NotSteeredError: the model ran, and layers that were to be steered did not.
             PositionError: a worker thread, which reports to nobody, met one.
         """
-        self.steered._check_acted(self)
-
-
-@dataclass(frozen=True)
-class _Counts:
-    """What a model had done when a block began."""
-
-    calls: int
-    layer_calls: dict[int, int]
-    unscoped_calls: int
-    refusal: object
+        acted = self.acted if self.scoped else None
+        self.steered.activity.check_acted(self.start, self.layers, acted)
 
 
 @dataclass(frozen=True, eq=False)
-class _Unsteered:
+class PlainBlock:
     """A block that wants the plain model: only what its own thread or task attaches inside it acts there."""
 
-    steered: SteeredModel
+    steered: SteeredDecoder
     owner: _Owner
     frame: FrameType | None
     number: int = field(default_factory=_NUMBERS.__next__)
@@ -157,34 +147,33 @@ class _Owner:
         return self.task is not None and other.task is not None and self.task is not other.task and not self.task.done()
 
 
-class SteeredModel:
+class SteeredDecoder:
     """What is attached to the layers of one decoder, through whichever model around it.
 
-    Get it with `SteeredModel.of(model)`.
+    Get it with `SteeredDecoder.of(model)`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._tracker = CallTracker.of(model)
+        self.activity = Activity(self._tracker)
         self._layout = ResidualLayout.of(model)
         self._number = register_steerer(self)
         self._model_wide: tuple[Attachment, ...] = ()
         self._scopes: tuple[Attachment, ...] = ()
-        self._plain_generators: tuple[_Unsteered, ...] = ()
-        self._hooks: dict[int, _SteeringHook] = {}
+        self._plain_generators: tuple[PlainBlock, ...] = ()
+        self._hooks: dict[int, LayerHook] = {}
         self._hook_users: dict[int, int] = {}
-        self._layer_calls: dict[int, list[int]] = {}  # a list of one number, which a hook counts up fastest
-        self._unscoped_calls = 0
         self._usual_steps: Steps | None = None
         self._resolved: OrderedDict[tuple[int, ...], tuple[tuple[Plan, ...], Steps]] = OrderedDict()
 
     @classmethod
-    def of(cls, model: nn.Module) -> SteeredModel:
+    def of(cls, model: nn.Module) -> SteeredDecoder:
         """The one record of what is attached to this model's decoder."""
         decoder = find_decoder(model)[0]
         with _LOCK:
-            if decoder not in _STEERED_MODELS:
-                _STEERED_MODELS[decoder] = cls(model)
-            return _STEERED_MODELS[decoder]
+            if decoder not in _DECODERS:
+                _DECODERS[decoder] = cls(model)
+            return _DECODERS[decoder]
 
     def attach(self, model: nn.Module, plan: Plan, names: tuple[str, ...]) -> Attachment:
         """Puts a plan in force for every call of the model, in whatever thread.
@@ -221,7 +210,7 @@ class SteeredModel:
                 is iterated, the scope holds for the calls made from its body, wherever that runs. The body of an
                 asynchronous one may also hand the call to a thread, which inherits the context.
         """
-        frame, flags = _iterated_generator(opened_in)
+        frame, flags = iterated_generator(opened_in)
         with _LOCK:
             attachment = self._begin(model, plan, names, _Owner.current(), scoped=True, frame=frame)
             self._scopes = (*self._scopes, attachment)
@@ -230,10 +219,10 @@ class SteeredModel:
             _SCOPED.set((*_SCOPED.get(), attachment))
         return attachment
 
-    def open_plain(self, opened_in: FrameType | None) -> _Unsteered:
+    def open_plain(self, opened_in: FrameType | None) -> PlainBlock:
         """Begins a block that wants the plain model, in the same places as a scope would act."""
-        frame, flags = _iterated_generator(opened_in)
-        plain = _Unsteered(self, _Owner.current(), frame)
+        frame, flags = iterated_generator(opened_in)
+        plain = PlainBlock(self, _Owner.current(), frame)
         with _LOCK:
             if frame is not None:
                 self._plain_generators = (*self._plain_generators, plain)
@@ -242,7 +231,7 @@ class SteeredModel:
             _SCOPED.set((*_SCOPED.get(), plain))
         return plain
 
-    def close_plain(self, plain: _Unsteered) -> None:
+    def close_plain(self, plain: PlainBlock) -> None:
         """Ends what `open_plain` began."""
         with _LOCK:
             self._plain_generators = tuple(one for one in self._plain_generators if one is not plain)
@@ -256,11 +245,11 @@ class SteeredModel:
             SteeringConflictError: several asynchronous generators have scopes open in this task, and the call comes
                 from the body of none of them.
         """
-        inherited: list[Attachment | _Unsteered] = [one for one in _SCOPED.get() if one.steered is self and one.is_open]
-        blocks: tuple[Attachment | _Unsteered, ...] = (*self._scopes, *self._plain_generators)
+        inherited: list[Attachment | PlainBlock] = [one for one in _SCOPED.get() if one.steered is self and one.is_open]
+        blocks: tuple[Attachment | PlainBlock, ...] = (*self._scopes, *self._plain_generators)
         in_generators = [one for one in blocks if one.frame is not None]
         if in_generators:
-            frames = _frames_on_stack()
+            frames = frames_on_stack()
             running = [one for one in in_generators if one.frame in frames]
             suspended = {one.frame for one in inherited if one.frame is not None and one.frame not in frames}
             if len(suspended) > 1 and not running:
@@ -270,7 +259,7 @@ class SteeredModel:
                 )
             ours = [one for one in inherited if one.frame is None or (one.frame in suspended and not running)]
             inherited = sorted({*ours, *running}, key=lambda one: one.number)
-        plain = [one for one in inherited if isinstance(one, _Unsteered)]
+        plain = [one for one in inherited if isinstance(one, PlainBlock)]
         found = (*self._model_wide, *(one for one in inherited if isinstance(one, Attachment)))
         return tuple(one for one in found if not any(block.hides(one) for block in plain))
 
@@ -290,19 +279,15 @@ class SteeredModel:
 
     def steps_at(self, layer: int) -> Sequence[Step] | None:
         """The steps in force at a layer for the calling thread, which runs the layer now."""
-        self._layer_calls[layer][0] += 1
+        self.activity.layer_calls[layer][0] += 1
         if not self._scopes and not _SCOPED.get():
             return self.steps().get(layer)
         in_force = self.in_force()
         for attachment in in_force:
             attachment.acted.add(layer)
         if not any(attachment.scoped for attachment in in_force) and not _SCOPED.get():
-            self._unscoped_calls += 1  # a scope that is open elsewhere may have meant this call
+            self.activity.unscoped_calls += 1  # a scope that is open elsewhere may have meant this call
         return self._resolve(in_force).get(layer)
-
-    def steps_now(self, layer: int) -> Sequence[Step] | None:
-        """The steps in force at a layer for the calling thread."""
-        return self.steps().get(layer)
 
     def steer_compiled(self, hidden: torch.Tensor, layer: int, arguments: CallArguments | None) -> torch.Tensor:
         """What the hook does, from inside compiled code."""
@@ -313,14 +298,7 @@ class SteeredModel:
         return self._apply(steps, hidden, call)
 
     def _begin(self, model: nn.Module, plan: Plan, names: tuple[str, ...], owner: _Owner, **more: Any) -> Attachment:
-        local = self._tracker.local
-        calls = local.calls if more.get("scoped") else self._tracker.calls
-        start = _Counts(
-            calls,
-            {layer: count[0] for layer, count in self._layer_calls.items()},
-            self._unscoped_calls,
-            self._tracker.refusal,
-        )
+        start = self.activity.counts(scoped=more.get("scoped", False))
         attachment = Attachment(self, weakref.ref(model), plan, names, owner, start, **more)
         self._hook(model, attachment.layers)
         return attachment
@@ -353,30 +331,6 @@ class SteeredModel:
         if attachment.scoped:
             _SCOPED.set(tuple(other for other in _SCOPED.get() if other is not attachment))
 
-    def _check_acted(self, attachment: Attachment) -> None:
-        start, layers = attachment.start, attachment.layers
-        if attachment.scoped:
-            ran = self._tracker.local.calls > start.calls
-            idle = [layer for layer in layers if layer not in attachment.acted]
-            if not ran and len(idle) == len(layers) and self._unscoped_calls > start.unscoped_calls:
-                raise NotSteeredError(
-                    "The model did not run in this scope, but it ran outside of it meanwhile. A scope steers the "
-                    "thread, task or generator that opened it. Open it where the model is called, inside the worker "
-                    "thread, or steer the model for all threads with `with injector:`."
-                )
-        else:
-            ran = self._tracker.calls > start.calls
-            idle = [one for one in layers if self._layer_calls[one][0] == start.layer_calls.get(one, 0)]
-        refusal = self._tracker.refusal
-        if not ran and refusal not in (None, start.refusal) and refusal[0] is not threading.current_thread():
-            raise refusal[1]
-        if ran and idle:
-            raise NotSteeredError(
-                f"The model ran, but its layers {idle} did not run as they were attached to, so they were not "
-                "steered. Code that was compiled elsewhere or layers that were replaced meanwhile do this: attach "
-                "after the model is complete, and compile it with torch.compile."
-            )
-
     def _hook(self, model: nn.Module, layers: tuple[int, ...]) -> None:
         check_layer_indices(model, layers)
         modules = decoder_layers(model)
@@ -388,7 +342,7 @@ class SteeredModel:
                 )
         for layer in layers:
             if layer not in self._hooks:
-                self._hooks[layer] = _SteeringHook(modules[layer], self._hook_function(layer, modules[layer]))
+                self._hooks[layer] = LayerHook(modules[layer], self._hook_function(layer, modules[layer]))
             self._hook_users[layer] = self._hook_users.get(layer, 0) + 1
         self._tracker.acquire(model)
 
@@ -402,7 +356,7 @@ class SteeredModel:
 
     def _hook_function(self, layer: int, own: nn.Module) -> Callable[[nn.Module, Any, Any], Any]:
         tracker, local, scoped = self._tracker, self._tracker.local, _SCOPED.get
-        width, count = self._layout.plain_width, self._layer_calls.setdefault(layer, [0])
+        width, count = self._layout.plain_width, self.activity.count_of(layer)
         is_tracing = torch.compiler.is_dynamo_compiling
 
         def steer(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -442,105 +396,3 @@ class SteeredModel:
                 stream = step.apply(stream, call)  # noqa: PLW2901
             steered.append(stream)
         return self._layout.replace(hidden, torch.stack(steered))
-
-
-class _SteeringHook:
-    """The hook of one layer, and a mark by which code that was compiled without it is not used.
-
-    The compiler does not notice hooks that come and go. It does notice whether a module has a `forward` of its own, so
-    the layer gets one, which is the method that it has anyway. Code compiled for the layer with and without the mark is
-    kept side by side: attaching again compiles nothing again.
-    """
-
-    def __init__(self, layer: nn.Module, function: Callable[[nn.Module, Any, Any], Any]) -> None:
-        self._layer = weakref.ref(layer)
-        self._handle = layer.register_forward_hook(function, prepend=True)
-        self._own_forward = layer.__dict__.get("forward")
-        mark = _same(layer.forward)
-        self._function = None if inspect.ismethod(mark) else mark
-        layer.__dict__["forward"] = mark
-
-    def remove(self) -> None:
-        self._handle.remove()
-        layer = self._layer()
-        mark = None if layer is None else layer.__dict__.get("forward")
-        is_ours = getattr(mark, "__self__", None) is layer if self._function is None else mark is self._function
-        if layer is None or not is_ours:
-            return  # somebody has put a function in front meanwhile, which stays
-        if self._own_forward is None:
-            layer.__dict__.pop("forward", None)
-        else:
-            layer.__dict__["forward"] = self._own_forward
-
-
-class unsteered:  # noqa: N801 - used as a function
-    """The plain model, for calls from this thread or asyncio task, whatever is attached to it.
-
-    What this thread or task attaches inside the block acts as usual. Extraction, tuning and every measure of this
-    package use it for their baselines.
-
-    Example:
-        >>> with unsteered(model):  # doctest: +SKIP
-        ...     plain = model.generate(**inputs)
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._steered = SteeredModel.of(model)
-        self._open: list[_Unsteered] = []
-
-    def __enter__(self) -> None:
-        self._open.append(self._steered.open_plain(sys._getframe(1)))
-
-    def __exit__(self, *error: object) -> None:
-        self._steered.close_plain(self._open.pop())
-
-
-def on_plain_model(measure: Measure) -> Measure:
-    """Makes a measure of a model take the plain one, with nothing but what the measure attaches itself."""
-
-    @functools.wraps(measure)
-    def measured(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with unsteered(model):
-            return measure(model, *args, **kwargs)
-
-    return cast("Measure", measured)
-
-
-def _same(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The bound method itself; a function that somebody has put on the layer, inside another of its own identity."""
-    if inspect.ismethod(forward):
-        return forward
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **kwargs)
-
-    call.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    return call
-
-
-def _iterated_generator(frame: FrameType | None) -> tuple[FrameType | None, int]:
-    """The generator that is iterated in whose body a block is opened, if any, and its kind.
-
-    What only opens the block for somebody else is passed over: `contextlib`, generators that it drives as context
-    managers, and methods that enter one. The kind is `CO_GENERATOR` or `CO_ASYNC_GENERATOR`, or 0.
-    """
-    while frame is not None:
-        caller = frame.f_back
-        by_contextlib = caller is not None and caller.f_globals.get("__name__") == "contextlib"
-        kind = frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
-        if kind and not by_contextlib:
-            return frame, kind
-        opens_for_others = frame.f_globals.get("__name__") == "contextlib" or frame.f_code.co_name in _ENTERING
-        if not kind and not opens_for_others:
-            return None, 0
-        frame = caller
-    return None, 0
-
-
-def _frames_on_stack() -> set[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    frames = set()
-    while frame is not None:
-        frames.add(frame)
-        frame = frame.f_back
-    return frames

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.model.positions import check_scope
 from rotalabs_steer.ordinary_numbers import as_real
 from rotalabs_steer.steering.acting_layers import warn_not_steering
 from rotalabs_steer.steering.injection import MultiVectorInjector
-from rotalabs_steer.steering.plans import check_strength
+from rotalabs_steer.steering.scopes import check_scope
+from rotalabs_steer.steering.strengths import check_strength
 from rotalabs_steer.steering.strengths_in_text import parse_several
 from rotalabs_steer.vector_sources import Source, load_vectors
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from rotalabs_steer.model.positions import Scope
     from rotalabs_steer.steering.conditions import Condition
     from rotalabs_steer.steering.interventions import Intervention
-    from rotalabs_steer.steering.plans import Strength
     from rotalabs_steer.steering.schedules import Schedule
+    from rotalabs_steer.steering.scopes import Scope
+    from rotalabs_steer.steering.strengths import Strength
 
 What = Source | Mapping[Source, "float | Sequence[float]"] | Iterable["Source | tuple[Source, float | Sequence[float]]"]
 """What steers: one or several vector sets, with or without their strengths."""

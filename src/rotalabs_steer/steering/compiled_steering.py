@@ -18,9 +18,9 @@ from rotalabs_steer.errors import SteeringError
 from rotalabs_steer.model.call_arguments import CallArguments
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from rotalabs_steer.steering.plans import Step
+    from rotalabs_steer.steering.steps import Step
 
 
 class Steerer(Protocol):
@@ -30,8 +30,8 @@ class Steerer(Protocol):
         """The layer's output as it is steered now."""
         ...
 
-    def steps_now(self, layer: int) -> Sequence[Step] | None:
-        """The steps in force at a layer, or None."""
+    def steps(self) -> Mapping[int, Sequence[Step]]:
+        """The steps in force, by layer."""
         ...
 
 
@@ -93,7 +93,7 @@ def _steer(
     steering = _STEERERS.get(steerer)
     if steering is None:
         return hidden.clone()
-    if wants_gradients and any(step.is_trained for step in steering.steps_now(layer) or ()):
+    if wants_gradients and any(step.is_trained for step in steering.steps().get(layer) or ()):
         raise SteeringError(_UNKNOWN_GRADIENTS)
     arguments = None
     if tokens is not None:
@@ -111,7 +111,7 @@ def _(hidden: torch.Tensor, *others: object) -> torch.Tensor:
 @torch.library.custom_op("rotalabs_steer::steer_backward", mutates_args=())
 def _backward(gradient: torch.Tensor, layer: int, steerer: int) -> torch.Tensor:
     steering = _STEERERS.get(steerer)
-    steps = None if steering is None else steering.steps_now(layer)
+    steps = None if steering is None else steering.steps().get(layer)
     if any(not step.is_addition for step in steps or ()):
         raise SteeringError(_UNKNOWN_GRADIENTS)
     return gradient.clone()  # hidden + vector: the gradient passes as it is

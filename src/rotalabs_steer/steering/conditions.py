@@ -17,7 +17,7 @@ from rotalabs_steer.listed import list_of
 from rotalabs_steer.model.activations import extract_activations
 from rotalabs_steer.model.decoder import check_layer_indices
 from rotalabs_steer.ordinary_numbers import as_integer, as_real
-from rotalabs_steer.steering.attachment import unsteered
+from rotalabs_steer.steering.plain_model import unsteered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,37 +9,28 @@ from __future__ import annotations
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from rotalabs_steer.errors import (
-    LayerError,
-    ModelMismatchError,
-    OptionError,
-    SteeringConflictError,
-    SteeringWarning,
-    VectorError,
-)
-from rotalabs_steer.model.configs import find_model_config
-from rotalabs_steer.model.decoder import SHAPE_FACTS, check_layer_indices, hidden_size, model_fingerprint, model_name
-from rotalabs_steer.model.positions import Scope, check_scope
+from rotalabs_steer.errors import OptionError, SteeringConflictError, SteeringWarning
 from rotalabs_steer.steering.acting_layers import acting_vectors, at_layer, sets_by_behavior
-from rotalabs_steer.steering.attachment import Attachment, SteeredModel
-from rotalabs_steer.steering.conditions import Condition
+from rotalabs_steer.steering.attachment import Attachment, SteeredDecoder
 from rotalabs_steer.steering.interventions import Intervention, make_intervention
-from rotalabs_steer.steering.plans import Plan, PlanItem, Strength, check_strength
+from rotalabs_steer.steering.plans import Plan, PlanItem
+from rotalabs_steer.steering.scopes import Scope, check_scope
+from rotalabs_steer.steering.strengths import Strength, check_strength, strengths_by_behavior
+from rotalabs_steer.steering.vector_checks import check_condition, check_vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from torch import nn
 
     from rotalabs_steer.steering.acting_layers import Vectors
+    from rotalabs_steer.steering.conditions import Condition
     from rotalabs_steer.steering.schedules import Schedule
     from rotalabs_steer.vectors import SteeringVector
 
@@ -74,7 +65,7 @@ class _Injector(ABC):
         if schedule is not None and not callable(schedule):
             raise OptionError(f"schedule is {schedule!r:.80}; it must be a schedule such as StopAfter(20).")
         if condition is not None:
-            _check_condition(model, condition, vectors)
+            check_condition(model, condition, vectors)
         self.model = model
         self._acting = [
             (name, vector.layer_index, make_intervention(intervention, vector.vector))
@@ -115,7 +106,7 @@ class _Injector(ABC):
         if self.attached:
             self._check_acts_here()
         else:
-            SteeredModel.of(self.model).check_free()
+            SteeredDecoder.of(self.model).check_free()
             self._warn_of_double_steering()
             self._attachment = self._attach()
         self._stays = True
@@ -146,11 +137,11 @@ class _Injector(ABC):
             self._end(check=_is_regular_end(error))
 
     def _attach(self) -> Attachment:
-        return SteeredModel.of(self.model).attach(self.model, self._plan(), self._behaviors)
+        return SteeredDecoder.of(self.model).attach(self.model, self._plan(), self._behaviors)
 
     def _check_acts_here(self) -> None:
         """Refuses to be entered where `unsteered` hides what was attached before."""
-        if self._attachment not in SteeredModel.of(self.model).in_force():
+        if self._attachment not in SteeredDecoder.of(self.model).in_force():
             raise SteeringConflictError(
                 "This injector is attached already, and `unsteered(model)` hides it in this block. Use `with "
                 "injector.scoped():` to steer inside it."
@@ -177,7 +168,7 @@ class _Injector(ABC):
 
     def _warn_of_double_steering(self) -> None:
         mine = [(name, item) for name, item in zip(self._behaviors, self._plan(), strict=True)]
-        for attachment in SteeredModel.of(self.model).in_force():
+        for attachment in SteeredDecoder.of(self.model).in_force():
             for other in zip(attachment.names, attachment.plan, strict=True):
                 if any(_steer_alike(one, other) for one in mine):
                     warnings.warn(
@@ -230,7 +221,7 @@ class _Scope(AbstractContextManager[Any]):
         injector = self._injector
         if self._attachment is not None:
             raise SteeringConflictError("This scope is open already. Make one for each use: `with injector.scoped():`.")
-        steered = SteeredModel.of(injector.model)
+        steered = SteeredDecoder.of(injector.model)
         self._attachment = steered.open_scope(injector.model, injector._plan(), injector._behaviors, sys._getframe(1))
         injector._scopes.append(self._attachment)
         return injector
@@ -378,91 +369,3 @@ class MultiVectorInjector(_Injector):
 
     def _strength_of(self, name: str) -> Strength:
         return self._strengths[name]
-
-
-def strengths_by_behavior(
-    behaviors: Iterable[str], strengths: Mapping[str, float | Sequence[float]] | None
-) -> dict[str, Strength]:
-    """The strength of each behaviour: the one given for it, else 1.0.
-
-    Raises:
-        OptionError: a strength is not made of finite numbers, or is of a behaviour that is not there.
-    """
-    known: dict[str, Strength] = dict.fromkeys(behaviors, 1.0)
-    if not isinstance(strengths, Mapping | None):
-        raise OptionError(
-            f"Strengths are given by behaviour, as in {dict.fromkeys(known, 0.5)}, got {strengths!r:.80}."
-        )
-    for behavior, strength in (strengths or {}).items():
-        if behavior not in known:
-            raise OptionError(f"Strength for {behavior!r}, but there are vectors for {list(known)} only.")
-        known[behavior] = check_strength(strength)
-    return known
-
-
-def check_vectors(model: nn.Module, vectors: Iterable[SteeringVector], *, check_model: bool = True) -> None:
-    """Refuses vectors that do not fit the model, before anything is attached."""
-    width = hidden_size(model)
-    for vector in vectors:
-        check_layer_indices(model, [vector.layer_index])
-        if vector.dim != width:
-            raise VectorError(
-                f"The vector of {vector.behavior!r} has {vector.dim} numbers; {model_name(model)} has hidden size "
-                f"{width}. It was made from {vector.model_name!r}: extract it from this model."
-            )
-        if check_model:
-            check_same_model(model_fingerprint(model), model_name(model), vector)
-
-
-def _check_condition(model: nn.Module, condition: Condition, vectors: Iterable[SteeringVector]) -> None:
-    if not isinstance(condition, Condition):
-        raise OptionError(
-            f"condition is a {type(condition).__name__}, not a Condition. Of what fit_condition found, give .condition."
-        )
-    check_layer_indices(model, [condition.layer_index])
-    if condition.vector.shape[0] != hidden_size(model):
-        raise VectorError(f"The condition's vector has {condition.vector.shape[0]} numbers, not {hidden_size(model)}.")
-    first = min(vector.layer_index for vector in vectors)
-    if condition.layer_index > first:
-        raise LayerError(
-            f"The condition is decided at layer {condition.layer_index}, after layer {first} has been steered. "
-            f"Fit it at layer {first} or before."
-        )
-
-
-def check_same_model(mine: Mapping[str, str | int], name: str, vector: SteeringVector) -> None:
-    """Compares architectures where extraction recorded one, else names, where both say which model they mean.
-
-    The vocabulary is not compared: it may grow without a change of the residual stream.
-
-    Args:
-        mine: the model's `decoder.model_fingerprint`.
-        name: what the model is called.
-
-    Raises:
-        ModelMismatchError: the vector was made from another model.
-    """
-    theirs = vector.fingerprint
-    differences: list[str] = []
-    if theirs is not None:
-        differences = [
-            f"{fact} is {theirs.get(fact)!r:.80} there and {mine[fact]!r} here"
-            for fact in SHAPE_FACTS
-            if theirs.get(fact) != mine[fact]
-        ]
-        same = not differences
-    else:
-        known = find_model_config(vector.model_name)
-        fits = known is None or (known.num_layers, known.hidden_size) == (mine["num_layers"], mine["hidden_size"])
-        named = "/" in vector.model_name or known is not None
-        same = fits and (not named or _short(vector.model_name) == _short(name))
-    if not same:
-        raise ModelMismatchError(
-            f"The vector of {vector.behavior!r} was made from {vector.model_name!r}, this model is {name!r}"
-            + (f": {', '.join(differences)}. " if differences else ". ")
-            + "Extract it from this model, or pass check_model=False if it is meant for it."
-        )
-
-
-def _short(name: str) -> str:
-    return PurePath(name).name.lower()

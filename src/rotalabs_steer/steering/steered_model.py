@@ -16,9 +16,9 @@ from rotalabs_steer.generation.continuation import continue_rows, end_tokens
 from rotalabs_steer.generation.text_streams import stream_text
 from rotalabs_steer.listed import list_of
 from rotalabs_steer.model.loading import load_model
-from rotalabs_steer.model.positions import check_scope
-from rotalabs_steer.steering.attachment import unsteered
 from rotalabs_steer.steering.by_name import sets_and_strengths, steer
+from rotalabs_steer.steering.plain_model import unsteered
+from rotalabs_steer.steering.scopes import check_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
     from rotalabs_steer.chat.conversations import Prompt
-    from rotalabs_steer.model.positions import Scope
     from rotalabs_steer.steering.by_name import What
     from rotalabs_steer.steering.conditions import Condition
     from rotalabs_steer.steering.injection import MultiVectorInjector
     from rotalabs_steer.steering.interventions import Intervention
-    from rotalabs_steer.steering.plans import Strength
     from rotalabs_steer.steering.schedules import Schedule
+    from rotalabs_steer.steering.scopes import Scope
+    from rotalabs_steer.steering.strengths import Strength
 
 _PLAIN: contextvars.ContextVar[tuple[SteeredModel, ...]] = contextvars.ContextVar("plain_models", default=())
 """The steered models that are inside `unsteered()` in this thread or task."""

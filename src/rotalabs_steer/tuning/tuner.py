@@ -36,8 +36,8 @@ from rotalabs_steer.measures.coherence import DEFAULT_BUDGET, Calibration, Coher
 from rotalabs_steer.model.decoder import decoder_layers, model_fingerprint, model_name
 from rotalabs_steer.model.digest import model_digest, tokenizer_digest
 from rotalabs_steer.ordinary_numbers import as_integer, as_real
-from rotalabs_steer.steering.attachment import unsteered
 from rotalabs_steer.steering.injection import ActivationInjector
+from rotalabs_steer.steering.plain_model import unsteered
 from rotalabs_steer.tuning.candidates import Answers, Finalist
 from rotalabs_steer.tuning.checkpoint import FinishedSteps
 from rotalabs_steer.tuning.curves import LayerCurve

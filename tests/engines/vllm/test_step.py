@@ -13,7 +13,8 @@ from rotalabs_steer.engines.vllm.requests import SteeringRequest
 from rotalabs_steer.engines.vllm.steering import Steering
 from rotalabs_steer.engines.vllm.step import Span, StepWriter
 from rotalabs_steer.errors import ArchitectureError, VectorError
-from rotalabs_steer.model.positions import SCOPES, forward_call
+from rotalabs_steer.model.positions import forward_call
+from rotalabs_steer.steering.scopes import SCOPES, select
 
 ROWS = 4
 
@@ -80,7 +81,7 @@ def added(model, layer, tokens):
 @given(st.sampled_from(SCOPES), st.integers(1, 40), st.integers(0, 60), st.integers(1, 60))
 def test_scopes_are_those_of_transformers(scope, prompt, start, count):
     call = forward_call(1, prompt + 120, offset=0, prompt_columns=prompt)
-    chosen = call.select(scope)
+    chosen = select(call, scope)
     everywhere = torch.full((prompt + 120,), chosen) if isinstance(chosen, bool) else chosen[0]
     first, last = Steering((), scope).covered(prompt, start, start + count)
     expected = everywhere[start : start + count].nonzero().flatten() + start

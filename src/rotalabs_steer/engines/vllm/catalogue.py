@@ -11,7 +11,7 @@ import torch
 from rotalabs_steer.engines.vllm.steering import Addition, Steering
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
 from rotalabs_steer.files.formats import find_sets
-from rotalabs_steer.steering.injection import check_same_model
+from rotalabs_steer.steering.vector_checks import check_same_model
 from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:

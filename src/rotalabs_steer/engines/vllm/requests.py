@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.model.positions import SCOPES
 from rotalabs_steer.ordinary_numbers import as_integer, plain_value
+from rotalabs_steer.steering.scopes import SCOPES
 
 DEFAULT_MAX_STRENGTH = 10.0
 """The largest strength a request may ask for, unless the server sets another."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.vector_sources import load_vectors
 from rotalabs_steer.steering.acting_layers import Vectors, at_layer, warn_not_steering
-from rotalabs_steer.steering.injection import MultiVectorInjector, check_vectors
-from rotalabs_steer.steering.plans import check_strength
+from rotalabs_steer.steering.injection import MultiVectorInjector
+from rotalabs_steer.steering.strengths import check_strength
+from rotalabs_steer.steering.vector_checks import check_vectors
 
 if TYPE_CHECKING:
     import os
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from rotalabs_steer.model.positions import Scope
+    from rotalabs_steer.steering.scopes import Scope
     from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 _CONFIG_KEYS = {"vector_path", "vectors", "strength", "layer"}

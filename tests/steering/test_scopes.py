@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rotalabs_steer.errors import OptionError, PositionError
-from rotalabs_steer.model.positions import SCOPES, AfterMarker, TokenRange, forward_call
+from rotalabs_steer.model.positions import forward_call
+from rotalabs_steer.steering.scopes import SCOPES, AfterMarker, TokenRange, select
 
 # A row of a batch: pads before, prompt tokens, pads between prompt and generated tokens, generated tokens.
 rows = st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(0, 3))
@@ -49,23 +50,23 @@ def test_scopes_mean_the_same_tokens_in_one_call_and_in_many(shape, generated, d
         pieces = []
         for start, end in itertools.pairwise(cuts):
             call = forward_call(len(shape), end - start, mask=mask[:, :end], prompt_columns=prompt_columns)
-            pieces.append(as_tensor(call.select(scope), len(shape), end - start))
+            pieces.append(as_tensor(select(call, scope), len(shape), end - start))
         assert torch.equal(torch.cat(pieces, dim=1), expected(scope, mask, prompt_columns)), scope
 
 
 def test_a_call_on_its_own_is_all_prompt():
     call = forward_call(2, 3)
-    assert call.select("all") is True
-    assert call.select("prompt") is True
-    assert call.select("last").tolist() == [[False, False, True]] * 2
-    assert call.select("first").tolist() == [[True, False, False]] * 2
+    assert select(call, "all") is True
+    assert select(call, "prompt") is True
+    assert select(call, "last").tolist() == [[False, False, True]] * 2
+    assert select(call, "first").tolist() == [[True, False, False]] * 2
 
 
 def test_one_column_behind_a_cache_is_a_generated_token():
     call = forward_call(1, 1, offset=5)
-    assert call.select("last") is True
-    assert call.select("prompt") is False
-    assert call.select("first") is False
+    assert select(call, "last") is True
+    assert select(call, "prompt") is False
+    assert select(call, "first") is False
 
 
 def test_the_last_real_token_of_a_call():
@@ -76,7 +77,7 @@ def test_the_last_real_token_of_a_call():
 
 def test_an_unknown_scope_is_an_error():
     with pytest.raises(OptionError, match=r"Unknown scope 'lats'. Use one of: all, .*generated, a TokenRange"):
-        forward_call(1, 1).select("lats")
+        select(forward_call(1, 1), "lats")
 
 
 @pytest.mark.parametrize(("first", "second"), [(3, 2), (2, 3)])
@@ -85,7 +86,7 @@ def test_a_right_padded_prompt_in_chunks_is_an_error(first, second):
 
     def both():
         for start, end in ((0, first), (first, first + second)):
-            forward_call(1, end - start, mask=mask[:, :end], prompt_columns=5).select("last")
+            select(forward_call(1, end - start, mask=mask[:, :end], prompt_columns=5), "last")
 
     with pytest.raises(PositionError, match=r"padded on the right comes in chunks.*padding_side = 'left'"):
         both()
@@ -94,10 +95,10 @@ def test_a_right_padded_prompt_in_chunks_is_an_error(first, second):
 def test_a_range_counts_real_tokens():
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
     call = forward_call(2, 5, mask=mask)
-    assert call.select(TokenRange(1, 3)).int().tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 0, 0]]
-    assert call.select(TokenRange(2)).int().tolist() == [[0, 0, 0, 0, 1], [0, 0, 1, 1, 0]]
-    assert forward_call(1, 1, offset=7).select(TokenRange(5)) is True
-    assert forward_call(1, 1, offset=7).select(TokenRange(0, 7)) is False
+    assert select(call, TokenRange(1, 3)).int().tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 0, 0]]
+    assert select(call, TokenRange(2)).int().tolist() == [[0, 0, 0, 0, 1], [0, 0, 1, 1, 0]]
+    assert select(forward_call(1, 1, offset=7), TokenRange(5)) is True
+    assert select(forward_call(1, 1, offset=7), TokenRange(0, 7)) is False
     for start, stop in ((-1, None), (3, 3)):
         with pytest.raises(OptionError, match="A token range runs from 0 or more"):
             TokenRange(start, stop)
@@ -107,11 +108,11 @@ def test_after_a_marker_the_markers_last_token_counts():
     ids = torch.tensor([[1, 7, 8, 2, 7, 8], [1, 2, 7, 3, 7, 8], [1, 2, 3, 4, 5, 6]])
     after = AfterMarker((7, 8))
     expected = [[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0]]
-    assert forward_call(3, 6, ids=ids).select(after).int().tolist() == expected
-    assert forward_call(3, 2, offset=4, ids=ids).select(after).int().tolist() == [row[4:] for row in expected]
-    assert forward_call(1, 1, ids=torch.tensor([[7]])).select(after) is False
+    assert select(forward_call(3, 6, ids=ids), after).int().tolist() == expected
+    assert select(forward_call(3, 2, offset=4, ids=ids), after).int().tolist() == [row[4:] for row in expected]
+    assert select(forward_call(1, 1, ids=torch.tensor([[7]])), after) is False
     with pytest.raises(PositionError, match=r"a marker cannot be found. Use model.generate with input_ids"):
-        forward_call(1, 1, offset=3, ids=ids[:1, :1]).select(after)
+        select(forward_call(1, 1, offset=3, ids=ids[:1, :1]), after)
     with pytest.raises(OptionError, match="at least one token"):
         AfterMarker(())
 

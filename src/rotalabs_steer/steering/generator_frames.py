@@ -1,0 +1,45 @@
+"""In whose body a block of code is opened: steering that a generator opens belongs to that generator.
+
+The body of a generator runs a piece at a time, in the context, and even the thread, of whoever asks for the next piece.
+So a context variable does not tell what its body is in. Its frame, which is on the stack while it runs, does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_ENTERING = ("__enter__", "__aenter__")
+
+
+def iterated_generator(frame: FrameType | None) -> tuple[FrameType | None, int]:
+    """The generator that is iterated in whose body a block is opened, if any, and its kind.
+
+    What only opens the block for somebody else is passed over: `contextlib`, generators that it drives as context
+    managers, and methods that enter one. The kind is `CO_GENERATOR` or `CO_ASYNC_GENERATOR`, or 0.
+    """
+    while frame is not None:
+        caller = frame.f_back
+        by_contextlib = caller is not None and caller.f_globals.get("__name__") == "contextlib"
+        kind = frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)
+        if kind and not by_contextlib:
+            return frame, kind
+        opens_for_others = frame.f_globals.get("__name__") == "contextlib" or frame.f_code.co_name in _ENTERING
+        if not kind and not opens_for_others:
+            return None, 0
+        frame = caller
+    return None, 0
+
+
+def frames_on_stack() -> set[FrameType]:
+    """The frames of everything that is running in this thread now."""
+    frame: FrameType | None = sys._getframe(1)
+    frames = set()
+    while frame is not None:
+        frames.add(frame)
+        frame = frame.f_back
+    return frames
