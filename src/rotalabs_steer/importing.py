@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from rotalabs_steer.arguments import as_integer, plain_value
 from rotalabs_steer.errors import OptionError, VectorError
 from rotalabs_steer.files.formats import find_format
 from rotalabs_steer.files.gguf import ControlVector
 from rotalabs_steer.files.other_tools import read_other_tool
 from rotalabs_steer.files.reading import check_carried, is_part
 from rotalabs_steer.model.configs import find_model_config
-from rotalabs_steer.ordinary_numbers import as_integer, plain_value
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rotalabs_steer.arguments import as_integer, as_real, as_truth, plain_value
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.ordinary_numbers import as_integer, as_real, as_truth, plain_value
 from rotalabs_steer.sign_flips import sign_flip_p_value
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.arguments import as_integer, as_real, plain_value
 from rotalabs_steer.errors import FileFormatError, LayerError, OptionError, VectorError
 from rotalabs_steer.files.formats import read_set, write_set
 from rotalabs_steer.files.hub import find_folder, push_files
@@ -20,7 +21,6 @@ from rotalabs_steer.files.native import load_vector, save_vector, strip_suffix
 from rotalabs_steer.files.pretrained import load_pretrained_folder, pretrained_files, save_pretrained_folder
 from rotalabs_steer.files.reading import is_finite
 from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, check_description, describe
-from rotalabs_steer.ordinary_numbers import as_integer, as_real, plain_value
 
 if TYPE_CHECKING:
     import os

@@ -12,10 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
+from rotalabs_steer.arguments import json_value
 from rotalabs_steer.chat.conversations import check_prompt, prompt_text
 from rotalabs_steer.errors import DatasetError
 from rotalabs_steer.files.atomic import write_atomically
-from rotalabs_steer.ordinary_numbers import json_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.arguments import list_of
 from rotalabs_steer.chat.conversations import prompt_text
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
@@ -13,7 +14,6 @@ from rotalabs_steer.generation.answers import Sampling, TimedAnswers, answer_pro
 from rotalabs_steer.generation.continuation import spoken
 from rotalabs_steer.intervals import Estimate, PairedComparison, compare_paired, mean_of, rate_of
 from rotalabs_steer.judging.refusal import is_refusal
-from rotalabs_steer.listed import list_of
 from rotalabs_steer.measures.coherence import CoherenceProbe
 from rotalabs_steer.measures.text_statistics import measure_texts
 from rotalabs_steer.steering.injection import ActivationInjector

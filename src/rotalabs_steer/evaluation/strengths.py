@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.arguments import as_truth, list_of
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.metrics import BehaviorMetrics
 from rotalabs_steer.generation.answers import Sampling, TimedAnswers, answer_prompts
 from rotalabs_steer.generation.continuation import spoken
 from rotalabs_steer.intervals import compare_paired, wilson_interval
-from rotalabs_steer.listed import list_of
 from rotalabs_steer.measures.coherence import CoherenceProbe
 from rotalabs_steer.measures.text_statistics import measure_texts
-from rotalabs_steer.ordinary_numbers import as_truth
 from rotalabs_steer.steering.injection import ActivationInjector
 from rotalabs_steer.steering.plain_model import on_plain_model
 from rotalabs_steer.steering.strengths import check_strength

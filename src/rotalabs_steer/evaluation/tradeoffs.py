@@ -7,11 +7,11 @@ from collections.abc import Mapping  # noqa: TC003 - a record's hints are read a
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.arguments import list_of
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.strengths import EVALUATION_STRENGTHS, SteeredAnswers, answers_at_strengths, outcomes
 from rotalabs_steer.generation.answers import Sampling
 from rotalabs_steer.intervals import Estimate, PairedComparison, compare_paired, mean_of, rate_of
-from rotalabs_steer.listed import list_of
 from rotalabs_steer.measures.text_statistics import TextMeasures, measure_texts
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.arguments import as_integer, list_of
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.loading import pairs_from
 from rotalabs_steer.datasets.neutral import neutral_passages
@@ -19,7 +20,6 @@ from rotalabs_steer.extraction.pair_pass import PairPass
 from rotalabs_steer.extraction.pair_texts import PairTexts, check_scorable, side_name, sides_of
 from rotalabs_steer.extraction.readout import token_weights
 from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, NEUTRAL, SAMPLES
-from rotalabs_steer.listed import list_of
 from rotalabs_steer.model.batching import plan_batches
 from rotalabs_steer.model.decoder import (
     check_component,
@@ -30,7 +30,6 @@ from rotalabs_steer.model.decoder import (
     text_config,
     transformers_model,
 )
-from rotalabs_steer.ordinary_numbers import as_integer
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.arguments import as_integer, as_real
 from rotalabs_steer.errors import FileFormatError, OptionError
 from rotalabs_steer.files.atomic import write_atomically
 from rotalabs_steer.files.reading import parse_json_object, read_bytes
-from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
     import os

@@ -6,9 +6,9 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rotalabs_steer.arguments import as_real, json_value
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.reading import l2_norm
-from rotalabs_steer.ordinary_numbers import as_real, json_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from rotalabs_steer.arguments import as_integer, as_real, list_of
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.generation.continuation import continue_rows
-from rotalabs_steer.listed import list_of
 from rotalabs_steer.model.decoder import input_device
-from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

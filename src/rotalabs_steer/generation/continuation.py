@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.arguments import list_of
 from rotalabs_steer.chat.thoughts import without_thoughts
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.listed import list_of
 from rotalabs_steer.model.decoder import input_device
 from rotalabs_steer.model.inference import evaluating
 

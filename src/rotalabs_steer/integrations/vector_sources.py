@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rotalabs_steer.arguments import as_real
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.ordinary_numbers import as_real
 from rotalabs_steer.steering.acting_layers import warn_not_steering
 from rotalabs_steer.steering.injection import MultiVectorInjector
 from rotalabs_steer.steering.strengths_in_text import parse_numbers

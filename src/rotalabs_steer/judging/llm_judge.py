@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from rotalabs_steer.arguments import list_of
 from rotalabs_steer.datasets.splits import spread
 from rotalabs_steer.errors import MalformedVerdictError, MissingVerdictError, OptionError
 from rotalabs_steer.judging.behavior_judge import BehaviorJudge
@@ -26,7 +27,6 @@ from rotalabs_steer.judging.endpoints import Access, open_endpoint
 from rotalabs_steer.judging.questions import BEHAVIOR, COHERENCE, HELPFULNESS, REFUSAL, Question
 from rotalabs_steer.judging.scoring import differing
 from rotalabs_steer.judging.verdict_cache import VerdictCache, default_cache_directory
-from rotalabs_steer.listed import list_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

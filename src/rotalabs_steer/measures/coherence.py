@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import kl_div, nll_loss
 
+from rotalabs_steer.arguments import list_of
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.errors import ActivationError, DatasetError, OptionError
-from rotalabs_steer.listed import list_of
 from rotalabs_steer.model.batching import padded_batch
 from rotalabs_steer.model.inference import evaluating
 from rotalabs_steer.steering.plain_model import unsteered

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rotalabs_steer.arguments import list_of
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import RenderedText, render_pair
 from rotalabs_steer.errors import DatasetError, OptionError, VectorError
 from rotalabs_steer.extraction.forward_pass import read_projections
 from rotalabs_steer.intervals import FEWEST_VALUES, Estimate, Z, wilson_interval
-from rotalabs_steer.listed import list_of
 from rotalabs_steer.measures.projected_text import ProjectedText
 from rotalabs_steer.model.batching import plan_batches
 from rotalabs_steer.model.decoder import text_config, transformers_model

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from rotalabs_steer.arguments import as_integer, plain_value
 from rotalabs_steer.errors import ArchitectureError, LayerError, OptionError
 from rotalabs_steer.model.architectures import architecture_table
-from rotalabs_steer.ordinary_numbers import as_integer, plain_value
 
 SHAPE_FACTS = ("model_type", "num_layers", "hidden_size")
 """What must agree of two models' fingerprints, so that a vector of one fits the other."""

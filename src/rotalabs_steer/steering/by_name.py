@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.arguments import as_real
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.ordinary_numbers import as_real
 from rotalabs_steer.steering.acting_layers import warn_not_steering
 from rotalabs_steer.steering.injection import MultiVectorInjector
 from rotalabs_steer.steering.scopes import check_scope

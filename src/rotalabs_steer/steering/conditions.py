@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.arguments import as_integer, as_real, list_of
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import DatasetError, OptionError, VectorError
-from rotalabs_steer.listed import list_of
 from rotalabs_steer.model.activations import extract_activations
 from rotalabs_steer.model.decoder import check_layer_indices
-from rotalabs_steer.ordinary_numbers import as_integer, as_real
 from rotalabs_steer.steering.plain_model import unsteered
 
 if TYPE_CHECKING:

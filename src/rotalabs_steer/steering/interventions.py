@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
+from rotalabs_steer.arguments import as_real
 from rotalabs_steer.errors import OptionError, VectorError
-from rotalabs_steer.ordinary_numbers import as_real
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

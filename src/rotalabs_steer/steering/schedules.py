@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from rotalabs_steer.arguments import as_integer
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.ordinary_numbers import as_integer
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rotalabs_steer.arguments import as_integer, plain_value
 from rotalabs_steer.errors import OptionError, PositionError
 from rotalabs_steer.model.positions import simplified
-from rotalabs_steer.ordinary_numbers import as_integer, plain_value
 
 if TYPE_CHECKING:
     from rotalabs_steer.model.positions import ForwardCall

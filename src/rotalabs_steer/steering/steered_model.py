@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
+from rotalabs_steer.arguments import list_of
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.generation.answers import Sampling
 from rotalabs_steer.generation.continuation import continue_rows, end_tokens
 from rotalabs_steer.generation.text_streams import stream_text
-from rotalabs_steer.listed import list_of
 from rotalabs_steer.model.loading import load_model
 from rotalabs_steer.steering.by_name import sets_and_strengths, steer
 from rotalabs_steer.steering.plain_model import unsteered

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from rotalabs_steer.arguments import as_real, plain_value
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.ordinary_numbers import as_real, plain_value
 
 Strength = float | tuple[float, ...]
 """One number for every row of a batch, or one for each row."""

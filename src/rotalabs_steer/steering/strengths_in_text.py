@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from rotalabs_steer.arguments import as_real
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.ordinary_numbers import as_real
 
 _COMMA = re.compile(r",(?!\s*\d[\d\s-]*(?:[=,]|$))")
 """A comma between vectors, not between layers, as in `calm:8,10`."""

@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 import rotalabs_steer
+from rotalabs_steer.arguments import as_integer, as_real
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.loading import pairs_from
 from rotalabs_steer.datasets.rendering import render_pair
@@ -35,7 +36,6 @@ from rotalabs_steer.judging.text_judge import TextJudge
 from rotalabs_steer.measures.coherence import DEFAULT_BUDGET, Calibration, CoherenceProbe
 from rotalabs_steer.model.decoder import decoder_layers, model_fingerprint, model_name
 from rotalabs_steer.model.digest import model_digest, tokenizer_digest
-from rotalabs_steer.ordinary_numbers import as_integer, as_real
 from rotalabs_steer.steering.injection import ActivationInjector
 from rotalabs_steer.steering.plain_model import unsteered
 from rotalabs_steer.tuning.candidates import Answers, Finalist

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rotalabs_steer.arguments import as_integer, plain_value
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.ordinary_numbers import as_integer, plain_value
 from rotalabs_steer.steering.scopes import SCOPES
 
 DEFAULT_MAX_STRENGTH = 10.0

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from rotalabs_steer.arguments import as_integer, as_real
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.generation.continuation import continue_rows
 from rotalabs_steer.model.decoder import text_config
-from rotalabs_steer.ordinary_numbers import as_integer, as_real
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

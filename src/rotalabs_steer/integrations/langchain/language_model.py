@@ -11,12 +11,11 @@ from langchain_core.runnables import ensure_config
 from langchain_core.runnables.config import get_config_list
 from pydantic import AliasChoices, Field, PrivateAttr
 
+from rotalabs_steer.arguments import as_integer, list_of
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.integrations.langchain.behaviors import SteeredBehaviors
 from rotalabs_steer.integrations.langchain.generation import GenerationSettings, Generator, SharedRun
-from rotalabs_steer.listed import list_of
-from rotalabs_steer.ordinary_numbers import as_integer
 
 if TYPE_CHECKING:
     import os
