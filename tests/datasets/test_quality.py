@@ -3,15 +3,14 @@ import random
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rotalabs_steer.datasets import ContrastPair, check_pairs, overlap, persona_pairs
+from rotalabs_steer.datasets import ContrastPair, check_pairs, persona_pairs, quality
 from rotalabs_steer.datasets.bag_of_words import measure_bag_of_words
 from rotalabs_steer.datasets.overlap import overlapping_rows, split_words
-from rotalabs_steer.errors import DatasetError, MissingDependencyError
+from rotalabs_steer.errors import DatasetError, MissingDependencyError, SteeringWarning
 
 WORDS = [f"word{number}" for number in range(500)]
 
@@ -193,8 +192,7 @@ def test_overlaps_are_those_that_comparing_all_pairs_gives(rows, pad, percent):
         assert group.share == pytest.approx(max(inside))
 
 
-def test_what_is_met_too_often_to_compare_is_named_still(monkeypatch):
-    monkeypatch.setattr(overlap, "_MANY", 3)
+def test_rows_from_a_template_are_told_from_copies():
     chance = random.Random(0)
     rows = [("one and the same prompt every time",)] * 40 + [(random_text(chance),) for _ in range(40)]
     rows += [("here are five words more " + random_text(chance, 20),) for _ in range(40)]
@@ -204,6 +202,16 @@ def test_what_is_met_too_often_to_compare_is_named_still(monkeypatch):
     assert [found.rows for found in overlapping_rows(rows, 60)] == [tuple(range(40)), (100, 110)]
 
 
+def test_a_warning_says_how_many_pairs_are_compared(monkeypatch):
+    monkeypatch.setattr(quality, "MOST_COMPARED_ROWS", 20)
+    pairs = random_pairs(20)
+    with pytest.warns(SteeringWarning, match="the first 20 of 22 pairs only. Check the others in parts"):
+        report = check_pairs([*pairs, pairs[0], pairs[0]])
+    assert report.findings == ()
+    ((rows, _),) = findings(check_pairs([pairs[0], *pairs[:19]]), "responses")
+    assert rows == (1, 2)
+
+
 def test_shared_words_are_counted_in_unicode_and_with_either_apostrophe():
     assert split_words("Don’t naïve-ly стоп, web_search!") == ["don't", "naïve", "ly", "стоп", "web_search"]
-    assert np.array_equal(overlapping_rows([], 60), [])
+    assert overlapping_rows([], 60) == []

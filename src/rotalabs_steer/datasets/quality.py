@@ -6,6 +6,7 @@ behaviour alone: in length, topics and wording they should be alike, and the pai
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from rotalabs_steer.chat.conversations import prompt_text
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.bag_of_words import BagOfWords, measure_bag_of_words
 from rotalabs_steer.datasets.overlap import overlapping_rows, split_words
-from rotalabs_steer.errors import DatasetError
+from rotalabs_steer.errors import DatasetError, SteeringWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from rotalabs_steer.datasets.pairs import ContrastPair
 
 MOST_SHARED_PERCENT = 60
+MOST_COMPARED_ROWS = 20_000
+"""Comparing more rows made from one template would take more than minutes."""
 FEWEST_CATEGORIES = 8
 LENGTH_RATIOS = (0.8, 1.25)
 TELLING_ACCURACY = 0.75
@@ -77,7 +80,8 @@ def check_pairs(
 ) -> QualityReport:
     """Measures pairs: repetition, categories, length of the sides, and words that give the side away.
 
-    What no measure here sees: whether a response is fluent, true, or shows the behaviour.
+    No measure here sees whether a response is fluent, true, or shows the behaviour. Only the first
+    `MOST_COMPARED_ROWS` pairs are compared with each other; a `SteeringWarning` says so where there are more.
 
     Args:
         tokenizer: counts lengths in its tokens; without one they are counted in words.
@@ -92,6 +96,14 @@ def check_pairs(
     if not pairs:
         raise DatasetError("There are no pairs to check.")
     rows = list(range(1, len(pairs) + 1)) if rows is None else list(rows)
+    compared = pairs[:MOST_COMPARED_ROWS]
+    if len(compared) < len(pairs):
+        warnings.warn(
+            f"Repeated prompts and responses are looked for among the first {MOST_COMPARED_ROWS:,} of {len(pairs):,} "
+            "pairs only. Check the others in parts of at most this size.",
+            SteeringWarning,
+            stacklevel=2,
+        )
     splits = Counter(str(pair.metadata["split"]) for pair in pairs if pair.metadata.get("split"))
     categories = Counter(pair.category for pair in pairs if pair.category)
     bag = measure_bag_of_words(pairs, markers)
@@ -100,8 +112,8 @@ def check_pairs(
     positive, negative = (float(mean) for mean in lengths.mean(axis=0))
     ratio = positive / negative if negative else None
     findings = [
-        *_overlap_findings("prompts", [_prompts(pair) for pair in pairs], rows, pad=True),
-        *_overlap_findings("responses", [(pair.positive, pair.negative) for pair in pairs], rows, pad=False),
+        *_overlap_findings("prompts", [_prompts(pair) for pair in compared], rows, pad=True),
+        *_overlap_findings("responses", [(pair.positive, pair.negative) for pair in compared], rows, pad=False),
         *_category_findings(pairs, rows, len(categories)),
         *_length_findings(lengths, rows, ratio, unit),
         *_word_findings(bag, rows),
