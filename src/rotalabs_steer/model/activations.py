@@ -16,7 +16,8 @@ import torch
 from rotalabs_steer.errors import ActivationError, OptionError
 from rotalabs_steer.model.decoder import check_layer_indices, input_device
 from rotalabs_steer.model.forward_calls import CallTracker
-from rotalabs_steer.model.layer_outputs import ResidualLayout, is_probing
+from rotalabs_steer.model.inference import is_probing
+from rotalabs_steer.model.layer_outputs import ResidualLayout
 from rotalabs_steer.model.layer_parts import LayerPart, find_parts
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +10,13 @@ import torch
 from rotalabs_steer.errors import ArchitectureError
 from rotalabs_steer.model.architectures import architecture_table
 from rotalabs_steer.model.decoder import decoder_layers, hidden_size, input_device, text_config, transformers_model
+from rotalabs_steer.model.inference import INPUT_ERRORS, layer_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from jaxtyping import Float
     from torch import nn
 
 PLAIN, SEQUENCE_FIRST, UNKNOWN = "plain", "sequence_first", "unknown"
-
-_PROBING: ContextVar[bool] = ContextVar("rotalabs_steer_probing", default=False)
 
 
 @dataclass(frozen=True)
@@ -117,26 +112,6 @@ class ResidualLayout:
         return replaced
 
 
-@contextlib.contextmanager
-def probing(model: nn.Module) -> Iterator[None]:
-    """Calls that only look at a model: without gradients, dropout or compiled code, unseen by `ActivationHook`s."""
-    token = _PROBING.set(True)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module in training:
-            module.training = True
-        _PROBING.reset(token)
-
-
-def is_probing() -> bool:
-    """Whether this thread is in a call that only looks at the model."""
-    return _PROBING.get()
-
-
 def _is_of_transformers(layer: nn.Module) -> bool:
     """Whether a layer is of a class of transformers, or of one made from it, also inside wrappers of torch."""
     for name in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"):
@@ -145,24 +120,15 @@ def _is_of_transformers(layer: nn.Module) -> bool:
 
 
 def _measured_order(model: nn.Module) -> str:
-    """Which comes first in what the layers return, batch or sequence."""
-    shapes: list[torch.Size] = []
-
-    def look(module: nn.Module, inputs: Any, output: Any) -> None:
-        shapes.append(first_tensor(output).shape)
-
-    ids = torch.tensor([[1, 2]], device=input_device(model))
-    handle = decoder_layers(model)[0].register_forward_hook(look, prepend=True)
+    """Which comes first in what the layers return, batch or sequence: found by running one row of two tokens."""
     try:
-        with probing(model):
-            transformers_model(model)(input_ids=ids)
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError):
-        return UNKNOWN  # a model that does not run on tokens alone says so in its own way
-    finally:
-        handle.remove()
-    if not shapes or len(shapes[0]) < 3:
+        ids = torch.tensor([[1, 2]], device=input_device(model))
+        shape = first_tensor(layer_output(model, 0, {"input_ids": ids})).shape
+    except INPUT_ERRORS:
         return UNKNOWN
-    return SEQUENCE_FIRST if shapes[0][:2] == (2, 1) else PLAIN if shapes[0][:2] == (1, 2) else UNKNOWN
+    if len(shape) < 3:
+        return UNKNOWN
+    return SEQUENCE_FIRST if shape[:2] == (2, 1) else PLAIN if shape[:2] == (1, 2) else UNKNOWN
 
 
 def first_tensor(output: Any) -> torch.Tensor:

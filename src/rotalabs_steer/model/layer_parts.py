@@ -27,7 +27,8 @@ from rotalabs_steer.model.decoder import (
     text_config,
     transformers_model,
 )
-from rotalabs_steer.model.layer_outputs import ResidualLayout, first_tensor, probing
+from rotalabs_steer.model.inference import INPUT_ERRORS, probing
+from rotalabs_steer.model.layer_outputs import ResidualLayout, first_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -180,7 +181,7 @@ def _run(inner: nn.Module) -> None:
     for module in (inner, find_decoder(inner)[0]):
         try:
             module(**_tokens(inner, module))
-        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError) as error:
+        except INPUT_ERRORS as error:
             problems.append(str(error))
         else:
             return
