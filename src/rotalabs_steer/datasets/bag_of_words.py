@@ -17,7 +17,7 @@ from rotalabs_steer.errors import missing_dependency
 from rotalabs_steer.intervals import wilson_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -67,49 +67,66 @@ def measure_bag_of_words(pairs: Sequence[ContrastPair], markers: Sequence[str] =
     Raises:
         MissingDependencyError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.feature_extraction.text import CountVectorizer  # type: ignore[import-untyped]
-        from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-        from sklearn.model_selection import GroupKFold  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise missing_dependency("Checking a dataset", "quality", error) from error
-
-    method, folds = _folds(pairs, GroupKFold)
+    require_scikit_learn("Checking a dataset")
+    method, folds = _folds(pairs)
     if not folds:
         return None
     pattern = _marker_pattern(markers)
-
-    def fit(indices: Sequence[int]) -> tuple[Any, Any]:
-        vectorizer = CountVectorizer(token_pattern=_TOKEN)
-        counts = vectorizer.fit_transform(_texts(pairs, indices, pattern))
-        return vectorizer, LogisticRegression(max_iter=2000).fit(counts, [1, 0] * len(indices))
-
     tested: list[int] = []
     scores: list[NDArray[np.float64]] = []
     for training, testing in folds:
-        vectorizer, classifier = fit(training)
-        scores.append(classifier.decision_function(vectorizer.transform(_texts(pairs, testing, pattern))))
+        classifier = fit_classifier(_texts(pairs, training, pattern))
+        scores.append(classifier.decision_function(_texts(pairs, testing, pattern)))
         tested.extend(testing)
-    if len(folds) > 1:
+    if len(folds) > 1:  # every pair has been tested: the words to report are those that all pairs give
         training = sorted(tested)
-        vectorizer, classifier = fit(training)
+        classifier = fit_classifier(_texts(pairs, training, pattern))
     score = np.concatenate(scores).reshape(-1, 2)  # [pair, side]
     right = np.stack([score[:, 0] > 0, score[:, 1] <= 0])
     accuracy = float(right.mean())
+    # The sides of a pair are not independent, so the interval is that of as many trials as there are pairs.
     interval = wilson_interval(accuracy * len(tested), len(tested))
-    words = vectorizer.get_feature_names_out()[np.argsort(classifier.coef_[0])].tolist()
-    margin = np.where(right.all(axis=0), score[:, 0] - score[:, 1], -np.inf)
-    surest = [tested[index] for index in np.argsort(-margin)[:_SUREST] if np.isfinite(margin[index])]
     assert interval.low is not None
     assert interval.high is not None
+    words = classifier[0].get_feature_names_out()[np.argsort(classifier[1].coef_[0])].tolist()
+    margin = np.where(right.all(axis=0), score[:, 0] - score[:, 1], -np.inf)
+    surest = [tested[index] for index in np.argsort(-margin)[:_SUREST] if np.isfinite(margin[index])]
     return BagOfWords(
         accuracy, interval.low, interval.high, len(training), len(tested), method,
         tuple(words[::-1][:_TELLING_WORDS]), tuple(words[:_TELLING_WORDS]), tuple(sorted(surest)),
     )  # fmt: skip
 
 
-def _folds(pairs: Sequence[ContrastPair], group_folds: Any) -> tuple[str, list[tuple[list[int], list[int]]]]:
-    """What keeps training and tested pairs apart, and the indices of either for every fold."""
+def fit_classifier(texts: Sequence[str], *, word_pairs: bool = False) -> Any:
+    """A logistic regression that tells positive texts from negative ones: a fitted scikit-learn pipeline.
+
+    Args:
+        texts: positive and negative texts in turn.
+        word_pairs: weigh words and pairs of words by TF-IDF; else words are counted.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
+
+    vectorizer, penalty = CountVectorizer(token_pattern=_TOKEN), 1.0
+    if word_pairs:  # so many features, few of them in a text, that a weak penalty (a large C) scores better
+        vectorizer, penalty = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_TOKEN), 10.0
+    classifier = make_pipeline(vectorizer, LogisticRegression(C=penalty, max_iter=2000))
+    return classifier.fit(texts, [1, 0] * (len(texts) // 2))
+
+
+def require_scikit_learn(feature: str) -> None:
+    """Raises a `MissingDependencyError` that names the feature if scikit-learn is not installed."""
+    try:
+        import sklearn  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError as error:
+        raise missing_dependency(feature, "quality", error) from error
+
+
+def _folds(pairs: Sequence[ContrastPair]) -> tuple[str, list[tuple[list[int], list[int]]]]:
+    """What keeps training and tested pairs apart, and the indices of both for every fold."""
+    from sklearn.model_selection import GroupKFold  # type: ignore[import-untyped]
+
     measured = [index for index, pair in enumerate(pairs) if pair.positive.strip() != pair.negative.strip()]
     splits = {
         name: _sample([index for index in measured if pairs[index].metadata.get("split") == name])
@@ -126,7 +143,7 @@ def _folds(pairs: Sequence[ContrastPair], group_folds: Any) -> tuple[str, list[t
     else:
         groups, unit = [str(index) for index in measured], "pair"
     count = min(_FOLDS, len(set(groups)))
-    parts = group_folds(count).split(measured, groups=groups)
+    parts = GroupKFold(count).split(measured, groups=groups)
     folds = [([measured[i] for i in training], [measured[i] for i in testing]) for training, testing in parts]
     return f"{count}-fold cross-validation by {unit}", folds
 
@@ -138,11 +155,10 @@ def _sample(indices: list[int]) -> list[int]:
     return sorted(random.Random(0).sample(indices, _MOST_PAIRS))
 
 
-def _texts(pairs: Sequence[ContrastPair], indices: Sequence[int], pattern: re.Pattern[str] | None) -> Iterator[str]:
-    for index in indices:
-        for text in (pairs[index].positive, pairs[index].negative):
-            plain = _plain(text)
-            yield plain if pattern is None else pattern.sub(" ", plain)
+def _texts(pairs: Sequence[ContrastPair], indices: Sequence[int], pattern: re.Pattern[str] | None) -> list[str]:
+    """Both responses of each pair in turn, without the markers."""
+    plain = [_plain(text) for index in indices for text in (pairs[index].positive, pairs[index].negative)]
+    return plain if pattern is None else [pattern.sub(" ", text) for text in plain]
 
 
 def _marker_pattern(markers: Sequence[str]) -> re.Pattern[str] | None:

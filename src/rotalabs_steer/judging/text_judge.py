@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from rotalabs_steer.errors import missing_dependency
+from rotalabs_steer.datasets.bag_of_words import fit_classifier, require_scikit_learn
 from rotalabs_steer.judging.scoring import differing
 
 if TYPE_CHECKING:
@@ -20,18 +20,15 @@ if TYPE_CHECKING:
 
     from rotalabs_steer.datasets.pairs import ContrastPair
 
-_PENALTY = 10.0  # scikit-learn's C: weak regularisation, since the features are many and sparse
-
 
 class TextJudge:
     """Scores texts by which side of a behaviour's pairs their wording is like.
 
     Args:
-        vectorizer, classifier: fitted scikit-learn objects; `fit` makes them.
+        classifier: a fitted scikit-learn pipeline; `fit` makes it.
     """
 
-    def __init__(self, vectorizer: Any, classifier: Any) -> None:
-        self._vectorizer = vectorizer
+    def __init__(self, classifier: Any) -> None:
         self._classifier = classifier
 
     @classmethod
@@ -42,18 +39,11 @@ class TextJudge:
             DatasetError: the responses do not differ, as where pairs differ in their prompts only.
             MissingDependencyError: scikit-learn is not installed.
         """
-        try:
-            from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]
-            from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-        except ImportError as error:
-            raise missing_dependency("Judging texts by their pairs", "quality", error) from error
-        telling = differing(pairs)
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+(?:'\w+)*|[!?]")
-        counts = vectorizer.fit_transform([text for pair in telling for text in (pair.positive, pair.negative)])
-        classifier = LogisticRegression(C=_PENALTY, max_iter=2000).fit(counts, [1, 0] * len(telling))
-        return cls(vectorizer, classifier)
+        require_scikit_learn("Judging texts by their pairs")
+        texts = [text for pair in differing(pairs) for text in (pair.positive, pair.negative)]
+        return cls(fit_classifier(texts, word_pairs=True))
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """`[texts]`: log-odds of the positive side."""
-        scores: NDArray[np.float64] = self._classifier.decision_function(self._vectorizer.transform(texts))
+        scores: NDArray[np.float64] = self._classifier.decision_function(texts)
         return scores
