@@ -113,7 +113,8 @@ class Target:
 
 def readers(kind: bytes, content: bytearray):
     """The readers that get these bytes. The first byte says where in a file they stand, so that fuzzing comes deep."""
-    from rotalabs_steer.files import gguf, native, one_file, other_tools, reading
+    from rotalabs_steer.files import gguf, other_tools, reading, torch_files
+    from rotalabs_steer.files.safetensors_file import parse_safetensors, parse_safetensors_set
     from rotalabs_steer.importing import import_vectors
     from rotalabs_steer.vectors import SteeringVectorSet
 
@@ -121,19 +122,19 @@ def readers(kind: bytes, content: bytearray):
     number = kind[0] % 7 if kind else 0
     if number == 0:
         yield "json", lambda: reading.parse_json_object(content, path)
-        yield "pt", lambda: native.parse_vector(content, path)
+        yield "pt", lambda: torch_files.parse_vector(content, path)
         yield "foreign", lambda: other_tools.parse_other_tool(content, path)
     elif number == 1:
         archive = pt_archive(content)
-        yield "pickle", lambda: native.parse_vector(archive, path)
+        yield "pickle", lambda: torch_files.parse_vector(archive, path)
         yield "foreign pickle", lambda: other_tools.parse_other_tool(archive, path)
     elif number == 2:
         whole = bytearray(len(content).to_bytes(8, "little")) + content + bytes(64)
-        yield "header", lambda: one_file.parse_safetensors(whole, path)
+        yield "header", lambda: parse_safetensors(whole, path)
     elif number == 3:
         yield (
             "set document",
-            lambda: SteeringVectorSet._from_stored(one_file.parse_one_file(set_file(content), path), path).get_best(),
+            lambda: SteeringVectorSet._from_stored(parse_safetensors_set(set_file(content), path), path).get_best(),
         )
     elif number == 4:
         array = b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little", signed=False) if len(content) < 65536 else b""
@@ -141,7 +142,7 @@ def readers(kind: bytes, content: bytearray):
     elif number == 5:
         yield "gguf", lambda: gguf.parse_control_vector(content, path)
     else:
-        yield "one file", lambda: SteeringVectorSet._from_stored(one_file.parse_one_file(content, path), path)
+        yield "one file", lambda: SteeringVectorSet._from_stored(parse_safetensors_set(content, path), path)
         yield (
             "import",
             lambda: import_vectors(other_tools.parse_other_tool(content, path), behavior="x", model_name="x"),
@@ -174,7 +175,7 @@ def write_seeds(corpus: Path) -> None:
     import torch
 
     from rotalabs_steer import SteeringVector, SteeringVectorSet
-    from rotalabs_steer.files.one_file import one_file_bytes
+    from rotalabs_steer.files.safetensors_file import safetensors_set_bytes
     from rotalabs_steer.files.schema import json_bytes
 
     calm = SteeringVectorSet("calm", [SteeringVector("calm", n, torch.zeros(4), "m") for n in (0, 1)])
@@ -190,7 +191,7 @@ def write_seeds(corpus: Path) -> None:
         pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
     with zipfile.ZipFile(many) as archive:
         pickled_dict = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
-    one_file = one_file_bytes(stored)
+    one_file = safetensors_set_bytes(stored)
     header = json.dumps({"layer_1": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}).encode()
     seeds = {
         "json": b"\0" + json_bytes(document),

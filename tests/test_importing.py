@@ -189,7 +189,7 @@ class Opener:
     ({3: torch.ones(1).expand(2**40)}, "expected a contiguous one"),
     ({3: torch.empty(2**40, device="meta")}, "more than plain tensors"),
     ([torch.zeros(500)] * 9, "claims more numbers than its"),
-    ({3: torch.ones(2, dtype=torch.int64)}, "torch.int64, expected plain numbers"),
+    ({3: torch.ones(2, dtype=torch.int64)}, "torch.int64, expected floating-point numbers"),
 ], ids=range(9))  # fmt: skip
 def test_strangers_torch_files(tmp_path, capsys, content, message):
     torch.save(content, tmp_path / "x.pt")
@@ -204,8 +204,8 @@ def npy(header, data=b"", version=b"\1\0"):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"hello", "no vector file that can be read safely"),
-    (b"\x80\x04N.", "no vector file that can be read safely.*reading such a file runs code"),
+    (b"hello", "not a vector file that can be read safely"),
+    (b"\x80\x04N.", "not a vector file that can be read safely.*reading such a file runs code"),
     (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627775,)}"), "it claims shape"),
     (npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"\x80\x04N."), r"it holds '\|O'"),
     (npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1,)}", bytes(8)), "it holds '<i8'"),

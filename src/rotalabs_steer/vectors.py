@@ -14,7 +14,7 @@ import torch
 
 from rotalabs_steer.arguments import as_integer, as_real, plain_value
 from rotalabs_steer.errors import FileFormatError, LayerError, OptionError, VectorError
-from rotalabs_steer.files.formats import read_set, write_set
+from rotalabs_steer.files.formats import check_target, read_set
 from rotalabs_steer.files.hub import find_folder, push_files
 from rotalabs_steer.files.names import short_model_name
 from rotalabs_steer.files.native import load_vector, save_vector, strip_suffix
@@ -321,7 +321,7 @@ class SteeringVectorSet:
             path: a folder, which gets `metadata.json` and `layer_N.json` / `layer_N.pt`; or one file, by its ending.
             format: "native", "safetensors" or "pretrained" (as `save_pretrained`), where the ending does not say it.
         """
-        write_set(Path(path), self._stored(), format)
+        check_target(Path(path), format).write(Path(path), self._stored())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SteeringVectorSet:

@@ -123,7 +123,7 @@ def test_convert_to_gguf_and_back(tmp_path):
     run("convert", tmp_path / "spread.gguf", tmp_path / "e")
     assert SteeringVectorSet.load(tmp_path / "e").acting_layers == [1, 2]
     assert torch.equal(back[2].vector, torch.ones(8))
-    with pytest.raises(OptionError, match=r"a GGUF file is no vector set but what llama.cpp applies"):
+    with pytest.raises(OptionError, match=r"a GGUF file is not a vector set but what llama.cpp applies"):
         calm().save(tmp_path / "d.gguf")
 
 

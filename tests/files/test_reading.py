@@ -11,8 +11,8 @@ import torch
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.native import parse_vector
 from rotalabs_steer.files.reading import MAX_JSON_BYTES, l2_norm, parse_json_object, read_bytes
+from rotalabs_steer.files.torch_files import parse_vector
 from rotalabs_steer.importing import import_vectors
 
 

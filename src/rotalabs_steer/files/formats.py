@@ -1,4 +1,4 @@
-"""The formats a vector set can be stored in: what a path holds, and which reader and writer it takes."""
+"""The formats in which a vector set can be stored: which one a path holds, and its reader and writer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 from rotalabs_steer.errors import FileFormatError, OptionError
 from rotalabs_steer.files.native import SET_FILE, load_vector_set, save_vector_set
-from rotalabs_steer.files.one_file import load_one_file, looks_like_one_file, save_one_file
 from rotalabs_steer.files.pretrained import CONFIG_FILE, load_pretrained_folder, save_pretrained_folder
 from rotalabs_steer.files.reading import read_start
+from rotalabs_steer.files.safetensors_file import (
+    load_safetensors_set,
+    looks_like_safetensors_set,
+    save_safetensors_set,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,52 +43,39 @@ FORMATS = {
     for found in (
         Format("native", "", load_vector_set, save_vector_set, SET_FILE),
         Format("pretrained", "", load_pretrained_folder, save_pretrained_folder, CONFIG_FILE),
-        Format("safetensors", ".safetensors", load_one_file, save_one_file),
+        Format("safetensors", ".safetensors", load_safetensors_set, save_safetensors_set),
     )
 }
 
 
 def read_set(path: Path) -> StoredSet:
-    """The set at a path, in whatever format it is: its content decides, not its name.
+    """The set at a path, in the format that its content shows, whatever its name.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
-        FileFormatError: it is no vector set, or a damaged or unsafe one.
+        FileFormatError: it is not a vector set, or a damaged or unsafe one.
     """
     found = find_format(path)
     if found is None:
         raise FileFormatError(
-            f"{path} is no vector set of this package ({', '.join(FORMATS)}). Use import_vectors for other files."
+            f"{path} is not a vector set of this package ({', '.join(FORMATS)}). Use import_vectors for other files."
         )
     return found.read(path)
 
 
-def write_set(path: Path, stored: StoredSet, name: str | None = None) -> None:
-    """Writes a set, by default in the format that the path's ending names, else as a folder.
+def check_target(path: Path, name: str | None = None) -> Format:
+    """The format in which a set is to be written: the named one, else that of the path's ending, else a native folder.
 
     Raises:
         OptionError: there is no such format.
         FileFormatError: there is a file where a folder is to be, or a folder where a file is to be.
     """
-    _writer(path, name).write(path, stored)
-
-
-def check_target(path: Path, name: str | None = None) -> None:
-    """Refuses what `write_set` would refuse, for work that takes a while before there is a set to write.
-
-    Raises:
-        OptionError, FileFormatError: as in `write_set`.
-    """
-    _writer(path, name)
-
-
-def _writer(path: Path, name: str | None) -> Format:
     if name is not None and name not in FORMATS:
         raise OptionError(f"Unknown format {name!r}. Use one of {', '.join(FORMATS)}.")
     if name is None and path.suffix == ".gguf":
         raise OptionError(
-            f"{path}: a GGUF file is no vector set but what llama.cpp applies. Write it with `rotalabs-steer export` "
-            "or rotalabs_steer.engines.control_vectors.export_control_vector."
+            f"{path}: a GGUF file is not a vector set but what llama.cpp applies. Write it with "
+            "`rotalabs-steer export` or rotalabs_steer.engines.control_vectors.export_control_vector."
         )
     by_ending = next((found for found in FORMATS.values() if found.suffix and path.suffix == found.suffix), None)
     chosen = FORMATS[name] if name is not None else by_ending or FORMATS["native"]
@@ -96,23 +87,23 @@ def _writer(path: Path, name: str | None) -> Format:
 
 
 def find_format(path: Path) -> Format | None:
-    """The format of what is at a path; None if it is none of this package's."""
+    """The format of what is at a path; None for a file of another kind. A folder is native unless it shows another."""
     if path.is_dir():
         return _folder_format(path) or FORMATS["native"]
-    return FORMATS["safetensors"] if looks_like_one_file(read_start(path, 256)) else None
+    return FORMATS["safetensors"] if looks_like_safetensors_set(read_start(path, 256)) else None
 
 
 def find_sets(path: Path) -> list[Path]:
-    """The path itself, unless it is a folder of sets: then where those are. What is hidden is not looked at."""
+    """The path itself if it is a file or one set; the sets in it, hidden ones left out, if it is a folder of sets."""
     if not path.is_dir() or _folder_format(path):
         return [path]
     inner = sorted(place for place in path.iterdir() if not place.name.startswith("."))
-    return [place for place in inner if (_folder_format(place) if place.is_dir() else _is_one_file(place))]
+    return [place for place in inner if (_folder_format(place) if place.is_dir() else _is_set_file(place))]
 
 
 def _folder_format(folder: Path) -> Format | None:
     return next((one for one in FORMATS.values() if one.commit_file and (folder / one.commit_file).exists()), None)
 
 
-def _is_one_file(path: Path) -> bool:
+def _is_set_file(path: Path) -> bool:
     return path.suffix == FORMATS["safetensors"].suffix and find_format(path) is not None

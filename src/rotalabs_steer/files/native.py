@@ -7,26 +7,14 @@ belong together (see `two_file_commit`).
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.archives import open_archive
 from rotalabs_steer.files.atomic import locked, write_atomically
-from rotalabs_steer.files.pickles import parse_pickle
-from rotalabs_steer.files.reading import (
-    MAX_JSON_BYTES,
-    MAX_TENSOR_BYTES,
-    check_finite,
-    check_vector_layout,
-    is_part,
-    parse_json_object,
-    read_bytes,
-)
-from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, check_version, json_bytes, stamp
+from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, read_bytes
+from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, json_bytes, read_document, stamp
+from rotalabs_steer.files.torch_files import parse_vector, vector_bytes
 from rotalabs_steer.files.two_file_commit import (
     digest,
     keep_old_data,
@@ -39,15 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import torch
     from jaxtyping import Float
 
 SET_FILE = "metadata.json"
+_LAYER_FILE = re.compile(r"layer_\d{1,6}\.(pt|json)")
 
 
 def save_vector(path: Path, metadata: Mapping[str, Any], vector: Float[torch.Tensor, " hidden"]) -> None:
     """Writes `path.json` and `path.pt`. Dots in the name stay: `qwen2.5` becomes `qwen2.5.json`."""
     path = strip_suffix(path)
-    tensor = _tensor_bytes(vector)
+    tensor = vector_bytes(vector)
     document = json_bytes(stamp(metadata) | {"sha256": digest(tensor)})
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
@@ -71,46 +61,30 @@ def load_vector(path: Path) -> tuple[dict[str, Any], Float[torch.Tensor, " hidde
 
 def save_vector_set(directory: Path, stored: StoredSet) -> None:
     """Writes a folder: `metadata.json` for the set, `layer_N.json` and `layer_N.pt` for each layer N."""
-    tensors = {layer: _tensor_bytes(vector) for layer, (_, vector) in stored.vectors.items()}
-    layers = {layer: stamp(about) | {"sha256": digest(tensors[layer])} for layer, (about, _) in stored.vectors.items()}
-    documents = {layer: json_bytes(about) for layer, about in layers.items()}
-    whole = json_bytes(
-        stamp(stored.metadata) | {"layers": sorted(layers), "vectors": {str(n): layers[n] for n in sorted(layers)}}
-    )
+    tensors = {layer: vector_bytes(vector) for layer, (_, vector) in stored.vectors.items()}
+    layers = {n: stamp(about) | {"sha256": digest(tensors[n])} for n, (about, _) in sorted(stored.vectors.items())}
+    files: dict[str, bytes] = {}
+    for n, about in layers.items():
+        files |= {f"layer_{n}.pt": tensors[n], f"layer_{n}.json": json_bytes(about)}
+    described = {str(n): about for n, about in layers.items()}
+    files[SET_FILE] = json_bytes(stamp(stored.metadata) | {"layers": list(layers), "vectors": described})
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
-        old = {path.stem for path in directory.glob("layer_*.pt") if _is_layer_name(path.stem)}
-        new = {_layer_name(layer) for layer in layers}
         _pin_set(directory)
-        for name in old | new:
-            keep_old_data(directory / f"{name}.pt")
-        for layer in layers:
-            write_atomically(directory / f"{_layer_name(layer)}.pt", tensors[layer])
-            write_atomically(directory / f"{_layer_name(layer)}.json", documents[layer])
-        write_atomically(directory / SET_FILE, whole)
-        for name in old - new:
-            (directory / f"{name}.json").unlink(missing_ok=True)
-            (directory / f"{name}.pt").unlink(missing_ok=True)
-        remove_old_data(
-            directory, {f"{name}{suffix}" for name in old | new for suffix in (".json", ".pt")} | {SET_FILE}
-        )
+        stems = {path.stem for path in directory.iterdir() if _LAYER_FILE.fullmatch(path.name)}
+        old = {f"{stem}{suffix}" for stem in stems for suffix in (".pt", ".json")}
+        for stem in stems:
+            keep_old_data(directory / f"{stem}.pt")
+        for name, content in files.items():  # the file of the set comes last: it makes the others valid
+            write_atomically(directory / name, content)
+        for name in old - set(files):
+            (directory / name).unlink(missing_ok=True)
+        remove_old_data(directory, old | set(files))
 
 
 def load_vector_set(directory: Path) -> StoredSet:
     """Set metadata and, by layer, metadata and tensor. Reads folders of rotalabs-steer 1.2 too."""
     return read_while_written(lambda: _load_vector_set_once(directory))
-
-
-def parse_vector(content: bytearray, path: Path) -> Float[torch.Tensor, " hidden"]:
-    """The vector in the content of a `.pt` file, which it does not copy."""
-    vector = parse_pickle(open_archive(content, path), path)
-    if not isinstance(vector, torch.Tensor):
-        raise FileFormatError(f"{path} holds a {type(vector).__name__}, expected one tensor.")
-    check_vector_layout(vector, str(path))
-    check_finite(vector, str(path))
-    if is_part(vector):
-        raise FileFormatError(f"{path} carries more data than its tensor shows.")
-    return vector
 
 
 def strip_suffix(path: Path) -> Path:
@@ -119,17 +93,17 @@ def strip_suffix(path: Path) -> Path:
 
 
 def _load_vector_once(path: Path) -> tuple[dict[str, Any], torch.Tensor]:
-    metadata = _read_json(_add_suffix(path, ".json"))
+    metadata = read_document(_add_suffix(path, ".json"))
     return metadata, _read_tensor(path, metadata.get("sha256"))
 
 
 def _load_vector_set_once(directory: Path) -> StoredSet:
-    metadata = _read_json(directory / SET_FILE)
+    metadata = read_document(directory / SET_FILE)
     layers = _listed_layers(metadata, directory)
     described = metadata.pop("vectors", None)
     del metadata["layers"]
-    if described is None:  # 1.2
-        return StoredSet(metadata, {n: _load_vector_once(directory / _layer_name(n)) for n in layers})
+    if described is None:  # a set of 1.2, which describes its vectors in the files of the layers only
+        return StoredSet(metadata, {n: _load_vector_once(directory / f"layer_{n}") for n in layers})
     if not isinstance(described, dict) or set(described) != {str(layer) for layer in layers}:
         raise FileFormatError(f"{directory / SET_FILE} does not describe the vectors it lists.")
     vectors = {}
@@ -137,7 +111,7 @@ def _load_vector_set_once(directory: Path) -> StoredSet:
         about = described[str(layer)]
         if not isinstance(about, dict) or not isinstance(about.get("sha256"), str):
             raise FileFormatError(f"{directory / SET_FILE} has no SHA-256 for layer {layer}.")
-        vectors[layer] = (about, _read_tensor(directory / _layer_name(layer), about["sha256"]))
+        vectors[layer] = (about, _read_tensor(directory / f"layer_{layer}", about["sha256"]))
     return StoredSet(metadata, vectors)
 
 
@@ -148,14 +122,8 @@ def _listed_layers(metadata: dict[str, Any], directory: Path) -> list[int]:
     raise FileFormatError(f"{directory / SET_FILE} needs 'layers': a list of layer numbers, found {layers!r:.80}.")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    metadata = parse_json_object(read_bytes(path, MAX_JSON_BYTES), path)
-    check_version(metadata, path)
-    return metadata
-
-
 def _read_tensor(path: Path, sha256: str | None) -> torch.Tensor:
-    """The tensor with this digest (any, where none is named): the file itself or the copy a writer kept."""
+    """The tensor with this digest, from the file or the copy that a writer kept; that of the file if it is None."""
     current = _add_suffix(path, ".pt")
     if sha256 is None:
         return parse_vector(read_bytes(current, MAX_TENSOR_BYTES), current)
@@ -163,41 +131,34 @@ def _read_tensor(path: Path, sha256: str | None) -> torch.Tensor:
 
 
 def _pin_vector(path: Path) -> None:
-    """Gives a vector saved by 1.2 its digest before it is replaced, so that a killed writer cannot mix it up."""
+    """Writes the tensor's digest into the metadata of a vector that 1.2 saved.
+
+    Without it, a writer that is killed while it replaces the vector would leave an old and a new file that nobody can
+    tell from a pair.
+    """
     with contextlib.suppress(FileNotFoundError, FileFormatError):
-        metadata = _read_json(_add_suffix(path, ".json"))
+        metadata = read_document(_add_suffix(path, ".json"))
         if "sha256" not in metadata:
-            sha256 = digest(read_bytes(_add_suffix(path, ".pt"), MAX_TENSOR_BYTES))
-            write_atomically(_add_suffix(path, ".json"), json_bytes(metadata | {"sha256": sha256}))
+            write_atomically(_add_suffix(path, ".json"), json_bytes(metadata | {"sha256": _digest_of(path)}))
 
 
 def _pin_set(directory: Path) -> None:
-    """The same for a set saved by 1.2: its metadata comes to hold what its layers' files say."""
+    """Writes the descriptions and digests of all vectors into the metadata of a set that 1.2 saved."""
     with contextlib.suppress(FileNotFoundError, FileFormatError):
-        metadata = _read_json(directory / SET_FILE)
+        metadata = read_document(directory / SET_FILE)
         if "vectors" in metadata:
             return
-        described = {}
-        for layer in _listed_layers(metadata, directory):
-            path = directory / _layer_name(layer)
-            sha256 = digest(read_bytes(_add_suffix(path, ".pt"), MAX_TENSOR_BYTES))
-            described[str(layer)] = _read_json(_add_suffix(path, ".json")) | {"sha256": sha256}
+        paths = {str(layer): directory / f"layer_{layer}" for layer in _listed_layers(metadata, directory)}
+        described = {
+            layer: read_document(_add_suffix(path, ".json")) | {"sha256": _digest_of(path)}
+            for layer, path in paths.items()
+        }
         write_atomically(directory / SET_FILE, json_bytes(metadata | {"vectors": described}))
+
+
+def _digest_of(path: Path) -> str:
+    return digest(read_bytes(_add_suffix(path, ".pt"), MAX_TENSOR_BYTES))
 
 
 def _add_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _layer_name(layer: int) -> str:
-    return f"layer_{layer}"
-
-
-def _is_layer_name(name: str) -> bool:
-    return re.fullmatch(r"layer_\d{1,6}", name) is not None
-
-
-def _tensor_bytes(vector: torch.Tensor) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(vector.detach().to("cpu").clone(memory_format=torch.contiguous_format), buffer)
-    return buffer.getvalue()

@@ -1,8 +1,12 @@
-"""Vector files of other tools, as tensors by the number the file gives them. Nothing in a file is executed.
+"""Vector files of other tools, as tensors by the layer number that the file gives them. Nothing in a file is executed.
 
-Read are `.pt` (also `.pth`, `.bin`) with a tensor or array of numpy, a dict or list of them, or a pickled
-`SteeringVector` of steering-vectors; `.npy` and `.npz`; safetensors with one number in each tensor's name; and GGUF
-control vectors.
+These kinds of files can be read:
+
+- `.pt`, `.pth` or `.bin` with a tensor or numpy array, a dict or list of them, or a pickled `SteeringVector` of
+  steering-vectors;
+- `.npy` and `.npz`;
+- safetensors with one number in each tensor's name;
+- GGUF control vectors.
 """
 
 from __future__ import annotations
@@ -15,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rotalabs_steer.errors import FileFormatError, VectorError
-from rotalabs_steer.files.archives import open_archive
 from rotalabs_steer.files.gguf import read_control_vector
-from rotalabs_steer.files.one_file import looks_like_safetensors, parse_safetensors
-from rotalabs_steer.files.pickles import PickledSteeringVector, parse_pickle
 from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, numbers_in, read_bytes, read_start
+from rotalabs_steer.files.safetensors_file import looks_like_safetensors, parse_safetensors
 from rotalabs_steer.files.schema import MAX_VECTORS
+from rotalabs_steer.files.torch_files import PickledSteeringVector, open_archive, parse_pickle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +47,8 @@ def read_other_tool(path: Path) -> Any:
     """What another tool's file holds: a tensor, tensors by layer, a `PickledSteeringVector` or a `ControlVector`.
 
     Raises:
-        FileFormatError: it is none of the known kinds, unsafe or damaged.
+        FileFormatError: it is of an unknown kind, unsafe or damaged.
+        VectorError: its vectors do not belong to a decoder layer's output.
     """
     if read_start(path, 4) == b"GGUF":
         return read_control_vector(path)
@@ -52,7 +56,7 @@ def read_other_tool(path: Path) -> Any:
 
 
 def parse_other_tool(content: bytearray, path: Path) -> Any:
-    """The same of a file's content."""
+    """As `read_other_tool`, of a file's content; but GGUF files are unknown here."""
     if content.startswith(_NPY_MAGIC):
         return _parse_npy(memoryview(content), str(path))
     if content.startswith(_ZIP_MAGIC):
@@ -64,8 +68,8 @@ def parse_other_tool(content: bytearray, path: Path) -> Any:
         tensors, _ = parse_safetensors(content, path)
         return _by_number(tensors, path)
     raise FileFormatError(
-        f"{path} is no vector file that can be read safely. Those are safetensors, GGUF control vectors, .npy, .npz, "
-        "and .pt files of torch.save (not of pickle.dump: reading such a file runs code)."
+        f"{path} is not a vector file that can be read safely. These can: safetensors, GGUF control vectors, .npy, "
+        ".npz, and .pt files of torch.save (not of pickle.dump: reading such a file runs code)."
     )
 
 
@@ -100,7 +104,7 @@ def _parse_pickle(members: Mapping[str, memoryview], path: Path, size: int) -> A
 
 
 def _check_tensors(value: Any, path: Path, size: int) -> None:
-    """Refuses what claims more data than the file has, and what is no tensor, by layer at most."""
+    """Refuses anything but one tensor or one tensor a layer, and tensors that claim more data than the file has."""
     if isinstance(value, PickledSteeringVector):
         value = value.layer_activations
     tensors = [value]
@@ -109,11 +113,11 @@ def _check_tensors(value: Any, path: Path, size: int) -> None:
     if not 0 < len(tensors) <= MAX_VECTORS or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise FileFormatError(f"{path} holds a {type(value).__name__}, expected tensors: one, or one a layer.")
     for tensor in tensors:
-        if tensor.layout is not torch.strided or tensor.is_quantized or not tensor.dtype.is_floating_point:
-            raise FileFormatError(f"{path} holds a {tensor.layout} tensor of {tensor.dtype}, expected plain numbers.")
+        if not tensor.dtype.is_floating_point:
+            raise FileFormatError(f"{path} holds a tensor of {tensor.dtype}, expected floating-point numbers.")
         if not tensor.is_contiguous():
             raise FileFormatError(f"{path} holds a tensor with stride {tensor.stride()}, expected a contiguous one.")
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > size:
+    if sum(tensor.nbytes for tensor in tensors) > size:  # tensors may show the same numbers many times
         raise FileFormatError(f"{path} claims more numbers than its {size} bytes can hold.")
 
 
@@ -126,7 +130,7 @@ def _parse_npz(members: Mapping[str, memoryview], path: Path) -> dict[int, torch
 
 def _parse_npy(content: memoryview, source: str) -> torch.Tensor:
     """An array of real numbers, in the layout that numpy documents as format 1.0 to 3.0; never an object array."""
-    width = 2 if content[6:7].tobytes() == b"\x01" else 4
+    width = 2 if content[6:7] == b"\x01" else 4  # bytes that hold the header's length
     begin = len(_NPY_MAGIC) + 2 + width
     end = begin + int.from_bytes(content[begin - width : begin], "little")
     try:

@@ -1,7 +1,7 @@
 """A vector set as a model repository: `steering_config.json`, `vectors.safetensors` and a model card.
 
 The configuration is the commit point: it names the vectors by SHA-256 (see `two_file_commit`), so a folder is never
-read as a mixture of two saves. What it says besides repeats the header of the vectors, for people and other programs.
+read as a mixture of two saves. The rest of it repeats the header of the vectors, for people and other programs.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.atomic import locked, write_atomically
 from rotalabs_steer.files.model_card import CARD_FILE, GENERATED, model_card
 from rotalabs_steer.files.names import shown_model_name
-from rotalabs_steer.files.one_file import one_file_bytes, parse_one_file
-from rotalabs_steer.files.reading import MAX_JSON_BYTES, MAX_TENSOR_BYTES, l2_norm, parse_json_object, read_bytes
-from rotalabs_steer.files.schema import STEERING, StoredSet, check_version, json_bytes, stamp
+from rotalabs_steer.files.reading import MAX_JSON_BYTES, MAX_TENSOR_BYTES, l2_norm, read_bytes
+from rotalabs_steer.files.safetensors_file import parse_safetensors_set, safetensors_set_bytes
+from rotalabs_steer.files.schema import STEERING, StoredSet, json_bytes, read_document, stamp
 from rotalabs_steer.files.two_file_commit import (
     digest,
     keep_old_data,
@@ -38,22 +38,18 @@ def pretrained_files(stored: StoredSet, repo_id: str | None = None) -> dict[str,
     """The content of the three files, by name, in the order in which they are to be written.
 
     Raises:
-        FileFormatError: the set is empty, or its metadata is no JSON.
+        FileFormatError: the set is empty, or its metadata cannot be written as JSON.
     """
     if not stored.vectors:
         raise FileFormatError("The vector set is empty: there is nothing to save.")
     stored = _without_paths(stored)
-    vectors = one_file_bytes(stored)
-    config = json_bytes(steering_config(stored) | {"vectors_sha256": digest(vectors)})
-    return {
-        VECTORS_FILE: vectors,
-        CARD_FILE: model_card(stored, repo_id).encode(),
-        CONFIG_FILE: config,
-    }
+    vectors = safetensors_set_bytes(stored)
+    config = json_bytes(_config(stored) | {"vectors_sha256": digest(vectors)})
+    return {VECTORS_FILE: vectors, CARD_FILE: model_card(stored, repo_id).encode(), CONFIG_FILE: config}
 
 
 def _without_paths(stored: StoredSet) -> StoredSet:
-    """The set with the name of a model's folder for its path, which is nobody else's business."""
+    """The set with `shown_model_name` in place of the model's path."""
 
     def shown(facts: Mapping[str, Any]) -> dict[str, Any]:
         model = facts.get("model_name")
@@ -65,8 +61,8 @@ def _without_paths(stored: StoredSet) -> StoredSet:
     )
 
 
-def steering_config(stored: StoredSet) -> dict[str, Any]:
-    """What other programs need to know of a set: model, layers, how the vectors are applied, and what tuning found."""
+def _config(stored: StoredSet) -> dict[str, Any]:
+    """What other programs need to know about a set: model, layers, how the vectors are applied, what tuning found."""
     about = next(facts for facts, _ in stored.vectors.values())
     vectors = {n: tensor for n, (_, tensor) in sorted(stored.vectors.items())}
     facts, known = stored.metadata.get("metadata", {}), about.get("metadata", {})
@@ -87,13 +83,13 @@ def steering_config(stored: StoredSet) -> dict[str, Any]:
 
 
 def save_pretrained_folder(directory: Path, stored: StoredSet) -> None:
-    """Writes the three files. A card that somebody has written stays."""
+    """Writes the three files, except for the card if a person has written one."""
     files = pretrained_files(stored)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         keep_old_data(directory / VECTORS_FILE)
         for name, content in files.items():
-            if name != CARD_FILE or may_replace_card(directory / CARD_FILE):
+            if name != CARD_FILE or _may_replace_card(directory / CARD_FILE):
                 write_atomically(directory / name, content)
         remove_old_data(directory, set(files))
 
@@ -108,8 +104,7 @@ def load_pretrained_folder(directory: Path) -> StoredSet:
     return read_while_written(lambda: _load_once(directory))
 
 
-def may_replace_card(path: Path) -> bool:
-    """Whether there is no card at the path, or only one that was generated."""
+def _may_replace_card(path: Path) -> bool:
     return not path.exists() or GENERATED.encode() in read_bytes(path, MAX_JSON_BYTES)
 
 
@@ -120,7 +115,5 @@ def _load_once(directory: Path) -> StoredSet:
             f"{directory} has no {CONFIG_FILE}, so save_pretrained did not write it. "
             "Use SteeringVectorSet.load for sets that save wrote, import_vectors for files of other tools."
         )
-    config = parse_json_object(read_bytes(path, MAX_JSON_BYTES), path)
-    check_version(config, path)
-    vectors = directory / VECTORS_FILE
-    return parse_one_file(read_by_digest(vectors, config.get("vectors_sha256"), MAX_TENSOR_BYTES), vectors)
+    vectors, sha256 = directory / VECTORS_FILE, read_document(path).get("vectors_sha256")
+    return parse_safetensors_set(read_by_digest(vectors, sha256, MAX_TENSOR_BYTES), vectors)

@@ -1,4 +1,4 @@
-"""Reading JSON and tensors from files that a stranger may have written.
+"""Reading JSON and numbers from files that a stranger may have written.
 
 Nothing in a file is executed, no path is ever taken from it, and its claims are checked before memory is spent.
 """
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 4 * 2**20
 MAX_JSON_ITEMS = 100_000
-"""Parsed, an item takes up to a hundred times its length in the file: what is parsed must be bounded, not only read."""
+"""A parsed item takes up to a hundred times its length in the file, so a limit on the length is not enough."""
 
 MAX_TENSOR_BYTES = 256 * 2**20
 """Far above any steering vector: a hidden size of a million in float64 takes 8 MB."""
 
 _MAX_DIGITS = 400
-"""Of an integer. A float64 has at most 309 before the point."""
+"""The longest integer that is read. A float64 has at most 309 digits before the point."""
 
 
 def read_bytes(path: Path, limit: int) -> bytearray:
@@ -37,14 +37,14 @@ def read_bytes(path: Path, limit: int) -> bytearray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileFormatError: it is larger, a device or a pipe, a link to elsewhere, or a pointer of Git LFS.
+        FileFormatError: it is larger, a device or a pipe, a link out of its folder, or a pointer of Git LFS.
     """
     with _open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise FileFormatError(f"{path} is larger than {limit} bytes, which no file of this kind is. Not read.")
         content = bytearray(size)
-        del content[file.readinto(content) :]
+        del content[file.readinto(content) :]  # the file may have become shorter
         return content
 
 
@@ -55,7 +55,13 @@ def read_start(path: Path, count: int) -> bytes:
 
 
 def parse_json_object(content: bytes | bytearray, path: Path, max_items: int = MAX_JSON_ITEMS) -> dict[str, Any]:
-    """A JSON object, without NaN, infinities, endless integers, half characters or more items than make sense."""
+    """A JSON object in UTF-8.
+
+    Raises:
+        FileFormatError: it is not one, or it has NaN, infinities, integers of over 400 digits, lone surrogates or more
+            than `max_items` items.
+    """
+    # Every item of a list or an object is preceded by one of these, so their number is known before anything is parsed.
     items = sum(content.count(mark) for mark in (b",", b"[", b"{"))
     if items > max_items:
         raise FileFormatError(f"{path} holds about {items:,} JSON items, more than {max_items:,}. Not parsed.")
@@ -66,7 +72,7 @@ def parse_json_object(content: bytes | bytearray, path: Path, max_items: int = M
             parse_int=_parse_integer,
             parse_float=_parse_float,
         )
-        if re.search(rb"\\u[dD][89a-fA-F]", content):
+        if re.search(rb"\\u[dD][89a-fA-F]", content):  # surrogates, which are valid in pairs only
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is not valid JSON: {str(error)[:200]}") from error
@@ -76,24 +82,12 @@ def parse_json_object(content: bytes | bytearray, path: Path, max_items: int = M
 
 
 def numbers_in(content: bytearray | memoryview, dtype: torch.dtype) -> torch.Tensor:
-    """Numbers as they lie in a file's content, copied only if they begin where some processors could not read them."""
+    """The numbers in a file's content. They share its memory unless they begin where some processors cannot read."""
     if not content:
         return torch.empty(0, dtype=dtype)
     numbers = torch.frombuffer(content, dtype=dtype)
     aligned = numbers.data_ptr() % dtype.itemsize == 0
     return numbers if aligned else torch.frombuffer(bytearray(content), dtype=dtype)
-
-
-def check_vector_layout(vector: torch.Tensor, source: str) -> None:
-    """Refuses every tensor that is not a dense, contiguous, non-empty, one-dimensional one of real numbers."""
-    if vector.layout is not torch.strided or vector.is_quantized:
-        raise FileFormatError(f"{source} holds a {vector.layout} tensor, expected a dense one.")
-    if vector.dim() != 1 or vector.numel() == 0:
-        raise FileFormatError(f"{source} holds a tensor of shape {list(vector.shape)}, expected [hidden].")
-    if not vector.dtype.is_floating_point:
-        raise FileFormatError(f"{source} holds {vector.dtype}, expected floating-point numbers.")
-    if not vector.is_contiguous():
-        raise FileFormatError(f"{source} holds a tensor with stride {vector.stride()}, expected a contiguous one.")
 
 
 def check_finite(vector: torch.Tensor, source: str) -> None:
@@ -108,7 +102,7 @@ def is_finite(vector: torch.Tensor) -> bool:
 
 
 def check_carried(vector: torch.Tensor, dtype: torch.dtype, what: str) -> None:
-    """Refuses a vector that numbers of a dtype cannot hold, or of which nothing but zeros is left in them.
+    """Refuses a vector that does nothing, or does harm, once it is converted to a dtype.
 
     Raises:
         VectorError: the vector is zero, or becomes zero or infinite in that dtype.
@@ -129,18 +123,18 @@ def l2_norm(vector: torch.Tensor) -> float:
 
 
 def is_part(vector: torch.Tensor) -> bool:
-    """Whether its storage holds more than it shows, which `torch.save` would write with it."""
+    """Whether the vector's storage holds more numbers than the vector. `torch.save` would write all of them."""
     return vector.untyped_storage().nbytes() > vector.nbytes
 
 
 def _pieces(vector: torch.Tensor) -> Sequence[torch.Tensor]:
-    """The numbers in parts: what is computed of all at once needs as much memory again."""
+    """The numbers in parts, because a computation over all of them at once needs as much memory again."""
     return torch.split(vector.reshape(-1), 2**16)
 
 
 def _open_regular(path: Path) -> BufferedReader:
     _check_link(path)
-    no_waiting = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its writer
+    no_waiting = getattr(os, "O_NONBLOCK", 0)  # otherwise opening a pipe would wait for its writer
     file = os.fdopen(os.open(path, os.O_RDONLY | no_waiting | getattr(os, "O_BINARY", 0)), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -152,7 +146,7 @@ def _open_regular(path: Path) -> BufferedReader:
 
 
 def _check_link(path: Path) -> None:
-    """Refuses a link that leads out of its folder, but for the blobs of the Hugging Face cache."""
+    """Refuses a link that leads out of its folder. In the Hugging Face cache it may lead to the folder of blobs."""
     if not path.is_symlink():
         return
     try:

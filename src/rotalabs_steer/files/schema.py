@@ -1,4 +1,4 @@
-"""What a stored vector says of itself: how it is to be applied, its shape, and the version of the format."""
+"""The JSON document of a stored vector: how the vector is applied, its shape, and the version of the format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rotalabs_steer.arguments import as_real, json_value
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.reading import l2_norm
+from rotalabs_steer.files.reading import MAX_JSON_BYTES, l2_norm, parse_json_object, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ STEERING = {
     "layer_numbering": "0-based decoder layers",
     "positions": "all",
 }
-"""How every vector of this package is meant. `positions` is the scope that strengths are tuned for, not a limit."""
+"""How every vector of this package is applied. `positions` is the scope that strengths are tuned for, not a limit."""
 
 MAX_VECTORS = 4096
 """Far above the layers of any model."""
@@ -38,7 +38,7 @@ class StoredSet(NamedTuple):
     Attributes:
         metadata: behavior, model_name and the set's metadata.
         vectors: by layer, what is known of a vector, and its tensor.
-        acting_layers: the layers that act, for what is written about a set; empty for one that was read.
+        acting_layers: the layers that act together, for the files that describe a set; empty for one that was read.
     """
 
     metadata: dict[str, Any]
@@ -47,17 +47,15 @@ class StoredSet(NamedTuple):
 
 
 def stamp(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with the version of the format."""
+    """A copy of the document that begins with the version of the format."""
     return {"schema_version": SCHEMA_VERSION} | dict(document)
 
 
 def json_bytes(document: Mapping[str, Any]) -> bytes:
-    """A document as the content of a JSON file.
-
-    Numbers and arrays of numpy and torch are written as numbers and lists.
+    """The content of a JSON file. Numbers and arrays of numpy and torch are written as numbers and lists.
 
     Raises:
-        FileFormatError: it holds something that JSON does not have.
+        FileFormatError: the document holds something that JSON cannot express.
     """
     try:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=json_value)
@@ -67,6 +65,18 @@ def json_bytes(document: Mapping[str, Any]) -> bytes:
             f"The metadata cannot be written as JSON: {error}. Keep it to text, finite numbers, lists and dicts. "
             "Nothing was written."
         ) from error
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Reads the JSON file of a vector or a set.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: it is damaged, unsafe or of a newer version.
+    """
+    document = parse_json_object(read_bytes(path, MAX_JSON_BYTES), path)
+    check_version(document, path)
+    return document
 
 
 def check_version(document: Mapping[str, Any], path: Path) -> None:
@@ -80,7 +90,7 @@ def check_version(document: Mapping[str, Any], path: Path) -> None:
 
 
 def describe(vector: Float[torch.Tensor, " hidden"]) -> dict[str, Any]:
-    """What a document says of its tensor, and how the vector is to be applied."""
+    """What a document says about its tensor and about how the vector is applied."""
     return {
         "vector_shape": list(vector.shape),
         "dtype": str(vector.dtype).removeprefix("torch."),
@@ -90,10 +100,10 @@ def describe(vector: Float[torch.Tensor, " hidden"]) -> dict[str, Any]:
 
 
 def check_description(document: Mapping[str, Any], vector: Float[torch.Tensor, " hidden"], source: str) -> None:
-    """Compares a tensor with what its document says of it.
+    """Compares a tensor with what its document says about it.
 
     Raises:
-        FileFormatError: shape, dtype or norm differ, or the vector is meant to be applied in another way.
+        FileFormatError: shape, dtype or norm differ, or the vector is to be applied in another way.
     """
     for name, actual in describe(vector).items():
         claimed = document.get(name, actual)
@@ -106,15 +116,10 @@ def check_description(document: Mapping[str, Any], vector: Float[torch.Tensor, "
             same = claimed == actual
         if not same:
             raise FileFormatError(
-                f"{source} says {name} {_short(claimed)}, "
+                f"{source} says {name} {claimed!s:.200}, "
                 + (
                     "which this release does not do: it adds vectors to the output of 0-based decoder layers."
                     if name == "steering"
-                    else f"the tensor has another: {_short(actual)}."
+                    else f"the tensor has another: {actual}."
                 )
             )
-
-
-def _short(value: Any) -> str:
-    text = repr(value).removeprefix("'").removesuffix("'")
-    return text if len(text) <= 200 else text[:200] + "…"

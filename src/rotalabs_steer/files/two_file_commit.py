@@ -1,7 +1,7 @@
 """Two files that must stay in step: the JSON names its tensors by SHA-256, and old tensors stay until it is replaced.
 
 The JSON file is the commit point. A writer hard-links the tensors that it is about to replace under a name made of
-their digest, writes the new tensors, then the new JSON. A reader whose JSON names other tensors than it finds takes the
+their digest, writes the new tensors, then the new JSON. A reader whose JSON names other tensors than it finds uses the
 linked ones, or reads both files again. A writer that is killed at any moment leaves the old pair or the new one.
 """
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_KEPT = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{64}(?P<suffix>\.[a-z]+)")
+_OLD_DATA = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{64}(?P<suffix>\.[a-z]+)")
 _ATTEMPTS = 50
 
 _T = TypeVar("_T")
 
 
 class ChangedMeanwhileError(Exception):
-    """The data changed after the document that names them was read."""
+    """The tensor was replaced after the JSON that names it was read."""
 
 
 def digest(content: bytes | bytearray) -> str:
@@ -45,13 +45,19 @@ def keep_old_data(path: Path) -> None:
         return
     with contextlib.suppress(FileNotFoundError):
         with path.open("rb") as file:
-            kept = _kept(path, hashlib.file_digest(file, "sha256").hexdigest())
-        if not kept.exists():
-            _link(path, kept)
+            old = _old_data_path(path, hashlib.file_digest(file, "sha256").hexdigest())
+        if old.exists():
+            return
+        try:
+            os.link(path, old, follow_symlinks=False)
+        except FileNotFoundError:
+            raise
+        except (OSError, NotImplementedError):  # a file system without hard links
+            write_atomically(old, path.read_bytes())
 
 
 def read_by_digest(path: Path, sha256: object, limit: int) -> bytearray:
-    """The content with this digest: that of the file, or of the link that a writer kept.
+    """The content with this digest: that of the file, or of its predecessor that a writer has linked.
 
     Raises:
         FileNotFoundError: neither exists.
@@ -59,10 +65,8 @@ def read_by_digest(path: Path, sha256: object, limit: int) -> bytearray:
         FileFormatError: `sha256` is not a digest.
     """
     if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise FileFormatError(
-            f"{path.with_suffix('')}.json names its tensor by {sha256!r:.80}, which is not a SHA-256."
-        )
-    for candidate in (path, _kept(path, sha256)):
+        raise FileFormatError(f"The metadata of {path} names it by {sha256!r:.80}, which is not a SHA-256.")
+    for candidate in (path, _old_data_path(path, sha256)):
         with contextlib.suppress(FileNotFoundError):
             content = read_bytes(candidate, limit)
             if digest(content) == sha256:
@@ -73,7 +77,7 @@ def read_by_digest(path: Path, sha256: object, limit: int) -> bytearray:
 
 
 def read_while_written(read: Callable[[], _T]) -> _T:
-    """What `read` returns. It is called again while a writer replaces the files.
+    """Calls `read`, again and again while a writer replaces the files, and returns its result.
 
     Raises:
         FileFormatError: the files still differ after many attempts, so they are damaged.
@@ -87,22 +91,13 @@ def read_while_written(read: Callable[[], _T]) -> _T:
 
 
 def remove_old_data(directory: Path, names: set[str]) -> None:
-    """Removes the links of `keep_old_data` and what killed writers left of these file names. Call it under `locked`."""
+    """Removes the links of `keep_old_data` and the drafts of killed writers for these files. Call it under `locked`."""
     for path in directory.iterdir():
-        match = _KEPT.fullmatch(path.name)
+        match = _OLD_DATA.fullmatch(path.name)
         if match and match["stem"] + match["suffix"] in names:
             path.unlink(missing_ok=True)
     remove_strays(directory, names)
 
 
-def _kept(path: Path, sha256: str) -> Path:
+def _old_data_path(path: Path, sha256: str) -> Path:
     return path.with_name(f".{path.stem}.{sha256}{path.suffix}")
-
-
-def _link(path: Path, second: Path) -> None:
-    try:
-        os.link(path, second, follow_symlinks=False)
-    except FileNotFoundError:
-        raise
-    except (OSError, NotImplementedError):  # a file system without hard links
-        write_atomically(second, path.read_bytes())

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.errors import FileFormatError, LayerError, OptionError
-from rotalabs_steer.files.one_file import parse_one_file, parse_safetensors
+from rotalabs_steer.files.safetensors_file import parse_safetensors, parse_safetensors_set
 from rotalabs_steer.files.schema import STEERING
 
 
@@ -102,12 +102,12 @@ def test_formats_that_are_none(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileFormatError, match="is a file; a native set is a folder"):
         calm().save(tmp_path / "file")
-    with pytest.raises(FileFormatError, match=r"is no vector set of this package \(native, pretrained, safetensors"):
+    with pytest.raises(FileFormatError, match=r"is not a vector set of this package \(native, pretrained, safetensors"):
         SteeringVectorSet.load(tmp_path / "file")
     with pytest.raises(FileNotFoundError):
         SteeringVectorSet.load(tmp_path / "nothing")
     save_file({"a": torch.ones(2)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(FileFormatError, match="is no vector set of this package"):
+    with pytest.raises(FileFormatError, match="is not a vector set of this package"):
         SteeringVectorSet.load(tmp_path / "foreign.safetensors")
 
 
@@ -163,10 +163,10 @@ def test_headers_are_checked_before_anything_is_allocated(tmp_path, content, mes
 def test_documents_that_do_not_fit_the_tensors_are_refused(tmp_path, document, message):
     header = {"__metadata__": {"rotalabs_steer": document.decode()}, "layer_0": entry()}
     with pytest.raises(FileFormatError, match=message):
-        parse_one_file(bytearray(whole(header)), tmp_path / "x")
+        parse_safetensors_set(bytearray(whole(header)), tmp_path / "x")
 
 
 def test_a_layer_cannot_be_named_twice(tmp_path):
     header = {"__metadata__": {"rotalabs_steer": '{"vectors": {"01": {}}}'}, "layer_01": entry()}
     with pytest.raises(FileFormatError, match="describes layer '01'"):
-        parse_one_file(bytearray(whole(header)), tmp_path / "x")
+        parse_safetensors_set(bytearray(whole(header)), tmp_path / "x")

@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.archives import open_archive
-from rotalabs_steer.files.native import parse_vector
-from rotalabs_steer.files.pickles import parse_pickle
 from rotalabs_steer.files.reading import numbers_in
+from rotalabs_steer.files.torch_files import open_archive, parse_pickle, parse_vector
 from rotalabs_steer.importing import import_vectors
 
 

@@ -1,7 +1,7 @@
 """A vector set in one safetensors file: tensors `layer_N`, and the document in the header's metadata.
 
-The safetensors library writes the file. Reading needs only the header: everything that it claims is checked here
-against the size of the file, and the tensors are used where they lie in it.
+The safetensors library writes the file. It is read here: everything that the header claims is checked against the size
+of the file, and the tensors share the memory of what was read.
 """
 
 from __future__ import annotations
@@ -27,34 +27,32 @@ from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, check_version, j
 if TYPE_CHECKING:
     from pathlib import Path
 
-SUFFIX = ".safetensors"
-
 _KEY = "rotalabs_steer"
 _LENGTH_BYTES = 8
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def save_one_file(path: Path, stored: StoredSet) -> None:
+def save_safetensors_set(path: Path, stored: StoredSet) -> None:
     """Writes the set, atomically."""
-    content = one_file_bytes(stored)
+    content = safetensors_set_bytes(stored)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
         write_atomically(path, content)
         remove_strays(path.parent, {path.name})
 
 
-def load_one_file(path: Path) -> StoredSet:
-    """Reads what `save_one_file` wrote.
+def load_safetensors_set(path: Path) -> StoredSet:
+    """Reads such a file.
 
     Raises:
         FileNotFoundError: there is no such file.
         FileFormatError: it is damaged, unsafe, of a newer version, or not a vector set.
     """
-    return parse_one_file(read_bytes(path, MAX_TENSOR_BYTES), path)
+    return parse_safetensors_set(read_bytes(path, MAX_TENSOR_BYTES), path)
 
 
-def one_file_bytes(stored: StoredSet) -> bytes:
-    """The content of the file."""
+def safetensors_set_bytes(stored: StoredSet) -> bytes:
+    """The content of a file that holds the set."""
     document = stamp(stored.metadata) | {"vectors": {str(n): about for n, (about, _) in sorted(stored.vectors.items())}}
     tensors = {
         f"layer_{layer}": tensor.detach().to("cpu").contiguous().clone()
@@ -63,13 +61,14 @@ def one_file_bytes(stored: StoredSet) -> bytes:
     return safetensors.torch.save(tensors, {"format": "pt", _KEY: json_bytes(document).decode()})
 
 
-def parse_one_file(content: bytearray, path: Path) -> StoredSet:
+def parse_safetensors_set(content: bytearray, path: Path) -> StoredSet:
     """The set in the content of such a file."""
     tensors, about = parse_safetensors(content, path)
     text = about.get(_KEY)
     if text is None:
         raise FileFormatError(
-            f"{path} is no vector set of this package: its header has no {_KEY!r}. Use import_vectors for other files."
+            f"{path} is not a vector set of this package: its header has no {_KEY!r}. Use import_vectors for other "
+            "files."
         )
     document = parse_json_object(text.encode(), path)
     check_version(document, path)
@@ -89,13 +88,13 @@ def looks_like_safetensors(start: bytes | bytearray) -> bool:
     return len(start) > _LENGTH_BYTES and start[_LENGTH_BYTES:][:1] == b"{" and start[4:_LENGTH_BYTES] == bytes(4)
 
 
-def looks_like_one_file(start: bytes) -> bool:
-    """Whether the first 256 bytes are those of a set that `save_one_file` wrote: the library puts metadata first."""
+def looks_like_safetensors_set(start: bytes) -> bool:
+    """Whether the first 256 bytes of a file are those of a set: the safetensors library puts the metadata first."""
     return looks_like_safetensors(start) and f'"{_KEY}":'.encode() in start
 
 
 def parse_safetensors(content: bytearray, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Vectors by name, and the header's metadata, of any safetensors file that holds nothing but vectors."""
+    """Vectors by name, and the header's metadata, of any safetensors file that holds only vectors."""
     header, data = _checked_header(content, path)
     about = header.pop("__metadata__", {})
     if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
@@ -109,7 +108,7 @@ def parse_safetensors(content: bytearray, path: Path) -> tuple[dict[str, torch.T
 
 
 def _checked_header(content: bytearray, path: Path) -> tuple[dict[str, Any], memoryview]:
-    """The header, once all that it claims is possible and no more than the file holds, and the data behind it."""
+    """The header, after a check of all its claims, and the data behind it."""
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
     end = _LENGTH_BYTES + length
     if len(content) < _LENGTH_BYTES or end > len(content):
@@ -121,17 +120,17 @@ def _checked_header(content: bytearray, path: Path) -> tuple[dict[str, Any], mem
     if not 0 < len(names) <= MAX_VECTORS:
         raise FileFormatError(f"{path} holds {len(names):,} tensors, expected 1 to {MAX_VECTORS:,}.")
     spans = sorted(_span(header[name], f"{path}, {name!r:.80}") for name in names)
-    starts, ends = [begin for begin, _ in spans], [stop for _, stop in spans]
-    if starts != [0, *ends[:-1]] or ends[-1] != len(content) - end:
+    starts, ends = zip(*spans, strict=True)
+    # Tensors that follow each other without a gap cannot claim more memory than the file has.
+    if starts != (0, *ends[:-1]) or ends[-1] != len(content) - end:
         raise FileFormatError(f"{path}: the tensors do not fill the {len(content) - end} bytes behind the header.")
     return header, memoryview(content)[end:]
 
 
 def _span(entry: Any, source: str) -> tuple[int, int]:
-    """Where the data of a tensor lie, if it is a vector of real numbers."""
-    dtype, shape, offsets = (
-        (entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")) if isinstance(entry, dict) else (0, 0, 0)
-    )
+    """Where the numbers of a vector begin and end."""
+    known = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = known.get("dtype"), known.get("shape"), known.get("data_offsets")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise FileFormatError(f"{source}: the header does not say what it holds: {entry!r:.120}")
     if not isinstance(dtype, str) or dtype not in _DTYPES:

@@ -1,29 +1,42 @@
-"""The pickles in files of torch.save, read as descriptions of vectors. Nothing that a pickle names is ever called.
+"""Files of torch.save: a zip archive that holds one pickle and, as separate members, the numbers of the tensors.
 
-A pickle is a list of instructions: build this, call that. `pickletools` reads them without carrying them out. Here
-they become a description, in which a call is a record of a name and its arguments, and tensors are made of the
-descriptions that vectors have. `torch.load(weights_only=True)` would carry the instructions out: it calls `bytearray`
-and codecs with any argument, and it hashes and prints whatever was nested. A scan that rules this out has to follow
-the stack as the description does, and then the tensors are at hand.
+A pickle is a program: build this, call that. Nothing that it names is ever called here. `pickletools` lists the
+instructions, and this module turns them into a description in which a call is only a record of a name and its
+arguments. Tensors are then made from the descriptions that tensors and numpy arrays have; any other is refused.
+`torch.load(weights_only=True)` is not enough: it calls `bytearray` and codecs with any argument, and it hashes and
+prints whatever is nested.
+
+Nothing is unpacked: the tensors share the memory of the file's content.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import pickletools
+import struct
+import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import torch
 
 from rotalabs_steer.errors import FileFormatError
-from rotalabs_steer.files.archives import ContentReader
-from rotalabs_steer.files.reading import numbers_in
+from rotalabs_steer.files.reading import check_finite, is_part, numbers_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from jaxtyping import Float
+
+_MAX_DIRECTORY_BYTES = 2**19
+"""The maximum size of an archive's central directory, its list of members. Parsed, it takes ten times as much memory.
+
+That of 4,096 vectors has 400 kB.
+"""
+
+_LOCAL_HEADER_BYTES = 30
 _MAX_PICKLE_BYTES = 4 * 2**20
 _MAX_INSTRUCTIONS = 30_000
 """A tensor takes 40, so a file can have vectors for 700 layers. An instruction of one byte can make an object of 64."""
@@ -56,6 +69,98 @@ _NAMES = {
 }
 
 
+def vector_bytes(vector: Float[torch.Tensor, " hidden"]) -> bytes:
+    """The content of a `.pt` file with this vector."""
+    buffer = io.BytesIO()
+    torch.save(vector.detach().to("cpu").clone(memory_format=torch.contiguous_format), buffer)
+    return buffer.getvalue()
+
+
+def parse_vector(content: bytearray, path: Path) -> Float[torch.Tensor, " hidden"]:
+    """The vector in the content of a `.pt` file, whose memory it shares.
+
+    Raises:
+        FileFormatError: the file holds anything but one contiguous vector of finite floating-point numbers.
+    """
+    vector = parse_pickle(open_archive(content, path), path)
+    if not isinstance(vector, torch.Tensor):
+        raise FileFormatError(f"{path} holds a {type(vector).__name__}, expected one tensor.")
+    if vector.dim() != 1 or vector.numel() == 0:
+        raise FileFormatError(f"{path} holds a tensor of shape {list(vector.shape)}, expected [hidden].")
+    if not vector.dtype.is_floating_point:
+        raise FileFormatError(f"{path} holds {vector.dtype}, expected floating-point numbers.")
+    if not vector.is_contiguous():
+        raise FileFormatError(f"{path} holds a tensor with stride {vector.stride()}, expected a contiguous one.")
+    check_finite(vector, str(path))
+    if is_part(vector):
+        raise FileFormatError(f"{path} carries more data than its tensor shows.")
+    return vector
+
+
+def open_archive(content: bytearray, path: Path) -> dict[str, memoryview]:
+    """The members of an uncompressed zip archive, of torch.save or numpy.savez, by name. They share its memory.
+
+    Raises:
+        FileFormatError: it is not a zip archive, is damaged or compressed, or has more members than vectors need.
+    """
+    try:
+        with zipfile.ZipFile(_ContentReader(content, _MAX_DIRECTORY_BYTES)) as archive:
+            members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise FileFormatError(f"{path} is a compressed archive. Write it with torch.save or numpy.savez.")
+        found = {member.filename: _data(member, content) for member in members}
+    except FileFormatError:
+        raise
+    except Exception as error:  # zipfile raises errors of many types for damaged archives
+        raise FileFormatError(f"{path} is not a file of torch.save or numpy.savez: {str(error)[:200]}") from error
+    if len(found) != len(members):
+        raise FileFormatError(f"{path} holds two files of one name.")
+    return found
+
+
+def _data(member: zipfile.ZipInfo, content: bytearray) -> memoryview:
+    # The local header repeats the name and has extra fields of its own, whose lengths the central directory lacks.
+    lengths = struct.unpack_from("<HH", content, member.header_offset + _LOCAL_HEADER_BYTES - 4)
+    start = member.header_offset + _LOCAL_HEADER_BYTES + sum(lengths)
+    if not 0 < start <= start + member.file_size <= len(content):
+        raise ValueError(f"{member.filename!r:.80} lies outside of it")
+    return memoryview(content)[start : start + member.file_size]
+
+
+class _ContentReader(io.RawIOBase):
+    """Content in memory as a file that can be read. `io.BytesIO` would copy it.
+
+    No read takes more than `limit` bytes at once, because a damaged archive can claim a central directory of any size.
+    """
+
+    def __init__(self, content: bytearray | memoryview, limit: int) -> None:
+        self._content = memoryview(content)
+        self._limit = limit
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._content)}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, count: int = -1, /) -> bytes:
+        rest = self._content[self._position :]
+        found = rest if count < 0 else rest[:count]
+        if max(count, len(found)) > self._limit:
+            raise ValueError(f"it asks for {max(count, len(found)):,} bytes at once, more than {self._limit:,}")
+        self._position += len(found)
+        return bytes(found)
+
+
 @dataclass(eq=False)
 class PickledSteeringVector:
     """What a pickled `SteeringVector` of steering-vectors holds."""
@@ -73,9 +178,9 @@ class _Name:
 
 @dataclass(eq=False, repr=False, slots=True)
 class _Made:
-    """Something that a pickle makes: what makes it, of which arguments, and what is put into it afterwards.
+    """An object that a pickle builds: what makes it, from which arguments, and what is put into it afterwards.
 
-    It is never compared, hashed or printed, because that could take for ever if it is nested in itself.
+    It is never compared, hashed or printed, because that could take forever for an object nested in itself.
     """
 
     maker: str
@@ -87,7 +192,7 @@ class _Made:
 def parse_pickle(members: Mapping[str, memoryview], path: Path) -> Any:
     """What torch.save wrote into an archive: a tensor, a list or dict of tensors, or a `PickledSteeringVector`.
 
-    Arrays of numpy become tensors. Tensors share the memory of the archive. Text and numbers in a container are
+    Arrays of numpy become tensors. Tensors share the memory of the archive. Strings and numbers in a container are
     returned as they are: check what is in it.
 
     Raises:
@@ -106,20 +211,22 @@ def parse_pickle(members: Mapping[str, memoryview], path: Path) -> Any:
     storages = {name.removeprefix(f"{folder}data/"): data for name, data in members.items()}
     try:
         return _value(_description(program), storages)
-    except Exception as error:  # of a damaged pickle: whatever its instructions run into
+    except Exception as error:  # the instructions of a damaged pickle fail in many ways
         raise FileFormatError(f"{path} is not a plain PyTorch tensor file: {str(error)[:200]}") from error
 
 
 def _description(program: memoryview) -> Any:  # noqa: PLR0912 (a case for each kind of instruction)
-    """What the instructions of a pickle describe, as numbers, text, tuples, `_Name` and `_Made`."""
+    """What the instructions of a pickle describe, as numbers, strings, tuples, `_Name` and `_Made`."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
-    reader = cast("BinaryIO", ContentReader(program, _MAX_PICKLE_BYTES))
+    reader = cast("BinaryIO", _ContentReader(program, _MAX_PICKLE_BYTES))
     for count, (code, argument, _) in enumerate(pickletools.genops(reader)):
         if count >= _MAX_INSTRUCTIONS:
             raise ValueError(f"its pickle has more than {_MAX_INSTRUCTIONS:,} instructions")
-        takes = code.stack_before  # what `pickletools` documents: some values, or one and those since the last mark
+        # `stack_before` documents what an instruction takes from the stack: so many values, or some values and, as
+        # its last two entries, the last mark and everything above that.
+        takes = code.stack_before
         start = marks.pop() + 2 - len(takes) if pickletools.stackslice in takes else len(stack) - len(takes)
         if start < 0:
             raise ValueError("its pickle takes more values than it has")
@@ -164,7 +271,8 @@ def _description(program: memoryview) -> Any:  # noqa: PLR0912 (a case for each 
 
 
 def _value(described: Any, storages: Mapping[str, memoryview]) -> Any:
-    """One tensor or one container of them. What is nested deeper is refused, so nothing is followed without end."""
+    """One tensor or one container of tensors."""
+    # A description may contain itself, so nothing that is nested deeper is followed.
     match described:
         case _Made("steering_vectors.steering_vector SteeringVector", (), state=state):
             fields = _by_key(state)
@@ -189,7 +297,7 @@ def _by_key(described: Any) -> dict[int | str, Any]:
 
 
 def _item(described: Any, storages: Mapping[str, memoryview]) -> Any:
-    """A tensor, or text or a number as it is."""
+    """A tensor; a string or number as it is."""
     match described:
         case _Made("torch._utils _rebuild_tensor_v2", (_Made("storage", storage), offset, size, stride, *_)):
             if not _are_sizes((offset,)) or not _are_sizes(size) or not _are_sizes(stride):
@@ -208,7 +316,7 @@ def _item(described: Any, storages: Mapping[str, memoryview]) -> Any:
 
 
 def _storage(described: Any, storages: Mapping[str, memoryview]) -> torch.Tensor:
-    """The numbers in a member of the archive. Where they once were, on the CPU or a GPU, does not matter."""
+    """The numbers in a member of the archive. The device that they were saved from does not matter."""
     match described:
         case ("storage", _Name(kind), str(key), _, int(count)) if kind in _STORAGES and key in storages:
             if count * _STORAGES[kind].itemsize != len(storages[key]):
@@ -218,7 +326,7 @@ def _storage(described: Any, storages: Mapping[str, memoryview]) -> torch.Tensor
 
 
 def _array(state: Any) -> torch.Tensor:
-    """The array that numpy describes by version, shape, dtype, whether columns come first, and its bytes as text."""
+    """The array that numpy describes by version, shape, dtype, column-major order, and its bytes as a string."""
     match state:
         case (
             1,
