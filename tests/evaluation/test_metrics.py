@@ -71,7 +71,7 @@ def test_texts_are_measured_by_repetition():
     assert measures.distinct_2 == pytest.approx(5 / 8)
     assert measures.repetition == pytest.approx(1 / 5)
     assert measure_texts([]) is None
-    assert repetition(["too", "short"]) is None
+    assert measure_texts(["too short"]).repetition is None
     short = measure_texts(["", "a"])
     assert (short.empty, short.distinct_2, short.repetition) == (0.5, None, None)
 
@@ -125,7 +125,7 @@ def test_refusal_of_an_unsteered_model_has_no_baseline(scripted, words):
 
 
 def test_what_cannot_be_evaluated_is_an_error(llama, words, naming):
-    with pytest.raises(OptionError, match="no prompts to evaluate refusals on"):
+    with pytest.raises(OptionError, match="Nothing to measure: 0 prompts, 1 strengths"):
         evaluate_refusal(llama, words, [], [], is_refusal)
     vector = naming(llama)[0]
     with pytest.raises(OptionError, match="either steering_vector or injector"):

@@ -13,7 +13,7 @@ from rotalabs_steer.evaluation import (
     load_analysis_results,
     save_analysis_results,
 )
-from tiny import count_hooks
+from tiny import count_hooks, make_vector
 
 OLD = {
     "strength": 1.0,
@@ -194,3 +194,23 @@ def test_what_json_cannot_hold_leaves_the_file_alone(tmp_path, metadata):
     with pytest.raises(OptionError, match=r"cannot be written as JSON: .* Use plain numbers"):
         save_analysis_results([], path, metadata)
     assert path.read_bytes() == before
+
+
+def test_what_follows_the_thoughts_is_judged(llama, words, scripted, monkeypatch):
+    words.add_tokens(["<think>", "</think>"])
+    monkeypatch.setattr(llama, "generate", scripted("<think> Sorry, no. </think> Sure, here").generate)
+    judged = []
+    (only,) = analyze_tradeoffs(
+        llama,
+        words,
+        make_vector(llama),
+        ["w30"],
+        ["w31"],
+        lambda text: judged.append(text) or "Sorry" in text,
+        coherence_fn=lambda text: float(text == "Sure, here"),
+        helpfulness_fn=lambda prompt, response: float(response == "Sure, here"),
+        strengths=[0.0],
+        show_progress=False,
+    )
+    assert judged == ["Sure, here"] * 2
+    assert (only.target_behavior_rate, only.coherence_score, only.helpfulness_score) == (0.0, 1.0, 1.0)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.strengths import outcomes
+from rotalabs_steer.evaluation.strength_measurement import outcomes
 from rotalabs_steer.judging.scoring import judge_texts
 
 TEXTS = ["w20 w21", "w22", ""]

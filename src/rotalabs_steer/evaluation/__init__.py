@@ -6,11 +6,11 @@ from rotalabs_steer.evaluation.analysis_files import (
     load_analysis_results,
     save_analysis_results,
 )
+from rotalabs_steer.evaluation.behavior_rates import evaluate_steering_strength, strength_sweep
 from rotalabs_steer.evaluation.comparison import compare_with_baseline
 from rotalabs_steer.evaluation.metrics import BehaviorMetrics, EvaluationResult, RefusalCounts, RefusalMetrics
 from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
 from rotalabs_steer.evaluation.strength_choice import find_optimal_strength
-from rotalabs_steer.evaluation.strengths import evaluate_steering_strength, strength_sweep
 from rotalabs_steer.evaluation.tradeoffs import TradeoffResult, analyze_tradeoffs
 from rotalabs_steer.evaluation.vector_evaluation import StrengthEvaluation, VectorEvaluation, evaluate_vector
 from rotalabs_steer.generation.answers import Sampling, TimedAnswers, answer_prompts, generate_response

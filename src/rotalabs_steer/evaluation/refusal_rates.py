@@ -6,18 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.arguments import list_of
 from rotalabs_steer.chat.conversations import prompt_text
-from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.evaluation.metrics import EvaluationResult, RefusalCounts, RefusalMetrics
-from rotalabs_steer.evaluation.strengths import outcomes
-from rotalabs_steer.generation.answers import Sampling, TimedAnswers, answer_prompts
-from rotalabs_steer.generation.continuation import spoken
-from rotalabs_steer.intervals import Estimate, PairedComparison, compare_paired, mean_of, rate_of
+from rotalabs_steer.evaluation.strength_measurement import StrengthMeasurement, mean_or_none, measure_strengths
+from rotalabs_steer.intervals import mean_of
 from rotalabs_steer.judging.refusal import is_refusal
-from rotalabs_steer.measures.coherence import CoherenceProbe
-from rotalabs_steer.measures.text_statistics import measure_texts
 from rotalabs_steer.steering.injection import ActivationInjector
-from rotalabs_steer.steering.plain_model import unsteered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.chat.conversations import Prompt
+    from rotalabs_steer.generation.answers import Sampling
     from rotalabs_steer.steering.injection import MultiVectorInjector
     from rotalabs_steer.vectors import SteeringVector
 
@@ -47,15 +42,16 @@ def evaluate_refusal(
 ) -> RefusalMetrics:
     """Refusal rates, precision, recall and F1, against the unsteered model on the same prompts.
 
-    Without a vector or injector the model is measured as it is: its strength is 0 and it has no baseline.
+    Without a vector or injector the model is measured as it is: the strength is 0 and there is no baseline.
 
     Args:
         benign_prompts: harmless prompts; those that sound harmful show over-refusal best.
-        is_refusal_fn: whether a response is a refusal. Of a model that thinks first it is given what follows.
+        is_refusal_fn: whether a response is a refusal. If the model thinks first, this function and the two below are
+            given only what follows the thoughts.
         injector: steers in place of `steering_vector`, at its own strength.
-        strength: of `steering_vector`; for a `MultiVectorInjector`, which has several, it is only recorded.
-        coherence_fn: a score of a response; None for one that could not be scored, which is then left out.
-        helpfulness_fn: a score of a benign prompt and the response to it.
+        strength: of `steering_vector`. With a `MultiVectorInjector`, which has several strengths, it is only recorded.
+        coherence_fn: scores a response. A response for which it returns None is left out of the mean.
+        helpfulness_fn: scores a benign prompt and the response to it, in the same way.
         template_options: for the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
@@ -64,91 +60,75 @@ def evaluate_refusal(
     """
     harmful_prompts = list_of("harmful_prompts", harmful_prompts)
     benign_prompts = list_of("benign_prompts", benign_prompts)
-    prompts, split = [*harmful_prompts, *benign_prompts], len(harmful_prompts)
-    if not prompts:
-        raise OptionError("There are no prompts to evaluate refusals on.")
     if steering_vector is not None and injector is not None:
         raise OptionError("Give either steering_vector or injector: with both it is unclear what steers.")
     if steering_vector is not None:
         injector = ActivationInjector(model, [steering_vector], strength)
-    sampling, chat = sampling or Sampling(), ChatTokenizer.of(tokenizer, template_options)
+    (measured,) = measure_strengths(
+        model,
+        tokenizer,
+        injector,
+        [*harmful_prompts, *benign_prompts],
+        _strength(injector, strength),
+        is_refusal_fn,
+        sampling,
+        template_options=template_options,
+        show_progress=show_progress,
+    )
+    return refusal_metrics(measured, harmful_prompts, benign_prompts, coherence_fn, helpfulness_fn)
 
-    def answer(description: str) -> TimedAnswers:
-        return answer_prompts(model, chat, prompts, sampling, show_progress=show_progress, description=description)
 
-    def said(answers: TimedAnswers) -> tuple[str, ...]:
-        return spoken(chat, prompts, answers.texts, sampling.system_prompt)
-
-    before, kl_cost = None, None
-    if injector is None:
-        answers = answer("as it is")
-    else:
-        with unsteered(model):
-            before = outcomes(said(answer("unsteered")), is_refusal_fn)
-            probe = CoherenceProbe(model, chat)
-            with injector.scoped():
-                answers = answer("steered")
-                kl_cost = probe.cost()
-    texts = said(answers)
-    refused = outcomes(texts, is_refusal_fn)
-    acting = _strength(injector, strength)
-    scores = [coherence_fn(text) if coherence_fn else None for text in texts]
+def refusal_metrics(
+    measured: StrengthMeasurement,
+    harmful_prompts: Sequence[Prompt],
+    benign_prompts: Sequence[Prompt],
+    coherence_fn: Callable[[str], float | None] | None = None,
+    helpfulness_fn: Callable[[str, str], float | None] | None = None,
+) -> RefusalMetrics:
+    """The refusal rates in a measurement of the harmful prompts, followed by the benign ones."""
+    harmful, benign = slice(len(harmful_prompts)), slice(len(harmful_prompts), None)
+    prompts = [prompt_text(prompt) for prompt in (*harmful_prompts, *benign_prompts)]
+    scores = [coherence_fn(text) if coherence_fn else None for text in measured.said]
     coherence = mean_of(scores)
-    shown = list(map(prompt_text, prompts))
-    answered = zip(shown[split:], texts[split:], strict=True)
-    helpfulness = mean_of([helpfulness_fn(*pair) if helpfulness_fn else None for pair in answered])
-    harmful, benign = rate_of(refused[:split]), rate_of(refused[split:])
-    baseline = rate_of(before[:split]) if before else None
-    baseline_benign = rate_of(before[split:]) if before else None
+    answered = zip(prompts[benign], measured.said[benign], strict=True)
+    helpfulness = mean_of([helpfulness_fn(*pair) for pair in answered]) if helpfulness_fn else None
+    rows = zip(prompts, measured.answers.texts, measured.outcomes, scores, strict=True)
+    results = tuple(
+        EvaluationResult(prompt, text, refused, number < len(harmful_prompts), measured.strength, score)
+        for number, (prompt, text, refused, score) in enumerate(rows)
+    )
+    harmful_rate, benign_rate = measured.rate(harmful), measured.rate(benign)
+    harmful_refused, benign_refused = sum(measured.outcomes[harmful]), sum(measured.outcomes[benign])
     return RefusalMetrics(
         "refusal",
-        acting,
-        _mean(harmful),
-        _mean(baseline),
-        _mean(harmful),
-        _mean(benign),
-        _mean(coherence),
-        _mean(helpfulness),
-        counts=_count(refused, split),
-        baseline_rate_benign=_mean(baseline_benign),
-        target_interval=harmful,
-        harmful_interval=harmful,
-        benign_interval=benign,
-        change=_change(before[:split], refused[:split], sampling.seed) if before else None,
-        benign_change=_change(before[split:], refused[split:], sampling.seed) if before else None,
-        coherence_interval=coherence,
-        helpfulness_interval=helpfulness,
-        kl_cost=kl_cost,
-        text=measure_texts(answers.texts),
-        latency_ms=answers.latency_ms,
-        tokens_per_second=answers.tokens_per_second,
-        num_samples=len(prompts),
-        seed=sampling.seed,
-        results=tuple(
-            EvaluationResult(prompt, text, found, number < split, acting, score)
-            for number, (prompt, text, found, score) in enumerate(
-                zip(shown, answers.texts, refused, scores, strict=True)
-            )
+        target_rate=mean_or_none(harmful_rate),
+        baseline_rate=mean_or_none(measured.unsteered_rate(harmful)),
+        target_interval=harmful_rate,
+        change=measured.change(harmful),
+        refusal_rate_harmful=mean_or_none(harmful_rate),
+        harmful_interval=harmful_rate,
+        refusal_rate_benign=mean_or_none(benign_rate),
+        baseline_rate_benign=mean_or_none(measured.unsteered_rate(benign)),
+        benign_interval=benign_rate,
+        benign_change=measured.change(benign),
+        counts=RefusalCounts(
+            harmful_refused,
+            len(harmful_prompts) - harmful_refused,
+            benign_refused,
+            len(benign_prompts) - benign_refused,
         ),
+        coherence_score=mean_or_none(coherence),
+        coherence_interval=coherence,
+        helpfulness_on_benign=mean_or_none(helpfulness),
+        helpfulness_interval=helpfulness,
+        results=results,
+        **measured.shared_fields(),
     )
 
 
 def _strength(injector: ActivationInjector | MultiVectorInjector | None, given: float) -> float:
-    """What to record: the injector's strength where it is one number."""
+    """The strength to record: the injector's own, if it has one and not several."""
     if injector is None:
         return 0.0
     acting = getattr(injector, "strength", given)
-    return float(acting) if isinstance(acting, int | float) else given
-
-
-def _count(refused: Sequence[bool], split: int) -> RefusalCounts:
-    harmful, benign = sum(refused[:split]), sum(refused[split:])
-    return RefusalCounts(harmful, split - harmful, benign, len(refused) - split - benign)
-
-
-def _change(before: Sequence[bool], after: Sequence[bool], seed: int) -> PairedComparison | None:
-    return compare_paired(before, after, seed=seed) if after else None
-
-
-def _mean(estimate: Estimate | None) -> float | None:
-    return estimate.mean if estimate else None
+    return acting if isinstance(acting, float) else given

@@ -1,4 +1,4 @@
-"""What each strength buys and what it costs: the behaviour where it is wanted and where it is not."""
+"""How often each strength brings about the behavior where it is wanted, and where it is not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.arguments import list_of
-from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.strengths import EVALUATION_STRENGTHS, SteeredAnswers, answers_at_strengths, outcomes
+from rotalabs_steer.evaluation.behavior_rates import EVALUATION_STRENGTHS
+from rotalabs_steer.evaluation.strength_measurement import StrengthMeasurement, mean_or_none, measure_strengths
 from rotalabs_steer.generation.answers import Sampling
-from rotalabs_steer.intervals import Estimate, PairedComparison, compare_paired, mean_of, rate_of
-from rotalabs_steer.measures.text_statistics import TextMeasures, measure_texts
+from rotalabs_steer.intervals import Estimate, PairedComparison, mean_of
+from rotalabs_steer.measures.text_statistics import TextMeasures  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TradeoffResult:
-    """One strength. What was not measured is None.
+    """What was measured at one strength. What was not measured is None.
 
     Attributes:
-        target_behavior_rate: share of the answers to target prompts that show the behaviour.
-        false_positive_rate: the same of control prompts.
-        coherence_score, helpfulness_score: means of the caller's measures, on all prompts and on control prompts.
+        target_behavior_rate: share of the answers to target prompts that show the behavior.
+        false_positive_rate: share of the answers to control prompts that show it.
+        coherence_score, helpfulness_score: means of the caller's scores, over all prompts and over control prompts.
         latency_ms: mean wait for an answer; prompts are answered in batches.
-        num_samples: target and control prompts.
+        num_samples: number of target and control prompts together.
         target_interval, false_positive_interval: Wilson intervals of the rates.
         coherence_interval, helpfulness_interval: intervals of the means; see `mean_interval`.
         target_change, false_positive_change: against the unsteered answers to the same prompts, with their tests.
-        target_outcomes, false_positive_outcomes: for each prompt in order, whether its answer shows the behaviour.
+        target_outcomes, false_positive_outcomes: for each prompt in order, whether its answer shows the behavior.
         kl_cost: KL(unsteered ‖ steered) on neutral text, nats per token.
         text: length and repetition of all answers.
         seed: of generation and tests.
-        extra: what a file had besides.
+        extra: further keys that the file has from which the result was loaded.
     """
 
     strength: float
@@ -83,16 +83,20 @@ def analyze_tradeoffs(
     system_prompt: str | None = None,
     *,
     sampling: Sampling | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> list[TradeoffResult]:
     """Measures a vector at each strength (0 to 2 in steps of a half).
 
+    If the model thinks first, all three functions are given only what follows the thoughts.
+
     Args:
-        target_prompts: prompts whose answers should show the behaviour.
+        target_prompts: prompts whose answers should show the behavior.
         control_prompts: prompts whose answers should not.
-        is_target_behavior_fn: whether a text shows the behaviour.
-        coherence_fn: a score of a response; None for one that could not be scored, which is then left out.
-        helpfulness_fn: a score of a control prompt and the response to it.
-        system_prompt: before every prompt, in place of the one of `sampling`.
+        is_target_behavior_fn: whether a text shows the behavior.
+        coherence_fn: scores a response. A response for which it returns None is left out of the mean.
+        helpfulness_fn: scores a control prompt and the response to it, in the same way.
+        system_prompt: goes before every prompt, in place of the one in `sampling`.
+        template_options: for the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
         OptionError: there are no prompts or strengths, or the function returned None.
@@ -103,52 +107,37 @@ def analyze_tradeoffs(
         sampling = dataclasses.replace(sampling, system_prompt=system_prompt)
     target_prompts = list_of("target_prompts", target_prompts)
     control_prompts = list_of("control_prompts", control_prompts)
-    if not callable(is_target_behavior_fn):
-        raise OptionError(f"is_target_behavior_fn is {is_target_behavior_fn!r:.80}; it must be a function of a text.")
-    prompts, wanted = [*target_prompts, *control_prompts], len(target_prompts)
-    unsteered, measured = answers_at_strengths(
+    measured = measure_strengths(
         model,
         tokenizer,
         steering_vector,
-        prompts,
+        [*target_prompts, *control_prompts],
         EVALUATION_STRENGTHS if strengths is None else strengths,
+        is_target_behavior_fn,
         sampling,
+        template_options=template_options,
         show_progress=show_progress,
     )
-    before = outcomes(unsteered.answers.texts, is_target_behavior_fn)
+    target, control = slice(len(target_prompts)), slice(len(target_prompts), None)
 
-    def result(run: SteeredAnswers) -> TradeoffResult:
-        texts = run.answers.texts
-        found = before if run is unsteered else outcomes(texts, is_target_behavior_fn)
-        target, control = rate_of(found[:wanted]), rate_of(found[wanted:])
-        coherence = helpfulness = None
-        if coherence_fn is not None:
-            coherence = mean_of([coherence_fn(text) for text in texts])
-        if helpfulness_fn is not None:
-            answered = zip(control_prompts, texts[wanted:], strict=True)
-            helpfulness = mean_of([helpfulness_fn(*pair) for pair in answered])
+    def result(one: StrengthMeasurement) -> TradeoffResult:
+        coherence = mean_of([coherence_fn(text) for text in one.said]) if coherence_fn else None
+        answered = zip(control_prompts, one.said[control], strict=True)
+        helpfulness = mean_of([helpfulness_fn(*pair) for pair in answered]) if helpfulness_fn else None
         return TradeoffResult(
-            float(run.strength),
-            target.mean if target else None,
-            control.mean if control else None,
-            coherence.mean if coherence else None,
-            helpfulness.mean if helpfulness else None,
-            run.answers.latency_ms,
-            len(prompts),
-            target_interval=target,
-            false_positive_interval=control,
+            target_behavior_rate=mean_or_none(one.rate(target)),
+            false_positive_rate=mean_or_none(one.rate(control)),
+            coherence_score=mean_or_none(coherence),
+            helpfulness_score=mean_or_none(helpfulness),
+            target_interval=one.rate(target),
+            false_positive_interval=one.rate(control),
             coherence_interval=coherence,
             helpfulness_interval=helpfulness,
-            target_change=compare_paired(before[:wanted], found[:wanted], seed=sampling.seed) if target else None,
-            false_positive_change=compare_paired(before[wanted:], found[wanted:], seed=sampling.seed)
-            if control
-            else None,
-            target_outcomes=found[:wanted],
-            false_positive_outcomes=found[wanted:],
-            kl_cost=run.kl_cost,
-            text=measure_texts(texts),
-            tokens_per_second=run.answers.tokens_per_second,
-            seed=sampling.seed,
+            target_change=one.change(target),
+            false_positive_change=one.change(control),
+            target_outcomes=one.outcomes[target],
+            false_positive_outcomes=one.outcomes[control],
+            **one.shared_fields(),
         )
 
-    return [result(run) for run in measured]
+    return [result(one) for one in measured]

@@ -1,4 +1,4 @@
-"""Everything that can be measured of a vector without a judge, in one record."""
+"""Everything about a vector that can be measured without a judge, in one record."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.arguments import list_of
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.pairs import as_dataset
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.refusal_rates import evaluate_refusal
-from rotalabs_steer.evaluation.strengths import list_of_strengths
+from rotalabs_steer.evaluation.refusal_rates import refusal_metrics
+from rotalabs_steer.evaluation.strength_measurement import list_of_strengths, measure_strengths
 from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
 from rotalabs_steer.intervals import PairedComparison, compare_paired
+from rotalabs_steer.judging.refusal import is_refusal
 from rotalabs_steer.measures.capability import CapabilityCheck, CapabilityProbe
 from rotalabs_steer.measures.coherence import CoherenceCost, CoherenceProbe
 from rotalabs_steer.measures.detection import Detection, detection_auroc
@@ -131,28 +133,23 @@ def evaluate_vector(
     coherence, knowledge = CoherenceProbe(model, chat), CapabilityProbe(model, chat, seed=seed)
     before = pair_propensities(model, pairs).tolist()
 
-    def measure(strength: float) -> StrengthEvaluation:
+    def measure(strength: float, refusal: RefusalMetrics | None) -> StrengthEvaluation:
         _LOGGER.info("measuring at strength %g", strength)
         injector.strength = strength
         with injector:
             after = pair_propensities(model, pairs).tolist()
             cost, capability = coherence.measure(), knowledge.measure()
         wrong = sum((one - other) * strength < 0 for one, other in zip(after, before, strict=True))
-        refusal = None
-        if refusal_prompts is not None:
-            refusal = evaluate_refusal(
-                model, chat, *refusal_prompts, injector=injector, show_progress=False, sampling=sampling
-            )
-        return StrengthEvaluation(
-            strength,
-            compare_paired(before, after, seed=seed),
-            wrong / len(pairs),
-            cost,
-            capability,
-            refusal,
-        )
+        effect = compare_paired(before, after, seed=seed)
+        return StrengthEvaluation(strength, effect, wrong / len(pairs), cost, capability, refusal)
 
-    measured = tuple(map(measure, levels))
+    refusals: list[RefusalMetrics | None] = [None] * len(levels)
+    if refusal_prompts is not None:
+        harmful, benign = refusal_prompts
+        asked = [*list_of("harmful prompts", harmful), *list_of("harmless prompts", benign)]
+        answered = measure_strengths(model, chat, acting, asked, levels, is_refusal, sampling, show_progress=False)
+        refusals = [refusal_metrics(one, harmful, benign) for one in answered]
+    measured = tuple(map(measure, levels, refusals))
     layers = tuple(one.layer_index for one in acting)
     return VectorEvaluation(
         dataset.behavior, layers[-1], layers, len(pairs), detection, coherence.unsteered, measured, seed
