@@ -11,7 +11,7 @@ from rotalabs_steer.errors import (
     LayerError,
     OptionError,
 )
-from rotalabs_steer.extraction import extract_caa_vector, extract_caa_vectors
+from rotalabs_steer.extraction import extract_caa_vector, extract_caa_vectors, extract_vectors
 from rotalabs_steer.model import batching
 from rotalabs_steer.model.decoder import decoder_layers
 from rotalabs_steer.model.layer_outputs import first_tensor
@@ -171,11 +171,38 @@ def test_bad_input_is_an_error_before_the_model_runs(llama):
         (PAIRS, {"method": "gradient", "component": "mlp"}, OptionError, "for the residual stream"),
         (PAIRS, {"layer_indices": [7]}, LayerError, "Layer 7 does not exist"),
         (PAIRS, {"token_position": "lsat"}, OptionError, "Unknown token position 'lsat'"),
+        (PAIRS, {"neutral_texts": []}, OptionError, "neutral_texts is empty; give at least one"),
+        (
+            PAIRS,
+            {"method": "mean_centred", "neutral_texts": ["a"]},
+            DatasetError,
+            "text 'a' has 1 tokens; give texts of",
+        ),
     ):
         with pytest.raises(error, match=message):
             extract_caa_vectors(llama, Letters(), pairs, **options, show_progress=False)
     assert ran == []
     handle.remove()
+
+
+def test_a_misspelt_option_names_the_function_that_was_called(llama):
+    for function, layers in ((extract_caa_vector, 1), (extract_caa_vectors, [1]), (extract_vectors, [1])):
+        with pytest.raises(TypeError, match=rf"^{function.__name__}\(\) got an unexpected keyword argument 'metod'"):
+            function(llama, Letters(), PAIRS, layers, metod="pca")
+
+
+def test_only_the_pairs_are_tokenised_for_a_mean_difference(llama):
+    class Recording(Letters):
+        def __init__(self):
+            self.texts = set()
+
+        def __call__(self, text, add_special_tokens=True):
+            self.texts.add(text)
+            return super().__call__(text)
+
+    tokenizer = Recording()
+    extract_caa_vectors(llama, tokenizer, PAIRS, [1], show_progress=False)
+    assert tokenizer.texts == {text for pair in PAIRS for text in pair.values()}
 
 
 def test_activations_that_are_not_finite_are_named(llama):

@@ -180,6 +180,16 @@ def test_one_pass_serves_many_methods_positions_and_components(llama):
         everything.vectors("gradient", "last")
 
 
+def test_what_to_read_may_be_a_generator_but_not_nothing(llama):
+    found = read_statistics(llama, Letters(), PAIRS, [2], components=(c for c in ["mlp"]), show_progress=False)
+    assert list(found.layers) == [("mlp", "last")]
+    for name in ("methods", "components", "token_positions"):
+        with pytest.raises(OptionError, match=f"{name} is empty; give at least one"):
+            read_statistics(llama, Letters(), PAIRS, [2], **{name: []}, show_progress=False)
+    with pytest.raises(OptionError, match="components is one string"):
+        read_statistics(llama, Letters(), PAIRS, [2], components="mlp", show_progress=False)
+
+
 def test_methods_can_be_added(llama):
     @register_method("tenfold")
     def tenfold(statistics):

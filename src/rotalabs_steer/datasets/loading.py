@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rotalabs_steer.chat.conversations import prompt_key
 from rotalabs_steer.datasets.builtin import behavior_names, load_behavior
@@ -32,6 +32,9 @@ _CAA_COLUMNS = {
 _CAA_LETTER = re.compile(r"\(([A-Z])\)")
 _SHOWN_REASONS = 5
 _SHOWN_ROWS = 5
+
+PairSource: TypeAlias = str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]]
+"""What extraction and tuning accept as pairs; see `pairs_from`."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +128,7 @@ def read_pairs(
     )
 
 
-def pairs_from(
-    source: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
-) -> ContrastPairDataset:
+def pairs_from(source: PairSource) -> ContrastPairDataset:
     """Pairs in any form that extraction and tuning accept: a dataset, a list, a file, or a built-in behaviour's name.
 
     Raises:

@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.extraction.extract import extract_vectors
+from rotalabs_steer.extraction.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
 
-    from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
+    from rotalabs_steer.datasets.loading import PairSource
     from rotalabs_steer.extraction.readout import Readout
     from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
@@ -25,16 +26,34 @@ if TYPE_CHECKING:
 def extract_caa_vector(
     model: nn.Module,
     tokenizer: Any,
-    contrast_pairs: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    contrast_pairs: PairSource,
     layer_idx: int,
     token_position: Readout | None = None,
     batch_size: int | None = None,
     show_progress: bool = True,
-    **options: Any,
+    *,
+    method: str = DEFAULT_METHOD,
+    component: str = "residual",
+    truncate: bool = False,
+    neutral_texts: Sequence[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> SteeringVector:
     """The steering vector of one layer; see `extract_caa_vectors`."""
-    vectors = extract_caa_vectors(
-        model, tokenizer, contrast_pairs, [layer_idx], token_position, batch_size, show_progress, **options
+    vectors = extract_vectors(
+        model,
+        tokenizer,
+        contrast_pairs,
+        [layer_idx],
+        method=method,
+        token_position=token_position,
+        component=component,
+        batch_size=batch_size,
+        truncate=truncate,
+        neutral_texts=neutral_texts,
+        resume=resume,
+        template_options=template_options,
+        show_progress=show_progress,
     )
     return vectors[layer_idx]
 
@@ -42,32 +61,29 @@ def extract_caa_vector(
 def extract_caa_vectors(
     model: nn.Module,
     tokenizer: Any,
-    contrast_pairs: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    contrast_pairs: PairSource,
     layer_indices: Iterable[int] | None = None,
     token_position: Readout | None = None,
     batch_size: int | None = None,
     show_progress: bool = True,
-    **options: Any,
+    *,
+    method: str = DEFAULT_METHOD,
+    component: str = "residual",
+    truncate: bool = False,
+    neutral_texts: Sequence[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> SteeringVectorSet:
     """Steering vectors of several layers from one pass over the pairs.
 
-    Args:
-        contrast_pairs: a dataset; a list of pairs or of dicts with "positive" and "negative"; a file of pairs; or the
-            name of a built-in behaviour.
-        layer_indices: 0-based decoder layers; None for all of them.
-        token_position: "last", "first", "mean" (over all tokens), "response" (mean over the response) or another of
-            `read_statistics`. None for "response" where a pair has a prompt and "last" where it has none.
-        batch_size: most texts a batch; None for about 500 tokens.
-        options: of `extract_vectors`: `method`, `component`, `truncate`, `neutral_texts`, `resume`,
-            `template_options`.
+    It is `extract_vectors` with the positional arguments of rotalabs-steer 1.2; see `read_statistics` for the arguments
+    and errors.
 
     Returns:
         Vectors `[hidden]` in fp32. Each vector's metadata has `num_pairs`, `token_position`, `pos_mean_norm`,
         `neg_mean_norm`, `vector_norm` and the model's `fingerprint`.
 
     Raises:
-        DatasetError, ChatTemplateError, LayerError, OptionError: the input cannot be used; the model has not run.
-        ActivationError: an activation is not finite.
         VectorError: the sides do not differ at a layer.
     """
     return extract_vectors(
@@ -75,8 +91,13 @@ def extract_caa_vectors(
         tokenizer,
         contrast_pairs,
         layer_indices,
+        method=method,
         token_position=token_position,
+        component=component,
         batch_size=batch_size,
+        truncate=truncate,
+        neutral_texts=neutral_texts,
+        resume=resume,
+        template_options=template_options,
         show_progress=show_progress,
-        **options,
     )

@@ -1,9 +1,9 @@
-"""One pass over the pairs, and from it the vectors of any number of methods, positions, components and layers."""
+"""One pass over the pairs, from which vectors of any number of methods, positions, components and layers are made."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -19,7 +19,7 @@ from rotalabs_steer.extraction.methods import DEFAULT_METHOD, get_method
 from rotalabs_steer.extraction.pair_pass import PairPass
 from rotalabs_steer.extraction.pair_texts import PairTexts, check_scorable, side_name, sides_of
 from rotalabs_steer.extraction.readout import token_weights
-from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, NEUTRAL, SAMPLES
+from rotalabs_steer.extraction.statistics import FIELD_OF_NEED, FISHER, GRADIENT, NEUTRAL
 from rotalabs_steer.model.batching import plan_batches
 from rotalabs_steer.model.decoder import (
     check_component,
@@ -38,18 +38,21 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
+    from rotalabs_steer.datasets.loading import PairSource
+    from rotalabs_steer.datasets.pairs import ContrastPairDataset
     from rotalabs_steer.datasets.rendering import RenderedPair
     from rotalabs_steer.extraction.readout import Readout
     from rotalabs_steer.extraction.statistics import LayerStatistics
 
+_Item = TypeVar("_Item")
+
 _PAIRS_AT_ONCE = 256
-"""Gradients of more pairs are summed in parts: each pair has one of `[layers, hidden]`."""
+"""Gradients of more pairs are summed in parts, because each pair has a gradient of `[layers, hidden]`."""
 
 
 @dataclass(frozen=True, eq=False)
 class ActivationStatistics:
-    """What one pass over contrast pairs found, from which `vectors` are made without the model.
+    """What one pass over contrast pairs found. `vectors` makes steering vectors of it, without the model.
 
     Attributes:
         layers: the statistics of each layer, by (component, name of the token position).
@@ -66,13 +69,13 @@ class ActivationStatistics:
     def vectors(
         self, method: str = DEFAULT_METHOD, token_position: str | None = None, component: str = "residual"
     ) -> SteeringVectorSet:
-        """The steering vectors of a method, one a layer.
+        """The steering vectors of a method, one for each layer.
 
         Args:
-            token_position: which, where several were read.
+            token_position: needed only where several were read.
 
         Raises:
-            OptionError: that was not read, or something the method needs was not.
+            OptionError: this component, this position or something that the method needs was not read.
             VectorError: the method finds no direction at a layer.
         """
         read = [position for part, position in self.layers if part == component]
@@ -80,10 +83,12 @@ class ActivationStatistics:
             token_position = read[0]
         if token_position not in read:
             raise OptionError(f"No {component!r} activations at {token_position!r} were read; there are {read}.")
-        found = get_method(method)
-        for need in sorted(found.needs - self._present(component, token_position)):
-            raise OptionError(f"Method {method!r} needs {need}, not read: pass methods=[{method!r}, …] when reading.")
         layers = self.layers[component, token_position].values()
+        for need in sorted(get_method(method).needs):
+            if any(getattr(statistics, FIELD_OF_NEED[need]) is None for statistics in layers):
+                raise OptionError(
+                    f"Method {method!r} needs {need}, not read: pass methods=[{method!r}, …] when reading."
+                )
         about = {
             "token_position": token_position,
             "component": component,
@@ -92,8 +97,7 @@ class ActivationStatistics:
         }
         if self.template_options:
             about["template_options"] = dict(self.template_options)
-        vectors = [self._vector(method, statistics, about) for statistics in layers]
-        return SteeringVectorSet(self.behavior, vectors)
+        return SteeringVectorSet(self.behavior, [self._vector(method, statistics, about) for statistics in layers])
 
     def _vector(self, method: str, statistics: LayerStatistics, about: Mapping[str, Any]) -> SteeringVector:
         difference = statistics.mean_difference
@@ -106,7 +110,7 @@ class ActivationStatistics:
                 f"Method {method!r} finds no direction at {where}: what it looks at is the same in all pairs. Check "
                 "that the pairs are not copies of one, or use another method."
             )
-        if method != DEFAULT_METHOD:
+        if method != DEFAULT_METHOD:  # a principal component, for one, may point either way and has length one
             sign = torch.copysign(torch.ones(()), direction @ difference)
             direction = direction * (sign * difference.norm() / direction.norm())
         vector = direction.float()
@@ -125,27 +129,22 @@ class ActivationStatistics:
             },
         )
 
-    def _present(self, component: str, token_position: str) -> set[str]:
-        statistics = next(iter(self.layers[component, token_position].values()))
-        fields = {
-            SAMPLES: statistics.samples,
-            NEUTRAL: statistics.neutral_mean,
-            GRADIENT: statistics.gradient,
-            FISHER: statistics.fisher_scores,
-        }
-        return {name for name, value in fields.items() if value is not None}
-
 
 def extract_vectors(
     model: nn.Module,
     tokenizer: Any,
-    contrast_pairs: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    contrast_pairs: PairSource,
     layer_indices: Iterable[int] | None = None,
     *,
     method: str = DEFAULT_METHOD,
     token_position: Readout | None = None,
     component: str = "residual",
-    **options: Any,
+    batch_size: int | None = None,
+    truncate: bool = False,
+    neutral_texts: Sequence[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    show_progress: bool = True,
 ) -> SteeringVectorSet:
     """Steering vectors of several layers by one method; see `read_statistics` for the arguments and errors."""
     statistics = read_statistics(
@@ -156,7 +155,12 @@ def extract_vectors(
         methods=[method],
         token_positions=[token_position],
         components=[component],
-        **options,
+        batch_size=batch_size,
+        truncate=truncate,
+        neutral_texts=neutral_texts,
+        resume=resume,
+        template_options=template_options,
+        show_progress=show_progress,
     )
     return statistics.vectors(method, component=component)
 
@@ -164,7 +168,7 @@ def extract_vectors(
 def read_statistics(
     model: nn.Module,
     tokenizer: Any,
-    contrast_pairs: str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]],
+    contrast_pairs: PairSource,
     layer_indices: Iterable[int] | None = None,
     *,
     methods: Sequence[str] = (DEFAULT_METHOD,),
@@ -189,10 +193,11 @@ def read_statistics(
         token_positions: "last", "first", "mean", "response", "last_prompt", "span", a function from a `RenderedText` to
             token indices, or None: "response" where a pair has a prompt and a response, else "last".
         components: "residual" (the layer's output), "mlp" or "attn" (what that part adds to the residual stream).
-        batch_size: most texts a batch; None for about 500 tokens.
-        truncate: cut texts longer than the model's context at their beginning instead of refusing them.
+        batch_size: maximum number of texts in a batch; None for as many as make about 500 tokens.
+        truncate: cut texts that are longer than the model's context at their beginning; else they are an error.
         neutral_texts: for methods that compare with neutral text; by default those of the package.
-        resume: a file. It keeps the state of an extraction that is stopped and continues it, to the same result.
+        resume: a file that keeps the state of the extraction. One that was stopped goes on from there, to the same
+            result.
         template_options: for the chat template, as in `{"enable_thinking": False}`; the vectors record them.
 
     Raises:
@@ -203,43 +208,49 @@ def read_statistics(
     if batch_size is not None and (as_integer(batch_size) or 0) < 1:
         raise OptionError(f"batch_size is {batch_size!r}; it must be an integer from 1 on, or None.")
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
-    places = [(layer, component) for component in components for layer in layers]
-    for component in components:
-        check_component(component)
-    if getattr(transformers_model(model).config, "is_encoder_decoder", False):
+    plain_model = transformers_model(model)
+    if getattr(plain_model.config, "is_encoder_decoder", False):
         raise ArchitectureError(
-            f"{type(transformers_model(model)).__name__} has an encoder: pairs are read by decoder-only models. "
+            f"{type(plain_model).__name__} has an encoder: pairs are read by decoder-only models. "
             "Capture activations with ActivationHook and make SteeringVectors of their differences."
         )
-    if neutral_texts is not None and not (neutral_texts := list_of("neutral_texts", neutral_texts)):
-        raise OptionError("neutral_texts is empty; give some, or None for those of the package.")
-    methods, components = list_of("methods", methods), list_of("components", components)
-    token_positions = list_of("token_positions", token_positions)
+    methods, components = _some("methods", methods), _some("components", components)
+    token_positions = _some("token_positions", token_positions)
+    neutral_texts = neutral_passages() if neutral_texts is None else _some("neutral_texts", neutral_texts)
+    for component in components:
+        check_component(component)
     needs = frozenset().union(*(get_method(method).needs for method in methods))
     if needs & {GRADIENT, FISHER} and set(components) != {"residual"}:
         raise OptionError("Methods by gradient are for the residual stream: leave components as it is.")
-    longest = getattr(text_config(transformers_model(model)), "max_position_embeddings", None)
+    longest = getattr(text_config(plain_model), "max_position_embeddings", None)
     pairs = render_pairs(chat, dataset, longest, truncate=truncate)
     if GRADIENT in needs:
         check_scorable(sides_of(pairs), side_name)
+    neutral_ids = _neutral_ids(chat, neutral_texts) if needs & {NEUTRAL, FISHER} else []
+
     texts = PairTexts(pairs, token_positions)
+    places = [(layer, component) for component in components for layer in layers]
     sums = PairPass(model, texts, places, needs, batch_size).run(resume, show_progress=show_progress)
-    extras = _extras(model, chat, pairs, layers, needs, neutral_texts, show_progress=show_progress)
-    found = {
-        (component, position): {
-            layer: replace(sums[position].layer(places.index((layer, component)), layer), **extras[layer])
-            for layer in layers
-        }
-        for component in components
-        for position in texts.position_names
-    }
+    fields: dict[str, torch.Tensor] = {}
+    if NEUTRAL in needs:
+        fields["neutral_mean"] = _neutral_means(model, neutral_ids, layers)
+    if GRADIENT in needs:
+        fields["gradient"] = _mean_gradient(model, pairs, layers, show_progress=show_progress)
+    if FISHER in needs:
+        fields["fisher_scores"] = fisher_scores(model, neutral_ids, layers).double()
+    found: dict[tuple[str, str], dict[int, LayerStatistics]] = {}
+    for place, (layer, component) in enumerate(places):
+        others: dict[str, Any] = {name: value[layers.index(layer)] for name, value in fields.items()}
+        for position in texts.position_names:
+            statistics = replace(sums[position].layer(place, layer), **others)
+            found.setdefault((component, position), {})[layer] = statistics
     return ActivationStatistics(
         dataset.behavior, found, model_name(model), model_fingerprint(model), dataset.sha256, chat.template_options
     )
 
 
 def check_number_of_pairs(dataset: ContrastPairDataset) -> None:
-    """Refuses a dataset of one pair."""
+    """Raises a `DatasetError` for a dataset of one pair."""
     if len(dataset) == 1:
         raise DatasetError("One pair shows how two texts differ, not what a behaviour is: give at least two pairs.")
 
@@ -260,29 +271,20 @@ def render_pairs(
     ]
 
 
-def _extras(
-    model: nn.Module,
-    chat: ChatTokenizer,
-    pairs: Sequence[RenderedPair],
-    layers: Sequence[int],
-    needs: frozenset[str],
-    neutral_texts: Sequence[str] | None,
-    *,
-    show_progress: bool,
-) -> dict[int, dict[str, Any]]:
-    """What methods need that is no sum over the pairs' activations, by layer and name of the field."""
-    fields: dict[str, torch.Tensor] = {}
-    neutral = neutral_passages() if neutral_texts is None else neutral_texts
-    texts = [chat.ids(text, special=True) for text in neutral]
-    if NEUTRAL in needs:
-        fields["neutral_mean"] = _neutral_means(model, texts, layers)
-    if GRADIENT in needs:
-        parts = [pairs[start : start + _PAIRS_AT_ONCE] for start in range(0, len(pairs), _PAIRS_AT_ONCE)]
-        sums = [pair_gradients(model, part, layers, show_progress=show_progress).double().sum(dim=1) for part in parts]
-        fields["gradient"] = torch.stack(sums).sum(dim=0) / len(pairs)
-    if FISHER in needs:
-        fields["fisher_scores"] = fisher_scores(model, texts, layers).double()
-    return {layer: {name: field[number] for name, field in fields.items()} for number, layer in enumerate(layers)}
+def _some(name: str, given: Iterable[_Item]) -> list[_Item]:
+    """The items of an argument; an `OptionError` if there are none."""
+    items = list_of(name, given)
+    if not items:
+        raise OptionError(f"{name} is empty; give at least one, or leave it out for the default.")
+    return items
+
+
+def _neutral_ids(chat: ChatTokenizer, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    found = [chat.ids(text, special=True) for text in texts]
+    for text, ids in zip(texts, found, strict=True):
+        if len(ids) < 2:
+            raise DatasetError(f"The neutral text {text!r:.40} has {len(ids)} tokens; give texts of at least two.")
+    return found
 
 
 def _neutral_means(model: nn.Module, texts: Sequence[tuple[int, ...]], layers: Sequence[int]) -> torch.Tensor:
@@ -299,3 +301,12 @@ def _neutral_means(model: nn.Module, texts: Sequence[tuple[int, ...]], layers: S
         model, texts, plan_batches(model, texts), [(layer, "residual") for layer in layers], weights, receive
     )
     return torch.stack(total).sum(dim=0) / len(texts)
+
+
+def _mean_gradient(
+    model: nn.Module, pairs: Sequence[RenderedPair], layers: Sequence[int], *, show_progress: bool
+) -> torch.Tensor:
+    """`[layers, hidden]`: the mean of `pair_gradients` over the pairs."""
+    parts = [pairs[start : start + _PAIRS_AT_ONCE] for start in range(0, len(pairs), _PAIRS_AT_ONCE)]
+    sums = [pair_gradients(model, part, layers, show_progress=show_progress).double().sum(dim=1) for part in parts]
+    return torch.stack(sums).sum(dim=0) / len(pairs)

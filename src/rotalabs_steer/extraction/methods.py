@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import normalize, softplus
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.extraction.statistics import FISHER, GRADIENT, NEEDS, NEUTRAL, SAMPLES, LayerStatistics
+from rotalabs_steer.extraction.statistics import FIELD_OF_NEED, FISHER, GRADIENT, NEUTRAL, SAMPLES, LayerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -50,9 +50,11 @@ def register_method(name: str, needs: Iterable[str] = ()) -> Callable[[Direction
     Raises:
         OptionError: the name is taken, or a need is unknown.
     """
-    unknown = set(needs) - NEEDS
+    unknown = set(needs) - set(FIELD_OF_NEED)
     if unknown:
-        raise OptionError(f"Unknown needs {sorted(unknown)} of method {name!r}. Use: {', '.join(sorted(NEEDS))}.")
+        raise OptionError(
+            f"Unknown needs {sorted(unknown)} of method {name!r}. Use: {', '.join(sorted(FIELD_OF_NEED))}."
+        )
     if name in METHODS:
         raise OptionError(f"There is a method {name!r} already; choose another name.")
 

@@ -1,4 +1,4 @@
-"""What methods are computed from: sums over the pairs and a sample of them, so that memory stays bounded.
+"""The numbers that methods compute directions from: sums over the pairs and a sample of them, so memory stays bounded.
 
 No matrix of `[hidden, hidden]` is kept. At an 8B model's width one takes 134 MB in fp64, and the covariance of fewer
 pairs than dimensions has no more in it than the pairs themselves.
@@ -7,7 +7,7 @@ pairs than dimensions has no more in it than the pairs themselves.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,16 +18,21 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 SAMPLES, NEUTRAL, GRADIENT, FISHER = "samples", "neutral", "gradient", "fisher"
-NEEDS = frozenset({SAMPLES, NEUTRAL, GRADIENT, FISHER})
-"""What a method may need besides the means of both sides; see `LayerStatistics`."""
+FIELD_OF_NEED = {
+    SAMPLES: "samples",
+    NEUTRAL: "neutral_mean",
+    GRADIENT: "gradient",
+    FISHER: "fisher_scores",
+}
+"""What a method may need besides the means of both sides, and the field of `LayerStatistics` that has it."""
 
 MOST_SAMPLES = 1024
-"""Of more pairs than this, a method that needs samples sees this many, drawn at random with a fixed seed."""
+"""Where there are more pairs, a method that needs samples sees this many, drawn at random with a fixed seed."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics:
-    """What is known of the pairs at one layer. A field that no method asked for is None.
+    """What is known about the pairs at one layer. A field that no method asked for is None.
 
     Attributes:
         num_pairs: how many pairs were read.
@@ -57,8 +62,8 @@ class PairSums:
     """Running sums over pairs in fp64 and samples in fp32, for several places (layers and their components) at once.
 
     Args:
-        num_pairs: how many pairs there are in all, whether or not they have been added.
-        needs: what besides the sums of both sides is kept.
+        num_pairs: number of all pairs, including those that another process adds.
+        needs: what is kept besides the sums of both sides; only samples are kept here.
     """
 
     def __init__(self, places: int, hidden: int, num_pairs: int, needs: frozenset[str] = frozenset()) -> None:
@@ -70,7 +75,7 @@ class PairSums:
             self.tensors["samples"] = torch.zeros(places, len(kept), 2, hidden)
 
     def add(self, pairs: Sequence[int], sides: Float[torch.Tensor, "places pairs 2 hidden"]) -> None:
-        """Adds the activations of some pairs, which are told apart by their number."""
+        """Adds the activations of some pairs, given with their numbers."""
         self.tensors["sums"] += sides.to(torch.float64).sum(dim=1)
         if "samples" in self.tensors:
             for column, pair in enumerate(pairs):
@@ -79,6 +84,6 @@ class PairSums:
 
     def layer(self, place: int, layer_index: int) -> LayerStatistics:
         """The statistics of one place."""
-        means = self.tensors["sums"][place] / self._num_pairs
-        found = LayerStatistics(layer_index, self._num_pairs, means[0], means[1])
-        return replace(found, samples=self.tensors["samples"][place]) if "samples" in self.tensors else found
+        positive_mean, negative_mean = self.tensors["sums"][place] / self._num_pairs
+        samples = self.tensors["samples"][place] if "samples" in self.tensors else None
+        return LayerStatistics(layer_index, self._num_pairs, positive_mean, negative_mean, samples)
