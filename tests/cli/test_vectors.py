@@ -188,7 +188,7 @@ def test_a_private_repository_is_asked_for_with_the_token(hub):
     (["push", "nothing", "me/x"], "There are no steering vectors at nothing"),
     (["push", "good", "me/x/y"], "'me/x/y' cannot be the id of a repository"),
     (["show", "me/x@"], "me/x@ has no revision behind the @"),
-    (["show", "good", "--revision", "v1"], "good is a path here and has no revision 'v1'"),
+    (["show", "good", "--revision", "v1"], "good is a local path and has no revision 'v1'"),
     (["convert", "good", "out", "--to", "pickle"], "Unknown format 'pickle'. Use one of native, pretrained"),
     (["show", "text.txt"], "no vector file that can be read safely"),
 ])  # fmt: skip

@@ -73,7 +73,7 @@ def test_the_generator_of_llama_cpp_numbers_layers_one_higher(tmp_path):
     path.write_bytes(file([("direction.1", (2,), 0, 0), ("direction.2", (2,), 0, 32)], data=floats(*range(10))))
     assert list(read_control_vector(path, layer_offset=-1).directions) == [0, 1]
     assert list(read_control_vector(path).directions) == [1, 2]
-    with pytest.raises(FileFormatError, match=r"direction\.1 with layer offset -2 is layer -1, which is none"):
+    with pytest.raises(FileFormatError, match=r"direction\.1 with layer offset -2 is layer -1, which does not exist"):
         read_control_vector(path, layer_offset=-2)
 
 
@@ -82,7 +82,7 @@ def test_layer_0_is_read_though_llama_cpp_does_not_steer_it(tmp_path):
     path = tmp_path / "v.gguf"
     path.write_bytes(file([("direction.0", (2,), 0, 0), ("direction.1", (2,), 0, 32)], data=floats(*range(10))))
     assert read_control_vector(path).directions[0].tolist() == [0.0, 1.0]
-    with pytest.raises(FileFormatError, match=r"direction\.0 with layer offset -1 is layer -1, which is none"):
+    with pytest.raises(FileFormatError, match=r"direction\.0 with layer offset -1 is layer -1, which does not exist"):
         read_control_vector(path, layer_offset=-1)
 
 

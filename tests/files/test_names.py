@@ -6,7 +6,6 @@ import torch
 from rotalabs_steer import SteeringVectorSet
 from rotalabs_steer.errors import DownloadError, FileFormatError
 from rotalabs_steer.files.names import check_name, check_relative
-from rotalabs_steer.files.v1_downloads import cache_folder
 from rotalabs_steer.utils import download_vectors, list_available_vectors
 
 UNSAFE = [
@@ -64,8 +63,8 @@ def test_downloads_of_1_2(collection, tmp_path):
 
 def test_downloads_go_to_the_folder_of_1_2(collection, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "rotalabs_steer"
-    assert download_vectors("calm", "qwen3-8b") == cache_folder() / "vectors" / "qwen3-8b" / "calm"
+    folder = tmp_path / ".cache" / "rotalabs_steer" / "vectors" / "qwen3-8b" / "calm"
+    assert download_vectors("calm", "qwen3-8b") == folder
 
 
 @pytest.mark.parametrize("name", UNSAFE)

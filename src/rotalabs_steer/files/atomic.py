@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never half of either."""
+"""Writing files so that a reader sees either the old content or the new, never a part of it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # Windows: writers are not kept apart there, a reader still never sees half a file
+except ImportError:  # Windows has no such locks: writers can collide, but a reader still never sees a part of a file
     fcntl = None  # type: ignore[assignment]
 
 _STRAY = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}\.tmp")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces `path` by a file with this content: written beside it, flushed to disk, then renamed."""
+    """Replaces a file: the new one is written beside it, flushed to disk, then renamed."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
@@ -38,7 +38,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_strays(directory: Path, names: set[str]) -> None:
-    """Deletes what killed writers of these file names left behind. Call it under `locked`."""
+    """Deletes the temporary files of killed writers of these file names. Call it under `locked`."""
     for path in directory.iterdir():
         match = _STRAY.fullmatch(path.name)
         if match and match["target"] in names:
@@ -47,7 +47,7 @@ def remove_strays(directory: Path, names: set[str]) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keeps other writing processes out of a directory. No lock file is left: the lock is on the directory."""
+    """Keeps other writing processes out of a directory. The lock is on the directory, so no lock file is left."""
     if fcntl is None:
         yield
         return
@@ -60,13 +60,13 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def _umask() -> int:
-    """The process's umask, which the kernel shows only to those who set it."""
-    mask = os.umask(0o077)
+    mask = os.umask(0o077)  # the system tells the mask only to a process that sets one
     os.umask(mask)
     return mask
 
 
 def _sync_directory(directory: Path) -> None:
+    """Makes a renaming durable, which POSIX systems do with the directory rather than with the file."""
     if os.name != "posix":
         return
     descriptor = os.open(directory, os.O_RDONLY)

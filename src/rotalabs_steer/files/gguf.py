@@ -1,14 +1,16 @@
-"""GGUF control vectors: the file that llama.cpp loads with `--control-vector` and that repeng writes.
+"""GGUF control vectors: the files that llama.cpp loads with `--control-vector` and that repeng writes.
 
 `direction.N` is added to the output of the 0-based decoder layer N, so N is our layer index. llama.cpp never steers
-layer 0 and refuses a file that has it; EasySteer writes one and steers it, so it is read but not written.
+layer 0 and refuses a file that has a direction for it. EasySteer writes one and steers it, so it is read but not
+written.
 
-Files are written with the `gguf` package and read by the few functions below: that package's reader trusts every count
-and length it finds, and a control vector needs one page of the format. Here the file's size bounds all that is done.
+The `gguf` package writes the files. Its reader trusts every count and length that a file claims, so files are read by
+the functions below, which need one page of the format and do no more work than the size of the file allows.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import tempfile
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 ARCHITECTURE = "controlvector"
-GENERATOR_LAYER_OFFSET = -1
-"""llama.cpp's own `llama-cvector-generator` measures the output of layer N and calls it `direction.N+1`."""
-
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_ENTRIES = 4096
@@ -44,12 +43,12 @@ _DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,3})")
 
 @dataclass(frozen=True, eq=False)
 class ControlVector:
-    """What a control-vector file holds.
+    """The content of a control-vector file.
 
     Attributes:
         directions: by 0-based decoder layer, `[hidden]` in fp32.
-        model_hint: the architecture that the file says it is for, in llama.cpp's words; may be empty.
-        metadata: the other texts and numbers in the file's header.
+        model_hint: the architecture that the file says it is for, by llama.cpp's name; may be empty.
+        metadata: the other strings and numbers in the file's header.
     """
 
     directions: Mapping[int, Float[torch.Tensor, " hidden"]]
@@ -61,7 +60,7 @@ def write_control_vector(path: Path, control_vector: ControlVector) -> None:
     """Writes a GGUF control vector, atomically.
 
     Raises:
-        LayerError: it has a direction for layer 0, or none at all.
+        LayerError: it has a direction for layer 0, or has no direction.
         MissingDependencyError: the package `gguf` is not installed.
     """
     try:
@@ -87,10 +86,10 @@ def write_control_vector(path: Path, control_vector: ControlVector) -> None:
 
 
 def check_layers(layers: Mapping[int, Any]) -> None:
-    """Refuses what the format cannot express, and llama.cpp cannot do.
+    """Refuses layers that the format cannot express and llama.cpp cannot steer.
 
     Raises:
-        LayerError: layer 0, or no layer.
+        LayerError: layer 0 is among them, or there are none.
     """
     if not layers:
         raise LayerError("No layer is steered: there is nothing that a control vector could hold.")
@@ -102,15 +101,16 @@ def check_layers(layers: Mapping[int, Any]) -> None:
 
 
 def read_control_vector(path: Path, layer_offset: int = 0) -> ControlVector:
-    """Reads a GGUF control vector that anybody may have written.
+    """Reads a GGUF control vector, which a stranger may have written.
 
     Args:
-        layer_offset: added to the N of `direction.N`. 0 is right for what llama.cpp applies and for the files of repeng
-            and ours; `GENERATOR_LAYER_OFFSET` (-1) gives the layer that llama.cpp's own generator measured.
+        layer_offset: added to the N of `direction.N`. 0 is right for files of repeng and of this package, and gives the
+            layers that llama.cpp steers. −1 gives the layers that llama.cpp's own `llama-cvector-generator` measured:
+            it calls the output of layer N `direction.N+1`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileFormatError: it is damaged, unsafe or no control vector.
+        FileFormatError: it is damaged, unsafe or not a control vector.
     """
     return parse_control_vector(read_bytes(path, MAX_TENSOR_BYTES), path, layer_offset)
 
@@ -128,14 +128,16 @@ def parse_control_vector(content: bytearray, path: Path, layer_offset: int = 0) 
     for name, (shape, kind, offset) in tensors.items():
         layer = _layer(name, path) + layer_offset
         if not 0 <= layer <= _MAX_LAYER:
-            raise FileFormatError(f"{path}: {name} with layer offset {layer_offset} is layer {layer}, which is none.")
+            raise FileFormatError(
+                f"{path}: {name} with layer offset {layer_offset} is layer {layer}, which does not exist."
+            )
         directions[layer] = _direction(content, shape, kind, data_start + offset, f"{path}: {name}")
     if not directions:
         raise FileFormatError(f"{path} holds no directions.")
     if len({len(direction) for direction in directions.values()}) > 1:
         raise FileFormatError(f"{path} holds directions of different lengths.")
     hint = metadata.pop(f"{ARCHITECTURE}.model_hint", "")
-    metadata.pop(f"{ARCHITECTURE}.layer_count", None)  # repeng counts directions, llama.cpp's generator layers - 1
+    metadata.pop(f"{ARCHITECTURE}.layer_count", None)  # writers do not agree on what it counts
     return ControlVector(dict(sorted(directions.items())), str(hint), metadata)
 
 
@@ -145,7 +147,7 @@ class _MalformedError(Exception):
 
 @dataclass
 class _Cursor:
-    """A place in the file's bytes; it never goes past their end."""
+    """A position in the file's bytes, which never goes past their end."""
 
     content: memoryview
     position: int = 0
@@ -175,7 +177,7 @@ _Tensors = dict[str, tuple[tuple[int, ...], int, int]]
 
 
 def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], _Tensors, int]:
-    """Key-value pairs, tensors as (shape, type, offset), and where the tensors' data starts."""
+    """Key-value pairs, tensors by name as (shape, type, offset), and the byte at which the tensors' data starts."""
     if cursor.take(4) != _MAGIC:
         raise _MalformedError("it does not begin with GGUF")
     version = cursor.number("<I")
@@ -199,11 +201,11 @@ def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], _Tensors, int]:
     alignment = metadata.pop("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= _MAX_ALIGNMENT:
         raise _MalformedError(f"its alignment is {alignment!r:.80}")
-    return metadata, tensors, -(-cursor.position // alignment) * alignment
+    return metadata, tensors, math.ceil(cursor.position / alignment) * alignment
 
 
 def _read_value(cursor: _Cursor) -> Any:
-    """A text or number; None for an array, which no control vector needs: it is skipped."""
+    """A string or number; None for an array, which is skipped because no control vector needs one."""
     kind = cursor.number("<I")
     if kind == _STRING:
         return cursor.text()
@@ -213,7 +215,7 @@ def _read_value(cursor: _Cursor) -> Any:
         raise _MalformedError(f"a header entry has type {kind}, which does not exist")
     inner = cursor.number("<I")
     if inner in _SCALARS:
-        cursor.take(cursor.number("<Q") * struct.calcsize(_SCALARS[inner]))
+        cursor.take(cursor.number("<Q") * struct.calcsize(_SCALARS[inner]))  # a view, so a false length costs nothing
     elif inner == _STRING:
         for _ in range(cursor.count("texts in a list")):
             cursor.text()

@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face Hub: fetching the two files of a set, and committing the three."""
+"""Repositories on the Hugging Face Hub: downloading the two files of a set, and committing three with its card."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def find_folder(
     token: str | bool | None = None,
     **options: Any,
 ) -> Path:
-    """The folder of a set: a local one as it is, else one in the cache, to which a repository's files were downloaded.
+    """The folder of a set: a local one, or the folder in the cache to which a repository's files are downloaded.
 
-    Nothing but `steering_config.json` and `vectors.safetensors` is fetched, and neither if it is too large.
+    Only `steering_config.json` and `vectors.safetensors` are downloaded, and neither if it is too large.
     """
     local = Path(id_or_path)
     if local.is_dir():
@@ -53,12 +53,11 @@ def find_vectors(
     subfolder: str = "",
     token: str | bool | None = None,
 ) -> Path:
-    """Where vectors are that somebody names: a path, or `owner/name[@revision]` on the Hugging Face Hub, which is then
-    downloaded.
+    """The path of the vectors that a user names: a local path, or `owner/name[@revision]`, which is then downloaded.
 
     Raises:
         FileNotFoundError: there is nothing at the path, and no such repository.
-        OptionError: `source` is not a name, or a revision is given for a path or in two ways.
+        OptionError: `source` is not a name, or a revision is given for a path, or two revisions are given.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise OptionError(f"Vectors are named by a path or a repository, not by a {type(source).__name__}.")
@@ -68,7 +67,7 @@ def find_vectors(
     path = Path(source).expanduser()
     if path.exists() or path.with_name(f"{path.name}.json").exists():
         if revision is not None:
-            raise OptionError(f"{source} is a path here and has no revision {revision!r}; repositories have.")
+            raise OptionError(f"{source} is a local path and has no revision {revision!r}. Only repositories have one.")
         inner = path.joinpath(*check_relative(subfolder))
         if subfolder and not inner.exists():
             raise FileNotFoundError(f"{source} has no folder {subfolder}.")
@@ -85,7 +84,7 @@ def find_vectors(
 
 
 def split_revision(text: str, revision: str | None = None) -> tuple[str, str | None]:
-    """The id and the revision of `owner/name[@revision]`; `revision` is one that is given apart from it.
+    """The id and the revision of `owner/name[@revision]`, or the `revision` that is given separately.
 
     Raises:
         OptionError: nothing follows the @, or both revisions are given and differ.
@@ -93,17 +92,15 @@ def split_revision(text: str, revision: str | None = None) -> tuple[str, str | N
     repo_id, at, named = text.partition("@")
     if not at:
         return text, revision
-    if not named or revision not in (None, named):
-        raise OptionError(
-            f"{text} has no revision behind the @."
-            if not named
-            else f"{text} names the revision {named!r}, and {revision!r} is given, too. Give one of them."
-        )
+    if not named:
+        raise OptionError(f"{text} has no revision behind the @.")
+    if revision not in (None, named):
+        raise OptionError(f"{text} names the revision {named!r}, and {revision!r} is given, too. Give one of them.")
     return repo_id, named
 
 
 def _why_not_an_id(repo_id: str, revision: str | None) -> str | None:
-    """Why a name is not taken for a repository's; None if it is."""
+    """Why a name is not taken for the id of a repository; None if it is."""
     if repo_id.count("/") != 1 or not _could_be_id(repo_id):
         return "it is not the id of a repository"
     if revision is None and Path(repo_id).suffix in _FILE_ENDINGS:
@@ -120,10 +117,10 @@ def missing_from_hub(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> str | None:
-    """Why a repository cannot be had, found out with one request; None if it can, or a file of these names is cached.
+    """Why a repository cannot be downloaded, found out with one request; None if it can or one of the files is cached.
 
-    The clients ask for several files, and again and again where nobody answers: this comes before them, for ids that
-    somebody typed.
+    It is called before the ordinary clients for ids that a user typed, because those ask for several files, and ask
+    again and again if there is no answer.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import (
@@ -140,12 +137,12 @@ def missing_from_hub(
     except RevisionNotFoundError:
         return f"it has no revision {revision!r}"
     except EntryNotFoundError:
-        pass  # it exists; what it lacks, its reader says
+        pass  # the repository exists, and its reader will say which file it lacks
     except HFValidationError:
         return "it is not the id of a repository"
     except RepositoryNotFoundError:
         return "there is no such repository, or none that your token may see"
-    except Exception as error:  # of the HTTP client, which is another one from release to release
+    except Exception as error:  # huggingface_hub's releases use different HTTP clients with errors of their own
         return (str(error) or type(error).__name__).splitlines()[0][:200]
     return None
 
@@ -162,7 +159,7 @@ def push_files(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Makes the repository if there is none, and commits the files at once. A card that somebody wrote stays."""
+    """Commits the files to a repository, which is created if it does not exist. A card that a person wrote stays."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     parts = check_relative(subfolder)
@@ -189,7 +186,7 @@ def push_files(
 
 def _could_be_id(text: str) -> bool:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(text)
@@ -217,9 +214,9 @@ def _download(
                 f"{where} has no {name}: it holds no vectors that save_pretrained or push_to_hub wrote. "
                 "(Repositories of rotalabs-steer 1.2: use download_vectors.)"
             ) from error
-        depth = 1 + len(check_relative(subfolder or ""))
-        commit = path.parents[depth - 1].name
-        revision = commit if _COMMIT.fullmatch(commit) else revision  # both files from one commit
+        # The cache has a folder for each commit. Both files must come from the same one.
+        commit = path.parents[len(check_relative(subfolder or ""))].name
+        revision = commit if _COMMIT.fullmatch(commit) else revision
     return path.parent
 
 
@@ -229,7 +226,7 @@ def _check_remote_size(
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     size = None
-    with contextlib.suppress(Exception):  # whatever is wrong, the download says it, or finds the file in the cache
+    with contextlib.suppress(Exception):  # the download then reports the error, or finds the file in the cache
         size = get_hf_file_metadata(hf_hub_url(repo_id, name, subfolder=subfolder, revision=revision), token=token).size
     if size is not None and size > limit:
         raise FileFormatError(f"{repo_id}: {name} has {size:,} bytes, more than {limit:,}. Not downloaded.")

@@ -1,6 +1,4 @@
-"""Names of files and folders that come from outside, safe to use on Windows, macOS and Linux alike, or refused; and of
-models, as they are shown to others.
-"""
+"""Names: of files and folders, refused if they are unsafe on Windows, macOS or Linux; of models, as they are shown."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from pathlib import PureWindowsPath
 from rotalabs_steer.errors import FileFormatError, OptionError
 
 _MAX_BYTES = 200
-"""Systems allow 255; what is written beside a file has a longer name."""
+"""Systems allow 255 bytes, but temporary files beside a file have longer names than the file."""
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -25,10 +23,10 @@ _FAULTS = (
 
 
 def check_name(name: str) -> str:
-    """The name of one file or folder.
+    """The name of a file or folder, if it is safe.
 
     Raises:
-        FileFormatError: some system would take it for a path, a device or another file.
+        FileFormatError: some operating system takes it for a path, a device or another file.
     """
     reasons = [reason for pattern, reason in _FAULTS if re.fullmatch(pattern, name, re.IGNORECASE | re.DOTALL)]
     if len(name.encode("utf-8", "replace")) > _MAX_BYTES:
@@ -39,10 +37,10 @@ def check_name(name: str) -> str:
 
 
 def check_behavior_folder(behavior: str) -> str:
-    """The name of a behaviour, if a folder can be called by it.
+    """The name of a behaviour, if it is safe as the name of a folder.
 
     Raises:
-        OptionError: some system would take it for a path, a device or another file.
+        OptionError: some operating system takes it for a path, a device or another file.
     """
     try:
         return check_name(behavior)
@@ -53,20 +51,20 @@ def check_behavior_folder(behavior: str) -> str:
 
 
 def check_relative(path: str) -> list[str]:
-    """The parts of a relative path with forward slashes, each a safe name; none for an empty path."""
+    """The parts of a relative path with forward slashes, if each is a safe name; an empty path has no parts."""
     return [check_name(part) for part in path.split("/")] if path else []
 
 
 def folded(name: str) -> str:
-    """The same for names that macOS or Windows take for one: case and the way of writing an accent do not count."""
+    """A key that is the same for names that macOS or Windows take for one file: it ignores case and Unicode forms."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def shown_model_name(model: str) -> str:
-    """A model id as it is; of a folder only its name, since paths of a machine are nobody's business."""
+    """A model's id, or only the last part of a path, because the paths of a machine are private."""
     return model if MODEL_ID.fullmatch(model) else short_model_name(model)
 
 
 def short_model_name(model: str) -> str:
-    """The last part of a model's id or path, which may be a path of either kind of system."""
-    return PureWindowsPath(model).name  # it knows both kinds of slashes
+    """The last part of a model's id or path."""
+    return PureWindowsPath(model).name  # which splits at both kinds of slashes

@@ -1,4 +1,4 @@
-"""Repositories laid out as rotalabs-steer 1.2 does: datasets with `MODEL/BEHAVIOR/metadata.json` and layers."""
+"""Downloads from repositories in the layout of rotalabs-steer 1.2: datasets with folders `MODEL/BEHAVIOR`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def download_vectors(
 
     Args:
         output_dir: by default `~/.cache/rotalabs_steer/vectors`.
-        force: download although the folder is there.
+        force: download even if the folder exists.
 
     Raises:
         FileFormatError: a name is not a safe file name.
@@ -39,7 +39,7 @@ def download_vectors(
     from huggingface_hub import HfApi, hf_hub_download
 
     names = [check_name(model_name), check_name(behavior)]
-    root = cache_folder() / "vectors" if output_dir is None else Path(output_dir)
+    root = Path.home() / ".cache" / "rotalabs_steer" / "vectors" if output_dir is None else Path(output_dir)
     folder = root.joinpath(*names)
     if (folder / "metadata.json").exists() and not force:
         return folder
@@ -52,9 +52,10 @@ def download_vectors(
         ]
         if f"{model_name}/{behavior}/metadata.json" not in wanted:
             raise FileNotFoundError(
-                f"{repo_id} has no vectors of {behavior!r} for {model_name!r}. list_available_vectors says what it has."
+                f"{repo_id} has no vectors of {behavior!r} for {model_name!r}. list_available_vectors lists those it has."
             )
-        for path in sorted(wanted, key=lambda path: path.endswith("metadata.json")):  # what makes it a set comes last
+        # metadata.json comes last, because the check above takes a folder that has it for complete.
+        for path in sorted(wanted, key=lambda path: path.endswith("metadata.json")):
             hf_hub_download(repo_id, path, repo_type="dataset", revision=commit, local_dir=root, force_download=force)
     except (SteeringError, FileNotFoundError):
         raise
@@ -81,7 +82,7 @@ def list_available_vectors(repo_id: str = DEFAULT_VECTORS_REPO) -> list[dict[str
     for path in files:
         try:
             parts = check_relative(path)
-        except SteeringError:  # such a file is neither listed nor ever downloaded
+        except SteeringError:  # an unsafe name, which is not downloaded either
             continue
         if len(parts) >= 3 and parts[-1] == "metadata.json":
             model, behavior = parts[-3:-1]
@@ -94,8 +95,3 @@ def list_available_vectors(repo_id: str = DEFAULT_VECTORS_REPO) -> list[dict[str
                 "layers": sorted(int(match[1]) for match in layers if match),
             })  # fmt: skip
     return found
-
-
-def cache_folder() -> Path:
-    """Where `download_vectors` puts what it downloads."""
-    return Path.home() / ".cache" / "rotalabs_steer"
