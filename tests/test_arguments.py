@@ -26,7 +26,7 @@ from rotalabs_steer.extraction.extract import extract_vectors
 from rotalabs_steer.generation.answers import Sampling
 from rotalabs_steer.generation.continuation import generate_texts
 from rotalabs_steer.importing import import_vectors
-from rotalabs_steer.integrations.vector_sources import strength_by_behavior
+from rotalabs_steer.integrations.harness_steering import strength_by_behavior
 from rotalabs_steer.steering.conditions import Condition, fit_condition
 from rotalabs_steer.steering.schedules import LinearDecay, StopAfter
 from rotalabs_steer.steering.scopes import AfterMarker, TokenRange

@@ -203,7 +203,7 @@ def test_chat_completion_and_prompt_cache(llama_model):
 
     plain = ask()
     llama_model.set_cache(llama_cpp.LlamaRAMCache())
-    with pytest.warns(UserWarning, match="cache of prompts was taken out"):
+    with pytest.warns(UserWarning, match="prompt cache was removed"):
         injector = LlamaInjector(llama_model, vector(14), 2.0).attach()
     assert llama_model.cache is None
     try:
@@ -264,6 +264,8 @@ def test_what_llama_cpp_cannot_do_is_refused(llama_model):
     injector = LlamaInjector(llama_model, vector(3), 0.5)
     with pytest.raises(OptionError, match="one strength for all rows"):
         injector.strength = [1.0, 2.0]
+    with injector, pytest.raises(VectorError, match="would add at layer 3 has numbers that float32 cannot hold"):
+        injector.strength = 3e38
     assert injector.strength == 0.5
 
 

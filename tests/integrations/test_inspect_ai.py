@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chat_templates import OPENS, TOOLS, byte_tokenizer
 from rotalabs_steer import MultiVectorInjector
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.integrations.vector_sources import load_vector_sets
+from rotalabs_steer.vector_sources import load_vector_sets
 from tiny import count_hooks, tiny_llama
 
 pytestmark = [

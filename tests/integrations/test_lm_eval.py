@@ -13,7 +13,7 @@ from chat_templates import NO_SYSTEM, OPENS, byte_tokenizer
 from rotalabs_steer import MultiVectorInjector
 from rotalabs_steer.errors import ChatTemplateError, OptionError
 from rotalabs_steer.integrations.lm_eval import SteeredLM, main
-from rotalabs_steer.integrations.vector_sources import load_vector_sets
+from rotalabs_steer.vector_sources import load_vector_sets
 from tiny import tiny_llama
 
 pytestmark = [

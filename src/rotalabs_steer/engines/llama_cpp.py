@@ -1,11 +1,11 @@
-"""llama.cpp through llama-cpp-python, steered by the vectors that steer the transformers model.
+"""Steers a llama.cpp model, run by llama-cpp-python, with the vectors that steer the transformers model.
 
 llama = Llama("model.gguf", n_ctx=2048)
 with LlamaInjector(llama, [vector], strength=1.0):
     llama.create_chat_completion(messages)
 
-llama.cpp holds one vector a layer, which it adds to every token at the output of that layer: no other scope, no other
-intervention, and not at layer 0. What it cannot do is refused.
+llama.cpp holds one vector for each layer and adds it to the layer's output at every token. It has no other scopes and
+no other interventions, and it cannot steer layer 0. An injector refuses whatever llama.cpp cannot do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import warnings
 import weakref
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -22,20 +21,20 @@ from rotalabs_steer.errors import (
     ArchitectureError,
     LayerError,
     ModelMismatchError,
-    OptionError,
     SteeringConflictError,
     VectorError,
     missing_dependency,
 )
 from rotalabs_steer.files.gguf import check_layers
 from rotalabs_steer.steering.acting_layers import acting_vectors, at_layer, sets_by_behavior
+from rotalabs_steer.steering.held_strengths import HeldStrengths, OneStrength, StrengthByBehavior
 from rotalabs_steer.steering.interventions import make_intervention
 from rotalabs_steer.steering.plans import PlanItem, constant_additions
-from rotalabs_steer.steering.strengths import Strength, check_strength, strengths_by_behavior
+from rotalabs_steer.steering.strengths import check_strength, strengths_by_behavior
+from rotalabs_steer.steering.vector_checks import check_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from types import TracebackType
 
     from llama_cpp import Llama
 
@@ -48,8 +47,8 @@ _STEERED: weakref.WeakSet[Any] = weakref.WeakSet()
 _KNOWN_TO_ACT: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-class _Injector(ABC):
-    """What both injectors share: how vectors come into a `Llama` and out of it."""
+class _Injector(HeldStrengths):
+    """Puts vectors into a `Llama` and takes them out again."""
 
     def __init__(
         self,
@@ -59,26 +58,23 @@ class _Injector(ABC):
         intervention: str | Callable[[torch.Tensor], Intervention],
         check_model: bool,
     ) -> None:
+        try:
+            import llama_cpp
+        except ImportError as error:
+            raise missing_dependency("Steering llama.cpp", "llama-cpp", error) from error
         self.llama = llama
         self.injection_mode = injection_mode
-        self._library = _llama_cpp()
-        self._acting = [
-            (name, vector.layer_index, make_intervention(intervention, vector.vector))
-            for name, each in acting.items()
-            for vector in each
-        ]
+        self._library: Any = llama_cpp
         self._width: int = self._library.llama_model_n_embd(llama.model)
         self._layers: int = self._library.llama_model_n_layer(llama.model)
-        for each in acting.values():
-            for vector in each:
+        self._acting = []
+        for name, vectors in acting.items():
+            for vector in vectors:
                 self._check(vector, check_model)
-        self._additions()  # what llama.cpp cannot do is an error here, before anything is changed
+                self._acting.append((name, vector.layer_index, make_intervention(intervention, vector.vector)))
+        self._additions()  # raises an error for whatever llama.cpp cannot do, before anything is changed
         self._attached = False
         self._entered = 0
-
-    @abstractmethod
-    def _strength_of(self, name: str) -> Strength:
-        """The present strength of the vectors that go by a name."""
 
     @property
     def attached(self) -> bool:
@@ -121,39 +117,44 @@ class _Injector(ABC):
         self._entered += 1
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self._entered -= 1
         if self._entered == 0:
             self.detach()
 
     def _put_in_force(self) -> None:
-        """Gives llama.cpp the vectors at the present strengths."""
+        additions = self._additions()
         if self._attached:
-            self._set(self._additions())
+            self._set(additions)
             self._forget_computed()
 
     def _additions(self) -> dict[int, torch.Tensor]:
-        """By layer, what is to be added."""
+        """The vector to add at each layer, at the present strengths."""
         additions = constant_additions(
             (
-                PlanItem(layer, intervention, self.injection_mode, self._strength_of(name))
+                PlanItem(layer, intervention, self.injection_mode, self._strengths[name])
                 for name, layer, intervention in self._acting
             ),
             "llama.cpp",
         )
         check_layers(additions)
+        for layer, delta in additions.items():
+            if not bool(torch.isfinite(delta).all()):
+                raise VectorError(
+                    f"What llama.cpp would add at layer {layer} has numbers that float32 cannot hold: they become "
+                    "infinite. Use a smaller strength."
+                )
         return additions
 
     def _set(self, additions: Mapping[int, torch.Tensor] | None) -> None:
-        """The control vector of the context; None for none. Layers that are not given get zeros: llama.cpp keeps
-        what a layer had before otherwise."""
+        """Sets the control vector of the context, or takes it out if there is nothing to add."""
         set_vector, context = self._library.llama_set_adapter_cvec, self.llama.ctx
         if additions is None or not any(bool(delta.any()) for delta in additions.values()):
             failed = set_vector(context, None, 0, 0, 0, 0)
         else:
-            table = torch.zeros(self._layers - 1, self._width)  # the first row is layer 1
+            # The first row is layer 1. Layers without an addition need zeros: llama.cpp keeps their old vectors
+            # otherwise.
+            table = torch.zeros(self._layers - 1, self._width)
             for layer, delta in additions.items():
                 table[layer - 1] = delta
             numbers = ctypes.cast(table.data_ptr(), ctypes.POINTER(ctypes.c_float))
@@ -162,15 +163,17 @@ class _Injector(ABC):
             raise ArchitectureError(f"llama.cpp refused the control vector (code {failed}).")
 
     def _forget_computed(self) -> None:
-        """Makes the next generation compute its whole prompt: what is cached was computed at another strength.
+        """Makes the next generation compute its whole prompt, because the cache was computed at another strength.
 
-        A generation that is under way goes on from what it has, with the new strength for its further tokens.
+        A generation that is under way keeps its cache. The new strength acts on its further tokens.
         """
-        self.llama.input_ids[: self.llama.n_tokens] = -1  # no token: so no prompt begins with what is cached
+        # llama-cpp-python compares these ids with a new prompt to see what it can reuse, and -1 is not a token's id.
+        self.llama.input_ids[: self.llama.n_tokens] = -1
         if self.llama.cache is not None:
             self.llama.set_cache(None)
             warnings.warn(
-                "The Llama's cache of prompts was taken out: it knows no strengths. Set an empty one if you like.",
+                "The Llama's prompt cache was removed, because its entries do not record the strength at which they "
+                "were computed. Set a new cache if you need one.",
                 stacklevel=4,
             )
 
@@ -180,11 +183,7 @@ class _Injector(ABC):
                 f"Layer {vector.layer_index} does not exist: the GGUF model has {self._layers} layers, 1 to "
                 f"{self._layers - 1} of which llama.cpp can steer."
             )
-        if vector.dim != self._width:
-            raise VectorError(
-                f"The vector of {vector.behavior!r} has {vector.dim} numbers; the GGUF model has hidden size "
-                f"{self._width}. It was made from {vector.model_name!r}: extract it from this model."
-            )
+        check_width(vector, self._width, "the GGUF model")
         layers = (vector.fingerprint or {}).get("num_layers", self._layers)
         if check_model and layers != self._layers:
             raise ModelMismatchError(
@@ -193,7 +192,10 @@ class _Injector(ABC):
             )
 
     def _check_acts(self) -> None:
-        """Some architectures ignore control vectors without a word: one token shows whether this one does."""
+        """Refuses a model that control vectors do not change.
+
+        llama.cpp reports success for architectures that ignore them, so one token is computed with and without.
+        """
         if self.llama in _KNOWN_TO_ACT:
             return
         before = self._logits_of_one_token()
@@ -218,17 +220,17 @@ class _Injector(ABC):
         return torch.tensor(row[: self.llama.n_vocab()])
 
 
-class LlamaInjector(_Injector):
+class LlamaInjector(_Injector, OneStrength):
     """Adds steering vectors to the residual stream of a llama.cpp model while it is attached.
 
-    `ActivationInjector` for a `llama_cpp.Llama`. A generation begun after a change computes its prompt anew.
+    It is `ActivationInjector` for a `llama_cpp.Llama`. A generation that begins after a change of strength computes its
+    whole prompt again.
 
     Args:
         llama: a loaded `llama_cpp.Llama`.
-        vectors: any number of vectors, or vector sets. Of a set the vectors of its `acting_layers` act; those of one
-            layer add up.
+        vectors: any number of vectors, or vector sets. A set acts at its `acting_layers`. Vectors of one layer add up.
         strength: multiplier of every vector; 0 is the unsteered model.
-        injection_mode, intervention: "all" and "add" are what llama.cpp can do.
+        injection_mode, intervention: llama.cpp can only do "all" and "add".
         check_model: refuse vectors that were made from a model with another number of layers.
 
     Raises:
@@ -248,33 +250,15 @@ class LlamaInjector(_Injector):
         check_model: bool = True,
     ) -> None:
         self.vectors = acting_vectors(vectors)
-        self._strength = check_strength(strength)
+        self._strengths = {"": check_strength(strength)}
         super().__init__(llama, {"": self.vectors}, injection_mode, intervention, check_model)
 
-    @property
-    def strength(self) -> Strength:
-        """Multiplier of every vector; assigning it acts at once, also while attached."""
-        return self._strength
 
-    @strength.setter
-    def strength(self, value: float) -> None:
-        before, self._strength = self._strength, check_strength(value)
-        try:
-            self._additions()
-        except OptionError:
-            self._strength = before
-            raise
-        self._put_in_force()
-
-    def _strength_of(self, name: str) -> Strength:
-        return self._strength
-
-
-class LlamaMultiInjector(_Injector):
+class LlamaMultiInjector(_Injector, StrengthByBehavior):
     """Steers several behaviours of a llama.cpp model at once, each with its own strength.
 
-    `MultiVectorInjector` for a `llama_cpp.Llama`: each set acts at its acting layers, and layers that several sets
-    share get the sum.
+    It is `MultiVectorInjector` for a `llama_cpp.Llama`: each set acts at its acting layers, and layers that several
+    sets share get the sum.
 
     Args:
         llama: a loaded `llama_cpp.Llama`.
@@ -303,36 +287,3 @@ class LlamaMultiInjector(_Injector):
         self.vectors = {name: at_layer(chosen, default_layer).acting for name, chosen in sets.items()}
         self._strengths = strengths_by_behavior(sets, strengths)
         super().__init__(llama, self.vectors, injection_mode, intervention, check_model)
-
-    @property
-    def strengths(self) -> dict[str, Strength]:
-        """A copy of the strengths by behaviour."""
-        return dict(self._strengths)
-
-    def set_strength(self, behavior: str, strength: float) -> None:
-        """Changes one behaviour's strength; acts at once, also while attached. KeyError for an unknown behaviour."""
-        before = self.get_strength(behavior)
-        self._strengths[behavior] = check_strength(strength)
-        try:
-            self._additions()
-        except OptionError:
-            self._strengths[behavior] = before
-            raise
-        self._put_in_force()
-
-    def get_strength(self, behavior: str) -> Strength:
-        """The present strength of a behaviour. KeyError for an unknown one."""
-        if behavior not in self._strengths:
-            raise KeyError(f"No vectors for behaviour {behavior!r}; there are {list(self._strengths)}.")
-        return self._strengths[behavior]
-
-    def _strength_of(self, name: str) -> Strength:
-        return self._strengths[name]
-
-
-def _llama_cpp() -> Any:
-    try:
-        import llama_cpp
-    except ImportError as error:
-        raise missing_dependency("Steering llama.cpp", "llama-cpp", error) from error
-    return llama_cpp

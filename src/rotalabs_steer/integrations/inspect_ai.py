@@ -34,8 +34,8 @@ def rotalabs_steer() -> type[ModelAPI]:
     from inspect_ai.model._providers.hf import HuggingFaceAPI
 
     from rotalabs_steer.chat.tokenizer import ChatTokenizer
+    from rotalabs_steer.integrations.harness_steering import steer_model
     from rotalabs_steer.integrations.template_options import parse_template_options
-    from rotalabs_steer.integrations.vector_sources import steer_model
 
     class SteeredHuggingFaceAPI(HuggingFaceAPI):
         def __init__(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError, missing_dependency
+from rotalabs_steer.integrations.harness_steering import steer_model
 from rotalabs_steer.integrations.template_options import parse_template_options
-from rotalabs_steer.integrations.vector_sources import steer_model
 
 try:
     from lm_eval.api.registry import register_model

@@ -14,7 +14,6 @@ from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.files.hub import find_vectors
 from rotalabs_steer.generation.continuation import continue_rows
-from rotalabs_steer.integrations.vector_sources import load_vector_sets, set_places
 from rotalabs_steer.measures.detection import project
 from rotalabs_steer.model.decoder import model_name, text_config, transformers_model
 from rotalabs_steer.playground.comparisons import Behavior, Snippets
@@ -24,6 +23,7 @@ from rotalabs_steer.steering.acting_layers import acting_vectors
 from rotalabs_steer.steering.injection import MultiVectorInjector
 from rotalabs_steer.steering.interventions import INTERVENTIONS
 from rotalabs_steer.steering.vector_checks import check_vectors
+from rotalabs_steer.vector_sources import load_vector_sets, set_places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping

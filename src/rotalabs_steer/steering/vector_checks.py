@@ -23,13 +23,18 @@ def check_vectors(model: nn.Module, vectors: Iterable[SteeringVector], *, check_
     width = hidden_size(model)
     for vector in vectors:
         check_layer_indices(model, [vector.layer_index])
-        if vector.dim != width:
-            raise VectorError(
-                f"The vector of {vector.behavior!r} has {vector.dim} numbers; {model_name(model)} has hidden size "
-                f"{width}. It was made from {vector.model_name!r}: extract it from this model."
-            )
+        check_width(vector, width, model_name(model))
         if check_model:
             check_same_model(model_fingerprint(model), model_name(model), vector)
+
+
+def check_width(vector: SteeringVector, width: int, name: str) -> None:
+    """Refuses a vector that is not as long as the hidden size of the model with this name."""
+    if vector.dim != width:
+        raise VectorError(
+            f"The vector of {vector.behavior!r} has {vector.dim} numbers; {name} has hidden size {width}. It was made "
+            f"from {vector.model_name!r}: extract it from this model."
+        )
 
 
 def check_condition(model: nn.Module, condition: Condition, vectors: Iterable[SteeringVector]) -> None:

@@ -292,9 +292,9 @@ def test_unknown_behaviours(chat):
     with pytest.raises(OptionError, match="not a finite number"):
         chat.invoke("Hi!", config({"formality": "much"}))
     for wrong in (0.5, "formality=0.5", ["formality"]):
-        with pytest.raises(OptionError, match=r"Give a dict of strengths by behaviour, such as \{'formality': 1.0"):
+        with pytest.raises(OptionError, match=r"Strengths are given by behaviour, as in \{'formality': 0.5"):
             chat.invoke("Hi!", config(wrong))
-        with pytest.raises(OptionError, match="Give a dict of strengths by behaviour"):
+        with pytest.raises(OptionError, match="Strengths are given by behaviour"):
             chat.invoke("Hi!", strengths=wrong)
     with pytest.raises(OptionError, match="is a list; each call takes one number"):
         chat.set_strength("formality", [1.0, 2.0])

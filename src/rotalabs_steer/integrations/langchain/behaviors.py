@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.integrations.vector_sources import load_vectors
 from rotalabs_steer.steering.acting_layers import Vectors, at_layer, warn_not_steering
 from rotalabs_steer.steering.injection import MultiVectorInjector
-from rotalabs_steer.steering.strengths import check_strength
+from rotalabs_steer.steering.strengths import check_strength, strengths_by_behavior
 from rotalabs_steer.steering.vector_checks import check_vectors
+from rotalabs_steer.vector_sources import load_vectors
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -93,17 +92,8 @@ class SteeredBehaviors:
         """
         strengths = self.strengths
         for override in overrides:
-            if override is None:
-                continue
-            if not isinstance(override, Mapping):
-                raise OptionError(
-                    f"strengths is {override!r}. Give a dict of strengths by behaviour, such as "
-                    f"{dict.fromkeys(self._sets, 1.0)}."
-                )
-            unknown = [name for name in override if name not in self._sets]
-            if unknown:
-                raise OptionError(f"Strength for {unknown[0]!r}, but there are vectors for {list(self._sets)} only.")
-            strengths |= {name: _one_number(number) for name, number in override.items()}
+            checked = strengths_by_behavior(self._sets, override)
+            strengths |= {name: _one_number(checked[name]) for name in override or ()}
         return strengths
 
     def injector(self, rows: Sequence[Mapping[str, float]]) -> MultiVectorInjector | None:

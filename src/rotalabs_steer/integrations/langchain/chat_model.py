@@ -14,7 +14,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict
 
-from rotalabs_steer.integrations.langchain.generation import before_stop
+from rotalabs_steer.integrations.langchain.generation import AnswerStream, before_stop
 from rotalabs_steer.integrations.langchain.language_model import SteeredLanguageModel
 from rotalabs_steer.integrations.langchain.messages import CALL_END, CALL_START, RESULT_START, render_chat
 from rotalabs_steer.integrations.langchain.tool_calls import (
@@ -125,7 +125,7 @@ class SteeredChatModel(SteeredLanguageModel[AIMessage], BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         call = _Call(self, messages, stop, kwargs)
-        stream = self._generator.stream(call.request)
+        stream = AnswerStream(self._generator, call.request)
         for text in call.visible(stream):
             yield ChatGenerationChunk(message=AIMessageChunk(content=text))
         assert stream.answer is not None
@@ -214,8 +214,8 @@ class _Call:
         return parse_answer((self._prefix or "") + answer.text, self._names)
 
     def _metadata(self, answer: Answer) -> dict[str, Any]:
-        finish = "stop" if answer.finished else "length"
-        return {"model_name": self._model_name, "finish_reason": finish, "strengths": dict(self._strengths)}
+        strengths = dict(self._strengths)
+        return {"model_name": self._model_name, "finish_reason": answer.finish_reason, "strengths": strengths}
 
 
 def _usage(answer: Answer) -> UsageMetadata:

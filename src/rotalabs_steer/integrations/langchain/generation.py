@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from rotalabs_steer.arguments import as_integer, as_real
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.generation.continuation import continue_rows
+from rotalabs_steer.generation.continuation import continue_rows, end_tokens
+from rotalabs_steer.generation.text_streams import stream_text
 from rotalabs_steer.model.decoder import text_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from transformers.generation.streamers import BaseStreamer
 
     from rotalabs_steer.chat.tokenizer import ChatTokenizer
     from rotalabs_steer.integrations.langchain.behaviors import SteeredBehaviors
-
 
 # These would contradict the settings, or change what `model.generate` returns.
 _RESERVED = ("max_new_tokens", "stopping_criteria", "streamer", "num_return_sequences", "return_dict_in_generate")
@@ -93,6 +93,11 @@ class Answer:
     new_tokens: int
     finished: bool
 
+    @property
+    def finish_reason(self) -> str:
+        """The name that LangChain's users know from other models."""
+        return "stop" if self.finished else "length"
+
 
 class Generator:
     """Generates steered answers with one model and its tokenizer."""
@@ -141,24 +146,25 @@ class Generator:
             left = [number for number in left if number not in numbers]
             batch = [requests[number] for number in numbers]
             for number, request, (row, finished) in zip(numbers, batch, self.generate(batch), strict=True):
-                text = self.tokenizer.decode(row, skip_special_tokens=True)
-                kept = "".join(before_stop([text], settings.stop))
+                kept = "".join(before_stop([self.decode(row)], settings.stop))
                 answers[number] = Answer(kept, len(request.ids), len(row), finished)
         return [answers[number] for number in range(len(requests))]
 
     def generate(
         self,
         requests: Sequence[GenerationRequest],
-        cancelled: threading.Event | None = None,
-        streamer: TextIteratorStreamer | None = None,
+        streamer: BaseStreamer | None = None,
+        cancelled: Callable[..., bool] | None = None,
     ) -> list[tuple[list[int], bool]]:
         """The new tokens for each request, and whether its answer is finished. All requests have the same settings.
 
         Args:
-            cancelled: ends the generation when it is set.
+            cancelled: ends the generation when it returns True. It is called after every token.
         """
         settings = requests[0].settings
-        criteria = StoppingCriteriaList([_StopOrCancel(self.tokenizer, settings.stop, cancelled)])
+        criteria = StoppingCriteriaList([_StopStrings(self.decode, settings.stop)] if settings.stop else [])
+        if cancelled is not None:
+            criteria.append(cancelled)
         injector = self.behaviors.injector([request.strengths for request in requests])
         with injector.scoped() if injector is not None else contextlib.nullcontext():
             rows = continue_rows(
@@ -172,9 +178,10 @@ class Generator:
             )
         return [(row, len(row) < settings.max_new_tokens) for row in rows]
 
-    def stream(self, request: GenerationRequest) -> AnswerStream:
-        """The answer to a request as a stream of pieces."""
-        return AnswerStream(self, request)
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated tokens."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
 
 
 class SharedRun(Generator):
@@ -222,20 +229,19 @@ class AnswerStream:
 
     def __iter__(self) -> Iterator[str]:
         generator, request = self._generator, self._request
-        pieces = TextIteratorStreamer(generator.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        cancelled = threading.Event()
-        with ThreadPoolExecutor(1) as executor:
-            run = executor.submit(contextvars.copy_context().run, generator.generate, [request], cancelled, pieces)
-            run.add_done_callback(lambda _: pieces.text_queue.put(pieces.stop_signal))  # also after an error
-            try:
-                text = ""
-                for piece in before_stop(pieces, request.settings.stop):
-                    text += piece
-                    yield piece
-                ((row, finished),) = run.result()
-                self.answer = Answer(text, len(request.ids), len(row), finished)
-            finally:
-                cancelled.set()
+        rows: list[tuple[list[int], bool]] = []
+
+        def write(streamer: BaseStreamer, cancelled: Callable[..., bool]) -> None:
+            rows.extend(generator.generate([request], streamer, cancelled))
+
+        ends = end_tokens(generator.behaviors.model, generator.tokenizer)
+        text = ""
+        with contextlib.closing(stream_text(write, generator.decode, ends, contextvars.copy_context())) as pieces:
+            for piece in before_stop(pieces, request.settings.stop):
+                text += piece
+                yield piece
+        ((row, finished),) = rows
+        self.answer = Answer(text, len(request.ids), len(row), finished)
 
 
 def before_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
@@ -266,31 +272,24 @@ def _possible_beginning(text: str, stops: Sequence[str]) -> int:
     return max(lengths, default=0)
 
 
-class _StopOrCancel(StoppingCriteria):  # type: ignore[misc]
-    """Ends a row at a stop string, and ends all rows when the generation is cancelled.
+class _StopStrings(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row at a stop string.
 
     The `stop_strings` of transformers also match in the prompt. They also go through the whole vocabulary before the
     first token, which takes longer than a short answer.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str], cancelled: threading.Event | None) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
+        self._decode = decode
         self._stops = stops
-        self._cancelled = cancelled
-        self._reach = (
-            max((len(stop.encode()) for stop in stops), default=0) + 1
-        )  # in tokens, each of which is at least one byte
+        # The number of tokens in which a stop string ends: each token is at least one byte.
+        self._reach = max(len(stop.encode()) for stop in stops) + 1
         self._start: int | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
         """Whether each row has ended, as booleans of shape [batch]."""
         if self._start is None:
             self._start = input_ids.shape[1] - 1
-        if self._cancelled is not None and self._cancelled.is_set():
-            return torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        if not self._stops:
-            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         tails = input_ids[:, max(self._start, input_ids.shape[1] - self._reach) :].tolist()
-        texts = [self._tokenizer.decode(tail, skip_special_tokens=True) for tail in tails]
-        ended = [any(stop in text for stop in self._stops) for text in texts]
+        ended = [any(stop in text for stop in self._stops) for text in map(self._decode, tails)]
         return torch.tensor(ended, device=input_ids.device)

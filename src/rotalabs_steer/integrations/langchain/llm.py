@@ -9,6 +9,7 @@ from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict, PrivateAttr
 
+from rotalabs_steer.integrations.langchain.generation import AnswerStream
 from rotalabs_steer.integrations.langchain.language_model import SteeredLanguageModel
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class SteeredLLM(SteeredLanguageModel[str], BaseLLM):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         (request,) = self._requests([prompt], stop, kwargs)
-        for piece in self._generator.stream(request):
+        for piece in AnswerStream(self._generator, request):
             chunk = GenerationChunk(text=piece)
             if run_manager is not None:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
@@ -110,16 +111,8 @@ class SteeredLLM(SteeredLanguageModel[str], BaseLLM):
 
 
 def _result(requests: Sequence[GenerationRequest], answers: Sequence[Answer]) -> LLMResult:
-    generations = [
-        [
-            Generation(
-                text=answer.text,
-                generation_info={
-                    "finish_reason": "stop" if answer.finished else "length",
-                    "strengths": dict(request.strengths),
-                },
-            )
-        ]
-        for request, answer in zip(requests, answers, strict=True)
-    ]
+    generations = []
+    for request, answer in zip(requests, answers, strict=True):
+        info = {"finish_reason": answer.finish_reason, "strengths": dict(request.strengths)}
+        generations.append([Generation(text=answer.text, generation_info=info)])
     return LLMResult(generations=generations)

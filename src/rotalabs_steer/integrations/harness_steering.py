@@ -1,4 +1,4 @@
-"""A model that is steered by the vectors of a path or repository from then on, as harnesses name them."""
+"""Steers a model from the arguments that evaluation harnesses pass: a path of vectors, and strengths as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rotalabs_steer.errors import OptionError
 from rotalabs_steer.steering.acting_layers import warn_not_steering
 from rotalabs_steer.steering.injection import MultiVectorInjector
 from rotalabs_steer.steering.strengths_in_text import parse_numbers
-from rotalabs_steer.vector_sources import load_vector_sets, load_vectors, set_places
+from rotalabs_steer.vector_sources import load_vector_sets
 
 if TYPE_CHECKING:
     import os
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
     from rotalabs_steer.steering.scopes import Scope
     from rotalabs_steer.vectors import SteeringVectorSet
 
-__all__ = ["load_vector_sets", "load_vectors", "set_places", "steer_model", "strength_by_behavior"]
-
 
 def strength_by_behavior(
     sets: Mapping[str, SteeringVectorSet], strength: float | str | Mapping[str, float]
 ) -> dict[str, float]:
-    """One number for every behaviour, or numbers by behaviour: a mapping, or text such as "formality=1,refusal=-0.5"
-    or "formality:1;refusal:-0.5".
+    """The strength of each behaviour that `strength` names.
+
+    Args:
+        strength: one number for every behaviour; or numbers by behaviour, as a mapping or as a string such as
+            "formality=1,refusal=-0.5" or "formality:1;refusal:-0.5".
 
     Raises:
-        OptionError: text that is neither.
+        OptionError: it is neither.
     """
     if isinstance(strength, Mapping):
         return dict(strength)
@@ -57,10 +58,10 @@ def steer_model(
     injection_mode: Scope = "all",
     check_model: bool = True,
 ) -> MultiVectorInjector:
-    """Steers every call of a model from now on; call `detach` of what is returned to end it.
+    """Steers every call of a model until `detach` of the returned injector is called.
 
     Args:
-        vectors: path of one set, one vector, or a folder of sets, which all act; or `owner/name[@revision]`.
+        vectors: path of one set, one vector, or a folder whose sets all act; or `owner/name[@revision]` on the Hub.
         strength: one number for every behaviour, or a number by behaviour (1.0 for those left out).
         layer: the one layer at which every behaviour acts; by default each acts at its set's acting layers.
         injection_mode, check_model: as in `MultiVectorInjector`.
@@ -70,5 +71,4 @@ def steer_model(
     injector = MultiVectorInjector(
         model, sets, strength_by_behavior(sets, strength), injection_mode, layer, check_model=check_model
     )
-    injector.attach()
-    return injector
+    return injector.attach()
