@@ -1,9 +1,8 @@
-"""An extraction that was stopped, on disk: the sums so far, how far it came, and of which work."""
+"""The state of an extraction that was stopped, on disk."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,53 +20,49 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_SAVES = 20.0
 
 
-@dataclass(eq=False)
 class Checkpoint:
-    """A file that always holds a whole state: the old one or the new one.
+    """A file with the sums so far and the number of batches done. It always holds a whole state, the old or the new.
 
     Args:
-        work: what tells this extraction from any other; a file of other work is refused, not overwritten.
+        work: identifies the extraction; the file of another one is refused, not overwritten.
+        rank, size: this process's number and the number of processes; each of several has a file of its own.
     """
 
-    path: Path
-    work: str
-    _saved_at: float = field(default_factory=time.monotonic)
-
-    @classmethod
-    def at(cls, path: str | os.PathLike[str], work: str, rank: int, size: int) -> Checkpoint:
-        """The checkpoint of this process: with several, each has a file of its own."""
+    def __init__(self, path: str | os.PathLike[str], work: str, rank: int, size: int) -> None:
         path = Path(path)
-        return cls(path if size == 1 else path.with_name(f"{path.name}.{rank}-of-{size}"), f"{work}/{rank}/{size}")
+        self._path = path if size == 1 else path.with_name(f"{path.name}.{rank}-of-{size}")
+        self._work = f"{work}/{rank}/{size}"
+        self._saved_at = time.monotonic()
 
     def load(self) -> tuple[int, dict[str, torch.Tensor]]:
-        """How many batches are done, and the sums over them: (0, {}) where there is no file.
+        """The number of batches done and the sums over them; (0, {}) if there is no file.
 
         Raises:
             OptionError: the file belongs to another extraction.
-            FileFormatError: it is no checkpoint.
+            FileFormatError: it is not a checkpoint.
         """
-        if not self.path.exists():
+        if not self._path.exists():
             return 0, {}
         try:
-            with safetensors.safe_open(self.path, "pt") as file:
+            with safetensors.safe_open(self._path, "pt") as file:
                 about = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             done = int(about["batches_done"])
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise FileFormatError(f"{self.path} is not a checkpoint of an extraction: {error}.") from error
-        if about.get("work") != self.work:
+            raise FileFormatError(f"{self._path} is not a checkpoint of an extraction: {error}.") from error
+        if about.get("work") != self._work:
             raise OptionError(
-                f"{self.path} continues another extraction (other pairs, model, layers or options; a model whose "
+                f"{self._path} continues another extraction (other pairs, model, layers or options; a model whose "
                 "weights or adapters have changed is another). Choose another file for resume=, or remove this one."
             )
         return done, tensors
 
     def save(self, done: int, tensors: dict[str, torch.Tensor], *, now: bool = False) -> None:
-        """Writes the state, unless that was done less than 20 seconds ago."""
+        """Writes the state if the last save is 20 seconds ago, or at once with `now`."""
         if not now and time.monotonic() - self._saved_at < _SECONDS_BETWEEN_SAVES:
             return
-        about = {"work": self.work, "batches_done": str(done)}
+        about = {"work": self._work, "batches_done": str(done)}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, safetensors.torch.save(contiguous, about))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, safetensors.torch.save(contiguous, about))
         self._saved_at = time.monotonic()

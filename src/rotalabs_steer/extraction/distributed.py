@@ -1,40 +1,33 @@
-"""Several processes, each with a whole model, that share the work: what `accelerate launch` or torchrun starts."""
+"""Several processes that share the work, each with a whole model, as `accelerate launch` or torchrun starts them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-import torch
 from torch import distributed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from torch import nn
-
-_Item = TypeVar("_Item")
 
 
 def rank_and_size(model: nn.Module) -> tuple[int, int]:
-    """This process's number and how many share the work: (0, 1) where one model is spread over all of them."""
+    """This process's number and the number of processes that share the work.
+
+    (0, 1) if the processes hold parts of one model (FSDP, tensor parallel), because all must then see the same batches.
+    """
     if not (distributed.is_available() and distributed.is_initialized()) or _is_spread(model):
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
 
-def own_share(items: list[_Item], model: nn.Module) -> list[_Item]:
-    """Every n-th item, for this process; neighbours cost alike, so the shares do too."""
-    rank, size = rank_and_size(model)
-    return items[rank::size]
-
-
-def add_over_processes(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """The sums of every process's tensors, in all of them."""
-    if rank_and_size(model)[1] == 1:
-        return dict(tensors)
+def add_over_processes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The sums of every process's tensors; all processes return them."""
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
     added = {}
-    for name in sorted(tensors):
+    for name in sorted(tensors):  # every process has to send its tensors in the same order
         total = tensors[name].to(device, copy=True)
         distributed.all_reduce(total)
         added[name] = total.cpu()
@@ -42,7 +35,6 @@ def add_over_processes(tensors: Mapping[str, torch.Tensor], model: nn.Module) ->
 
 
 def _is_spread(model: nn.Module) -> bool:
-    """Whether the processes hold parts of one model (FSDP, tensor parallel) and so must all see the same batches."""
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor import DTensor
 

@@ -16,7 +16,7 @@ from rotalabs_steer.errors import ArchitectureError, DatasetError, OptionError, 
 from rotalabs_steer.extraction.forward_pass import read_activations
 from rotalabs_steer.extraction.gradients import fisher_scores, pair_gradients
 from rotalabs_steer.extraction.methods import DEFAULT_METHOD, get_method
-from rotalabs_steer.extraction.pair_pass import PairPass
+from rotalabs_steer.extraction.pair_pass import sum_over_pairs
 from rotalabs_steer.extraction.pair_texts import PairTexts, check_scorable, side_name, sides_of
 from rotalabs_steer.extraction.readout import token_weights
 from rotalabs_steer.extraction.statistics import FIELD_OF_NEED, FISHER, GRADIENT, NEUTRAL
@@ -230,7 +230,9 @@ def read_statistics(
 
     texts = PairTexts(pairs, token_positions)
     places = [(layer, component) for component in components for layer in layers]
-    sums = PairPass(model, texts, places, needs, batch_size).run(resume, show_progress=show_progress)
+    sums = sum_over_pairs(
+        model, texts, places, needs, batch_size=batch_size, resume=resume, show_progress=show_progress
+    )
     fields: dict[str, torch.Tensor] = {}
     if NEUTRAL in needs:
         fields["neutral_mean"] = _neutral_means(model, neutral_ids, layers)
