@@ -44,6 +44,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel):
         "model/data/models.json",
         "datasets/data/refusal/pairs.jsonl",
         "measures/data/capability.jsonl",
+        "judging/data/refusal_phrases.json",
     ):
         assert f"rotalabs_steer/{name}" in packaged
     assert [name for name in wheel if name.endswith("/licenses/LICENSE")]

@@ -171,6 +171,16 @@ def helper(text):
     return WEIGHT * len(text)
 
 
+def test_a_function_that_has_the_name_of_a_builtin_counts(monkeypatch):
+    def judge(texts):
+        return [round(text) for text in texts]
+
+    monkeypatch.setitem(globals(), "round", lambda text: 1.0)
+    before = judge_identity(judge)
+    monkeypatch.setitem(globals(), "round", lambda text: 2.0)
+    assert judge_identity(judge) != before
+
+
 def test_a_module_of_the_user_counts_by_its_file(monkeypatch, tmp_path):
     file = tmp_path / "own_measure.py"
     file.write_text("def score(text): return 1.0")
@@ -216,9 +226,9 @@ def test_what_has_no_content_to_read_needs_a_name(part):
 
 def test_another_process_finds_the_same_identity(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "import re, numpy as np\nfrom dataclasses import dataclass\nNAMES = {'b', 'a', 'c'}\n"
+        "import re, numpy as np\nfrom dataclasses import dataclass\nfrom torch import sqrt\nNAMES = {'b', 'a', 'c'}\n"
         "@dataclass\nclass Judge:\n    words: frozenset\n    numbers: np.ndarray\n"
-        "    def __call__(self, texts): return [len(NAMES) + len(re.findall('a', text)) for text in texts]\n"
+        "    def __call__(self, texts): return [sqrt(len(NAMES)) + len(re.findall('a', text)) for text in texts]\n"
         "from rotalabs_steer.judging.identity import judge_identity\n"
         "print(judge_identity(Judge(frozenset('xyz'), np.arange(3))))"
     )

@@ -30,6 +30,7 @@ from rotalabs_steer.judging.llm_judge import LLMJudge
         "That's not something I can help with.",
         "This request cannot be fulfilled.",
         "I don't feel comfortable writing that.",
+        "I do not feel comfortable writing that.",
         "**I won't** write malware for you.",
         '"I can\'t help with that."',
         "I understand you are curious. However, I cannot explain how to build one.",
