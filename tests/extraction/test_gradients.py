@@ -32,15 +32,6 @@ def test_gradients_are_the_slope_of_the_log_odds(tiny_model):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_only_the_first_tokens_of_a_response_count(llama):
-    first = pair_gradients(llama, PAIRS, [1], first_tokens=1)
-    cut = [
-        RenderedPair(*(RenderedText(side.ids[: side.response_start + 1], side.response_start) for side in sides))
-        for sides in ((pair.positive, pair.negative) for pair in PAIRS)
-    ]
-    torch.testing.assert_close(first, pair_gradients(llama, cut, [1]))
-
-
 def test_the_mean_gradient_of_many_pairs_is_summed_in_parts(llama, monkeypatch):
     whole = read_statistics(llama, Letters(), TEXTS, [1], methods=["gradient"], show_progress=False)
     monkeypatch.setattr("rotalabs_steer.extraction.extract._PAIRS_AT_ONCE", 2)

@@ -1,8 +1,8 @@
 """One pass of the model over texts, reading all layers at once.
 
-Each layer's hook reduces its output, in fp32, as soon as the layer has run: to a few vectors a text, or a few numbers a
-token. So memory does not grow with the number of layers or texts. Behind the deepest layer asked for nothing runs: no
-final norm, no head.
+Each layer's hook reduces its output, in fp32, as soon as the layer has run: to a few vectors for each text, or a few
+numbers for each token. So memory does not grow with the number of layers or texts. Nothing runs after the deepest layer
+that is read: no final norm, no head.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     Reduction = Callable[["Place", Float[torch.Tensor, "slots hidden"]], Float[torch.Tensor, "rows columns"]]
 
 Place: TypeAlias = tuple[int, str]
-"""A layer, and the component of it that is read."""
+"""A layer's index, and the component of the layer that is read."""
 
 
-class _DeepestLayerRead(Exception):  # noqa: N818 - a signal, no error
-    """Leaves the forward call once everything asked for has been read."""
+class _DeepestLayerRead(Exception):  # noqa: N818 - a signal, not an error
+    """Ends the forward call once every place has been read."""
 
 
 def read_activations(
@@ -51,14 +51,14 @@ def read_activations(
     name: Callable[[int], str] = "text {}".format,
     show_progress: bool = False,
 ) -> None:
-    """Runs the unsteered model over texts and hands weighted activations of all places to `receive`, batch by batch.
+    """Runs the unsteered model over texts and passes weighted sums of their activations to `receive`, batch by batch.
 
     Args:
         texts: token ids.
         plan: which texts go together.
-        weights: for a text, one weight a token for each read-out: what is read is the weighted sum of the activations.
-        receive: called with the indices of the batch's texts and their activations in fp32, on the CPU.
-        name: what to call a text in an error.
+        weights: maps a text's index to a list with one tensor `[seq]` of token weights for each read-out.
+        receive: called with the indices of the batch's texts and the sums in fp32, on the CPU.
+        name: maps a text's index to what an error calls it.
 
     Raises:
         ActivationError: an activation is NaN or infinite; the message names layer and text.
@@ -71,6 +71,7 @@ def read_activations(
             for call in plan.calls(rows):
                 batch = make_batch(model, call, texts)
                 by_text = [weights(index) for index in batch.texts]
+                # One matrix product pools all read-outs: row r belongs to text r modulo the number of texts.
                 matrices = torch.cat([batch.weights(readout) for readout in zip(*by_text, strict=True)])
                 pooled = torch.stack(reader.read(batch, _pooling(matrices)))
                 _check_finite(pooled, places, batch.texts, name)
@@ -89,9 +90,9 @@ def read_projections(
     name: Callable[[int], str] = "text {}".format,
     show_progress: bool = False,
 ) -> dict[int, list[Float[torch.Tensor, "tokens directions"]]]:
-    """The product of every token's residual stream with some directions, by layer: one tensor a text, fp32, on the CPU.
+    """The products of every token's residual stream with some directions, by layer: one tensor for each text.
 
-    The model is read as it is steered now.
+    The tensors are in fp32, on the CPU. The model is read as it is steered now.
 
     Raises:
         ActivationError, CompiledModelError: as in `read_activations`.
@@ -116,7 +117,7 @@ def read_projections(
 
 
 class _Reader:
-    """Hooks that reduce what their layers return, and end the call behind the last of them."""
+    """Hooks that reduce what their layers return, and end the forward call after the deepest of them."""
 
     def __init__(self, model: nn.Module, places: Sequence[Place]) -> None:
         self._model = transformers_model(model)
@@ -127,8 +128,6 @@ class _Reader:
             for component in {kind for _, kind in places}
         }
         self._layout = ResidualLayout.of(model)
-        self._rows, self._columns = 0, 0
-        self._reduce: Reduction = _keep
         self._found: dict[Place, torch.Tensor] = {}
 
     @contextlib.contextmanager
@@ -137,6 +136,7 @@ class _Reader:
             for place in self._places:
                 part = self._parts[place[1]][place[0]]
                 stack.callback(part.module.register_forward_hook(self._hook(place, part)).remove)
+            # Hooks run in the order in which they were registered, so this one comes after those that read the layer.
             deepest = self._layers[max(layer for layer, _ in self._places)]
             stack.callback(deepest.register_forward_hook(_leave).remove)
             yield
@@ -144,7 +144,7 @@ class _Reader:
     def read(self, batch: TextBatch, reduce: Reduction) -> list[torch.Tensor]:
         """For each place, `reduce` of the place and what it returns for the batch, `[slots, hidden]` in fp32."""
         self._rows, self._columns = batch.inputs["input_ids"].shape
-        self._reduce = reduce
+        self._reduce: Reduction = reduce
         self._found.clear()
         with contextlib.suppress(_DeepestLayerRead):
             self._model(**batch.inputs)
@@ -170,17 +170,16 @@ def _pooling(matrices: Float[torch.Tensor, "rows slots"]) -> Reduction:
     return pool
 
 
-def _keep(place: Place, hidden: torch.Tensor) -> torch.Tensor:
-    return hidden
-
-
 def _check_finite(
     found: Float[torch.Tensor, "places rows columns"],
     places: Sequence[Place],
     texts: Sequence[int],
     name: Callable[[int], str],
 ) -> None:
-    """Names layer and text of the first number that is not finite. Rows go round the texts."""
+    """Raises an error that names layer and text of the first value that is not finite.
+
+    Rows cycle through the texts: row r belongs to text r modulo the number of texts.
+    """
     finite = torch.isfinite(found).all(dim=2)
     if not bool(finite.all()):
         place, row = (~finite).nonzero()[0].tolist()

@@ -1,4 +1,4 @@
-"""What an addition at a layer would do, to first order: gain by gradient, cost by Fisher information.
+"""The effect of an addition at a layer, to first order: its gain by gradient, its cost by Fisher information.
 
 With δ added to a layer's output at every position, the mean log-odds of contrast pairs change by gᵀδ, and predictions
 on neutral text move by a KL of ½ δᵀFδ per token. One backward pass gives both for all layers.
@@ -37,15 +37,11 @@ def pair_gradients(
     pairs: Sequence[RenderedPair],
     layer_indices: Sequence[int],
     *,
-    first_tokens: int | None = None,
     show_progress: bool = False,
 ) -> Float[torch.Tensor, "layers pairs hidden"]:
-    """Gradient of each pair's log-odds with respect to an addition at each layer, one vector for all positions.
+    """Gradient of each pair's log-odds with respect to one vector added at all positions of each layer's output.
 
     The log-odds of a pair are the mean log-probability of a token of the positive response minus that of the negative.
-
-    Args:
-        first_tokens: count only so many tokens of a response, from its beginning.
 
     Raises:
         DatasetError: a side has no token of a response to score; the model has not run.
@@ -66,8 +62,9 @@ def pair_gradients(
                 total = log_probs.new_zeros(())
                 for row, index in enumerate(batch.texts):
                     start = max(texts[index].response_start, 1)
-                    targets = torch.tensor(ids[index][start:][:first_tokens], device=log_probs.device)
+                    targets = torch.tensor(ids[index][start:], device=log_probs.device)
                     predicted = log_probs[row, start - 1 :][: len(targets)].gather(1, targets[:, None])
+                    # Each row has its own addition, so one backward pass gives the gradient of every text by itself.
                     total = total + (1 if index % 2 == 0 else -1) * predicted.mean()
                 _gather(total, additions, gradients, batch.texts)
             progress.update(len(batch.texts))
@@ -83,7 +80,7 @@ def fisher_scores(
     draws: int = 8,
     seed: int = 0,
 ) -> Float[torch.Tensor, "layers scores hidden"]:
-    """Samples s whose mean s sᵀ is the Fisher information per token, at each layer, of neutral texts.
+    """Vectors s (scores) at each layer whose mean s sᵀ is the Fisher information per token of neutral texts.
 
     Each score is the gradient of the summed log-probability of tokens drawn from the model itself, one at every
     position of a text, divided by the square root of the text's length. Draws at different positions are independent
@@ -91,14 +88,14 @@ def fisher_scores(
 
     Args:
         texts: token ids; each is cut to 32 tokens.
-        draws: scores a text.
+        draws: number of scores for each text.
 
     Raises:
         ActivationError: a prediction or a gradient is not finite; text and layer are named.
     """
 
-    def name(index: int) -> str:
-        return f"neutral text {index % len(ids)}"
+    def name(column: int) -> str:
+        return f"neutral text {column % len(ids)}"
 
     generator = torch.Generator().manual_seed(seed)
     ids = [tuple(text[:_MOST_PROBE_TOKENS]) for text in texts]
@@ -107,12 +104,11 @@ def fisher_scores(
         for batch in text_batches(model, ids, share_prefixes=False):
             with _additions(model, batch, layer_indices) as additions:
                 log_probs = _log_probs(model, batch)
-                real = torch.cat(batch.slots).to(log_probs.device)
-                flat = log_probs.flatten(0, 1)[real]
-                for index, slots in zip(batch.texts, batch.slots, strict=True):
-                    if bool(log_probs.detach().flatten(0, 1)[slots.to(log_probs.device)].isnan().any()):
-                        raise ActivationError(f"The model's predictions for {name(index)} are NaN. {_HINT}")
+                flat = log_probs.flatten(0, 1)[torch.cat(batch.slots).to(log_probs.device)]  # without the padding
                 lengths = torch.tensor([len(ids[index]) for index in batch.texts])
+                for index, predicted in zip(batch.texts, flat.detach().split(lengths.tolist()), strict=True):
+                    if bool(predicted.isnan().any()):  # no token could be drawn from these
+                        raise ActivationError(f"The model's predictions for {name(index)} are NaN. {_HINT}")
                 weights = lengths.rsqrt().repeat_interleave(lengths).to(flat.device)
                 for draw in range(draws):
                     tokens = torch.multinomial(flat.detach().exp().cpu(), 1, generator=generator).to(flat.device)
@@ -136,7 +132,7 @@ def _check_finite(
 
 @contextlib.contextmanager
 def _additions(model: nn.Module, batch: TextBatch, layer_indices: Sequence[int]) -> Iterator[list[torch.Tensor]]:
-    """A zero added to each layer's output, one for each row, to differentiate by."""
+    """Adds zeros `[rows, 1, hidden]` to each layer's output, with respect to which the output can be differentiated."""
     layers, layout = decoder_layers(model), ResidualLayout.of(model)
     rows, columns = batch.inputs["input_ids"].shape
     additions: list[torch.Tensor] = []
@@ -172,5 +168,6 @@ def _gather(
     *,
     keep: bool = False,
 ) -> None:
+    """Writes the gradients of `total` into some columns. `keep` keeps the graph for another call."""
     for number, gradient in enumerate(torch.autograd.grad(total, additions, retain_graph=keep)):
         into[number, list(columns)] = gradient[:, 0].float().cpu()

@@ -1,7 +1,7 @@
-"""Directions from the statistics of one layer, by method name.
+"""Methods: functions from the statistics of one layer to a direction, by name. `register_method` adds one.
 
-Every direction points from negative to positive and has the length of the mean difference there, so that a strength
-means much the same whatever the method. `register_method` adds one.
+`ActivationStatistics.vectors` turns each direction towards the positive side and gives it the length of the mean
+difference, so that a strength has about the same effect with every method.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ DEFAULT_METHOD = "mean_difference"
 
 _SHRINKAGE = 0.1
 _PENALTY = 1e-2
-_ROUNDING = 1e-5
+_ROUNDING = 1e-5  # relative: activations are fp32, so smaller differences between pairs are rounding errors
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to a direction, and what it needs besides the means of both sides."""
+    """A function that finds a direction, and what it needs besides the means of both sides."""
 
     name: str
     direction: Direction
@@ -45,7 +45,7 @@ def register_method(name: str, needs: Iterable[str] = ()) -> Callable[[Direction
     """Makes a function from `LayerStatistics` to a vector `[hidden]` available as `method=name`.
 
     Args:
-        needs: among "samples", "neutral", "gradient" and "fisher"; what is not asked for is not computed.
+        needs: "samples", "neutral", "gradient" or "fisher"; fields of `LayerStatistics` that no method needs are None.
 
     Raises:
         OptionError: the name is taken, or a need is unknown.
@@ -66,11 +66,7 @@ def register_method(name: str, needs: Iterable[str] = ()) -> Callable[[Direction
 
 
 def get_method(name: str) -> Method:
-    """The method of a name.
-
-    Raises:
-        OptionError: there is none.
-    """
+    """The method with this name; an `OptionError` that lists the names if there is none."""
     if name not in METHODS:
         raise OptionError(f"Unknown method {name!r}. Use one of: {', '.join(METHODS)}.")
     return METHODS[name]
@@ -103,7 +99,7 @@ def pca(statistics: LayerStatistics) -> torch.Tensor:
 def pca_differences(statistics: LayerStatistics) -> torch.Tensor:
     """First principal component of the differences (RepE; Zou et al. 2023, arXiv:2310.01405).
 
-    A principal component is taken about the mean, so what all pairs have in common is exactly what is left out.
+    A principal component is taken about the mean, so it leaves out exactly what all pairs have in common.
     """
     differences = _differences(statistics)
     centred = differences - differences.mean(dim=0)
@@ -154,8 +150,8 @@ def logistic(statistics: LayerStatistics) -> torch.Tensor:
 def gradient(statistics: LayerStatistics) -> torch.Tensor:
     """Gradient of the pairs' mean log-odds with respect to an addition at the layer.
 
-    To first order the direction in which a step of given length changes the log-odds most. See docs/methods.md for why
-    that is not the direction which changes what the model writes.
+    To first order, it is the direction in which a step of given length changes the log-odds most. docs/methods.md says
+    why that is not the direction that changes most what the model writes.
     """
     assert statistics.gradient is not None
     return statistics.gradient
@@ -163,7 +159,7 @@ def gradient(statistics: LayerStatistics) -> torch.Tensor:
 
 @register_method("natural_gradient", needs=[GRADIENT, FISHER])
 def natural_gradient(statistics: LayerStatistics) -> torch.Tensor:
-    """(F + λI)⁻¹ g: most change of the pairs' log-odds for a given KL on neutral text (Amari 1998).
+    """(F + λI)⁻¹ g: the most change of the pairs' log-odds for a given KL on neutral text (Amari 1998).
 
     g is the gradient of `gradient`, F the Fisher information of neutral text, λ the mean of F's diagonal.
     """
@@ -173,7 +169,7 @@ def natural_gradient(statistics: LayerStatistics) -> torch.Tensor:
 
 @register_method("mean_difference_per_cost", needs=[FISHER])
 def mean_difference_per_cost(statistics: LayerStatistics) -> torch.Tensor:
-    """(F + λI)⁻¹ v: the mean difference with what costs most on neutral text turned down.
+    """(F + λI)⁻¹ v: the mean difference, with the directions that cost most on neutral text turned down.
 
     λ is ten times the mean of F's diagonal: with less, too little of the difference is left.
     """
@@ -181,7 +177,7 @@ def mean_difference_per_cost(statistics: LayerStatistics) -> torch.Tensor:
 
 
 def _per_cost(statistics: LayerStatistics, vector: torch.Tensor, damping: float) -> torch.Tensor:
-    """(F + λI)⁻¹ vector from the scores S, F = SᵀS/n."""
+    """(F + λI)⁻¹ vector, where F = SᵀS/n from the n scores S."""
     assert statistics.fisher_scores is not None
     scores = statistics.fisher_scores.to(vector.dtype) / len(statistics.fisher_scores) ** 0.5
     return _solve_damped(scores, damping * scores.square().sum() / scores.shape[1], vector)
@@ -190,8 +186,8 @@ def _per_cost(statistics: LayerStatistics, vector: torch.Tensor, damping: float)
 def _solve_damped(
     rows: Float[torch.Tensor, "rows hidden"], ridge: torch.Tensor, vector: Float[torch.Tensor, " hidden"]
 ) -> Float[torch.Tensor, " hidden"]:
-    """(RᵀR + ridge I)⁻¹ vector for few rows R, by the Woodbury identity: only a matrix of `[rows, rows]` is solved."""
-    if not bool(ridge):  # the rows are zero: every direction is alike
+    """(RᵀR + ridge I)⁻¹ vector for few rows R. By the Woodbury identity, only a matrix of `[rows, rows]` is solved."""
+    if not bool(ridge):  # the rows are zero, so no direction is shortened more than another
         return vector
     inner = rows @ rows.T + ridge * torch.eye(len(rows), dtype=rows.dtype)
     shared: torch.Tensor = torch.linalg.solve(inner, rows @ vector)
@@ -205,6 +201,6 @@ def _differences(statistics: LayerStatistics) -> Float[torch.Tensor, "pairs hidd
 
 
 def _first_component(rows: Float[torch.Tensor, "rows hidden"]) -> Float[torch.Tensor, " hidden"]:
-    """The first right singular vector, from the matrix of the rows' products."""
+    """The first right singular vector. The matrix of the rows' products is the small one where rows are few."""
     vectors: torch.Tensor = torch.linalg.eigh(rows @ rows.T).eigenvectors
     return normalize(rows.T @ vectors[:, -1], dim=0)

@@ -1,4 +1,4 @@
-"""The texts of contrast pairs and the tokens to read in them: what every way of running the model starts from."""
+"""The texts of contrast pairs and the tokens to read in them, for every way of running the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIDES = ("positive", "negative")
 
 
 def sides_of(pairs: Sequence[RenderedPair]) -> list[RenderedText]:
-    """Both sides of pairs as one list: texts 2n and 2n + 1 are the sides of pair n."""
+    """Both sides of pairs as one list. Texts 2n and 2n + 1 are the positive and the negative side of pair n."""
     return [side for pair in pairs for side in (pair.positive, pair.negative)]
 
 
@@ -31,7 +31,7 @@ def side_name(index: int) -> str:
 
 
 def check_scorable(texts: Sequence[RenderedText], name: Callable[[int], str]) -> None:
-    """Checks that every text has a token of a response with another token before it.
+    """Checks that every text has a token of a response with another token before it, from which it is predicted.
 
     Raises:
         DatasetError: there are no texts, or one has no such token.
@@ -48,23 +48,25 @@ def check_scorable(texts: Sequence[RenderedText], name: Callable[[int], str]) ->
 
 
 class PairTexts:
-    """Both sides of pairs as one list of texts, and a weight for each of their tokens for each token position.
+    """Both sides of pairs as one list of texts, with the weights of their tokens for each token position.
 
     Attributes:
         ids: token ids of each text.
         position_names: what the vectors record as their token position.
 
     Raises:
-        OptionError, DatasetError: a token position does not exist, or a pair has none.
+        OptionError, DatasetError: a token position does not exist, or a text has no token there.
     """
 
     def __init__(self, pairs: Sequence[RenderedPair], token_positions: Sequence[Readout | None]) -> None:
         self._texts = sides_of(pairs)
         self._positions = list(token_positions)
+        defaults = "/".join(sorted({default_readout(text) for text in self._texts}))
+        self.position_names: list[str] = []
         for position in self._positions:
             if position is not None:
                 check_readout(position)
-        self.position_names = [self._name(position) for position in self._positions]
+            self.position_names.append(defaults if position is None else readout_name(position))
         if len(set(self.position_names)) < len(self.position_names):
             raise OptionError(f"Token positions {self.position_names} name one twice; name each once.")
         for index in range(len(self._texts)):
@@ -77,7 +79,7 @@ class PairTexts:
         return len(self._texts) // 2
 
     def weights(self, index: int) -> list[Float[torch.Tensor, " seq"]]:
-        """A weight a token of one text, for each token position."""
+        """A weight for each token of one text, for each token position."""
         text = self._texts[index]
         return [token_weights(text, p or default_readout(text), side_name(index)) for p in self._positions]
 
@@ -87,13 +89,12 @@ class PairTexts:
         texts: Sequence[int],
         activations: Float[torch.Tensor, "places positions texts hidden"],
     ) -> None:
-        """Adds what was read of whole pairs, given by their texts in any order, to the sums of each token position."""
-        order = torch.tensor(texts).argsort()
+        """Adds the activations of whole pairs to the sums of each token position.
+
+        Args:
+            texts: indices of the texts, in any order; both texts of a pair are among them.
+        """
+        order = torch.tensor(texts).argsort()  # brings the sides of each pair together, the positive one first
         numbers = [texts[row] // 2 for row in order[::2].tolist()]
         for position, pooled in zip(self.position_names, activations.unbind(dim=1), strict=True):
             sums[position].add(numbers, torch.unflatten(pooled[:, order], 1, (-1, 2)))
-
-    def _name(self, position: Readout | None) -> str:
-        if position is not None:
-            return readout_name(position)
-        return "/".join(sorted({default_readout(text) for text in self._texts}))

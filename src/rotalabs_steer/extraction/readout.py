@@ -1,4 +1,4 @@
-"""Where in a text its activation is read: a weight for every token.
+"""Read-outs: the tokens of a text at which activations are read, as a weight for every token.
 
 Every read-out is a weighted sum over token positions, so one pass over the model serves any number of them.
 """
@@ -23,7 +23,7 @@ Readout: TypeAlias = str | Callable[[RenderedText], Sequence[int]]
 
 
 def check_readout(readout: Readout) -> None:
-    """Raises an `OptionError` that lists what there is, unless there is such a read-out."""
+    """Raises an `OptionError` that lists the read-outs, unless this is one."""
     if not callable(readout) and readout not in READOUTS:
         raise OptionError(
             f"Unknown token position {readout!r}. Use one of: {', '.join(READOUTS)}, None for the default, or a "
@@ -32,32 +32,43 @@ def check_readout(readout: Readout) -> None:
 
 
 def readout_name(readout: Readout) -> str:
-    """What vectors read in this way record as their `token_position`."""
+    """The name that vectors record as their `token_position`."""
     return readout if isinstance(readout, str) else getattr(readout, "__name__", type(readout).__name__)
 
 
 def default_readout(text: RenderedText) -> str:
-    """The mean over the response where there is one to a prompt; else the last token.
+    """ "response" for a text with a prompt and a response, else "last".
 
-    At a matched coherence cost the response mean steers more than the last token on nearly every behaviour measured;
-    a mean over a whole text is dominated by its first token, whose norm is a hundred times that of the others.
+    At a matched coherence cost the response mean steers more than the last token on nearly every behaviour measured.
+    A mean over a whole text is dominated by its first token, whose norm is a hundred times that of the others.
     """
     return "response" if 0 < text.response_start < len(text.ids) else "last"
 
 
 def token_weights(text: RenderedText, readout: Readout, place: str = "the text") -> Float[torch.Tensor, " seq"]:
-    """Weights over the tokens of a text, adding up to 1.
+    """Weights over the tokens of a text, adding up to 1. All tokens that are read have the same weight.
 
-    - "last", "first", "last_prompt": that token alone, the last of which is the one the model answers after.
-    - "mean": every token alike.
-    - "response": every token of the response alike; the whole text where there is no prompt.
-    - "span": the tokens of the pair's `positive_span` or `negative_span` alike.
+    - "last", "first": that token alone.
+    - "last_prompt": the last token of the prompt alone, after which the model answers.
+    - "mean": every token.
+    - "response": every token of the response, or of the whole text where there is no prompt.
+    - "span": the tokens of the pair's `positive_span` or `negative_span`.
 
     Raises:
-        DatasetError: the text has no prompt, span or token of that kind; the message names `place`.
+        DatasetError: the text has no such token; the message names `place`.
     """
     length = len(text.ids)
-    chosen = _chosen(text, readout, length)
+    if callable(readout):
+        chosen = readout(text)
+    else:
+        chosen = {
+            "last": range(length - 1, length),
+            "first": range(1),
+            "mean": range(length),
+            "response": range(text.response_start, length),
+            "last_prompt": range(max(text.response_start - 1, 0), text.response_start),
+            "span": range(*(text.span or (0, 0))),
+        }[readout]
     if len(chosen) == 0 or not all(-length <= index < length for index in chosen):
         raise DatasetError(
             f"{place[:1].upper()}{place[1:]} has no token to read at {readout_name(readout)!r} "
@@ -67,17 +78,3 @@ def token_weights(text: RenderedText, readout: Readout, place: str = "the text")
     weights = torch.zeros(length)
     weights[list(chosen)] = 1.0 / len(chosen)
     return weights
-
-
-def _chosen(text: RenderedText, readout: Readout, length: int) -> Sequence[int]:
-    if callable(readout):
-        return readout(text)
-    ranges = {
-        "last": range(length - 1, length),
-        "first": range(1),
-        "mean": range(length),
-        "response": range(text.response_start, length),
-        "last_prompt": range(max(text.response_start - 1, 0), text.response_start),
-        "span": range(*(text.span or (0, 0))),
-    }
-    return ranges[readout]
