@@ -289,10 +289,12 @@ def test_strengths_are_one_for_each_prompt(llama):
         llama(prompts)
     with injector:
         pairs = llama.generate(prompts[:2], num_return_sequences=2, num_beams=2, **GREEDY)
+        by_name = llama.generate(input_ids=prompts[:2], num_return_sequences=2, num_beams=2, **GREEDY)
         plain = ActivationInjector(llama, [make_vector(llama)], 0.0)
     with plain:
         alone = llama.generate(prompts[:1], num_return_sequences=2, num_beams=2, **GREEDY)
     assert torch.equal(pairs[:2], alone)
+    assert torch.equal(pairs, by_name)
 
 
 def test_rows_that_come_twice_for_guidance_have_their_prompts_strengths():

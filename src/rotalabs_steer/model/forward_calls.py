@@ -1,11 +1,11 @@
-"""What a running model is doing right now: the forward call under way, and the tokens that it holds.
+"""What a running model is doing right now: the forward call under way, and the positions of its tokens.
 
 Decoder layers are told little about positions: masks arrive fused, and only `generate` knows where the prompt ends. So
-while somebody needs positions, a tracker stands around the forward methods of the model and of its decoder, and listens
-to what `generate` prepares (`generations.py`). The last release takes all of it off.
+while somebody needs positions, a tracker wraps the forward methods of the model and of its decoder, and listens to what
+`generate` prepares (`generations.py`). The last release removes all wrappers.
 
-Nothing is guessed. Where the arguments of a call disagree, or do not tell, `ForwardCall.unknown` holds the reason, and
-whoever asks for a position gets it as a `PositionError`.
+Nothing is guessed. Where the arguments of a call contradict each other or do not say enough, `ForwardCall.unknown`
+holds the reason, and whoever asks for a position gets it as a `PositionError`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from rotalabs_steer.errors import PositionError
 from rotalabs_steer.model.call_arguments import FUSED_MASK, CallArguments, read_arguments
 from rotalabs_steer.model.decoder import find_decoder, transformers_model
-from rotalabs_steer.model.generations import Announcement, Generations, inside_generate
+from rotalabs_steer.model.generations import Announcement, Generation, Generations, inside_generate
 from rotalabs_steer.model.patched_methods import PatchedMethod
 from rotalabs_steer.model.positions import ForwardCall, forward_call
 
@@ -33,7 +33,7 @@ _TRACKERS: weakref.WeakKeyDictionary[nn.Module, CallTracker] = weakref.WeakKeyDi
 _TRACKERS_LOCK = threading.RLock()
 
 _COUNTLESS = (
-    "The cache of this call does not tell how many tokens it holds. Use model.generate, pass an attention_mask that "
+    "The cache of this call does not say how many tokens it holds. Use model.generate, pass an attention_mask that "
     "covers the whole sequence, or use the scope 'all'."
 )
 _ELSEWHERE = (
@@ -44,18 +44,18 @@ _ELSEWHERE = (
 
 
 class _Local(threading.local):
-    """What one thread is in.
+    """The calls that one thread is in.
 
     Attributes:
-        own: the announcement of the call under way, where it is a generation's own.
-        model_call: what the whole model was given, while its decoder runs, and whether it has an encoder.
-        arguments: what the decoder was given, in code that is being compiled.
-        call: the decoder's call under way, in code that is not.
-        calls: finished calls of the decoder.
+        announcement: what `generate` said about the call under way, where the call is a generation's own.
+        model_call: the whole model's arguments, while its decoder runs, and whether it has an encoder.
+        arguments: the decoder's arguments, while its code is being compiled.
+        call: the decoder's call under way, in code that is not compiled.
+        calls: number of finished calls of the decoder.
     """
 
     def __init__(self) -> None:
-        self.own: Announcement | None = None
+        self.announcement: Announcement | None = None
         self.model_call: tuple[dict[str, Any], bool] | None = None
         self.arguments: CallArguments | None = None
         self.call: ForwardCall | None = None
@@ -65,18 +65,19 @@ class _Local(threading.local):
 class CallTracker:
     """Knows the forward call that a decoder is in, per thread. Get one with `CallTracker.of(model)`.
 
-    A decoder has one tracker, through whichever of the models around it somebody attaches.
+    A decoder has one tracker, whichever of the models around it somebody attaches to.
 
     Attributes:
-        local: what this thread is in.
-        calls: finished calls of the decoder, in all threads.
-        refusal: a copy of the last `PositionError` of a call, and the thread that met it.
+        local: the calls that this thread is in.
+        calls: number of finished calls of the decoder, in all threads.
+        refusal: a copy of the last `PositionError` of a call, and the thread in which it was raised.
     """
 
     def __init__(self, decoder: nn.Module) -> None:
         self._decoder = weakref.ref(decoder)
         self._generations = Generations()
         self._users: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+        # Patches are kept after they are removed, because compiled code knows them by their identity.
         self._patches: weakref.WeakKeyDictionary[nn.Module, list[PatchedMethod]] = weakref.WeakKeyDictionary()
         self.local = _Local()
         self.calls = 0
@@ -92,7 +93,7 @@ class CallTracker:
             return _TRACKERS[decoder]
 
     def acquire(self, model: nn.Module) -> None:
-        """Starts listening to the calls of a model, unless somebody else made it listen already."""
+        """Starts listening to the calls of a model, unless it listens already for another user."""
         inner, decoder = transformers_model(model), self._decoder()
         assert decoder is not None
         with _TRACKERS_LOCK:
@@ -123,32 +124,24 @@ class CallTracker:
         """
         call: ForwardCall | None = self.local.call
         arguments: CallArguments | None = self.local.arguments
-        if call is None and arguments is not None:  # the compiler has left a layer out of the decoder's code
-            return self.describe(arguments, self._generations.announced(arguments.tokens))
-        if call is None:
+        if call is not None:
+            return call
+        if arguments is None:
             raise PositionError(
                 "A decoder layer ran outside the decoder's forward call (called directly, or recomputed by gradient "
                 "checkpointing), so the positions of its tokens are unknown. Call the whole model, with gradient "
                 "checkpointing off."
             )
-        return call
+        # The compiler has left this layer out of the decoder's code, so it runs while the decoder's arguments stand.
+        return self.describe(arguments, self._generations.announced(arguments.tokens))
 
     def describe(self, arguments: CallArguments, announcement: Announcement | None) -> ForwardCall:
-        """The forward call of these arguments: a generation's own where it was announced, else one by itself."""
-        columns, mask, unknown = arguments.tokens.shape[1], arguments.mask, arguments.unknown
-        generation = None if announcement is None else announcement.generation
-        if announcement is None:
-            end = None if mask is None else mask.shape[1]
-            if unknown is None and inside_generate():
-                unknown = _ELSEWHERE
-        else:
-            mask = announcement.mask if mask is None else mask
-            unknown = None if unknown == FUSED_MASK else unknown  # `generate` fuses masks for static caches itself
-            end = announcement.columns_so_far() if mask is None else mask.shape[1]
-            if end is not None and end < columns:  # XLNet and XLM put a token to predict behind the sequence
-                mask, end = None, None
-        is_checked = end is not None and (announcement is None or announcement.is_first)
-        if is_checked and arguments.cached is not None and end != arguments.cached + columns:
+        """The forward call with these arguments, and what `generate` announced about it where it is its own."""
+        columns = arguments.tokens.shape[1]
+        mask, end, unknown = _known_extent(arguments, announcement)
+        # After its first call, `generate` itself keeps mask and cache in step. Before, either may come from the user.
+        is_checked = announcement is None or announcement.is_first
+        if is_checked and end is not None and arguments.cached is not None and end != arguments.cached + columns:
             unknown = (
                 f"The mask or sequence that is known covers {end} columns, but the cache holds {arguments.cached} and "
                 f"the call has {columns}, so positions are unknown. Pass a mask that covers the cache and the call "
@@ -158,32 +151,34 @@ class CallTracker:
             end = arguments.cached + columns
         if end is None:
             end, unknown = columns, unknown or _COUNTLESS
-        if announcement is not None:
-            ids = announcement.ids_up_to(end, arguments.rows)
-        else:
+        if announcement is None:
+            generation = Generation()
             ids = arguments.tokens if arguments.tokens.dim() == 2 and end == columns else None
-        if generation is not None and generation.prompt_columns is None:
-            generation.prompt_columns = end
+        else:
+            generation = announcement.generation
+            if generation.prompt_columns is None:
+                generation.prompt_columns = end
+            ids = announcement.ids_up_to(end, arguments.rows)
         return forward_call(
             arguments.rows,
             columns,
             offset=end - columns,
             mask=mask,
             ids=ids if ids is not None and ids.shape[0] == arguments.rows else None,
-            prompt_columns=None if generation is None else generation.prompt_columns,
-            memory=None if generation is None else generation.memory,
+            prompt_columns=generation.prompt_columns,
+            memory=generation.memory,
             position_ids=arguments.position_ids,
-            prompts=None if generation is None else generation.prompts,
+            prompts=generation.prompts,
             is_doubled=announcement is not None and announcement.is_doubled,
             unknown=unknown,
         )
 
     def describe_compiled(self, arguments: CallArguments, layer: int) -> ForwardCall:
-        """The forward call of these arguments, which compiled code is in when it comes to a layer."""
+        """The forward call with these arguments, where compiled code asks for it at a layer."""
         return self.describe(arguments, self._generations.announced_shape(arguments.tokens, layer))
 
     def _make_patches(self, module: nn.Module, decoder: nn.Module) -> list[PatchedMethod]:
-        """What stands around the forward method of the decoder, or of a model with it, and what listens to it."""
+        """Patches for the forward method of the decoder or of a model around it, and for what `generate` calls."""
         encoder_decoder = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
         if module is decoder:
             around = functools.partial(self._around_decoder, weakref.ref(decoder), encoder_decoder)
@@ -192,7 +187,7 @@ class CallTracker:
         patches = [PatchedMethod(module, "forward", around)]
         begin = functools.partial(self._generations.begin, encoder_decoder)
         announce = functools.partial(self._generations.announce, encoder_decoder)
-        for part in _modules_around(decoder, module):  # some models leave generating to a part of theirs
+        for part in _modules_around(decoder, module):  # in some models, a part has the `generate` that is called
             if hasattr(part, "_prepare_model_inputs") and hasattr(part, "prepare_inputs_for_generation"):
                 patches.append(PatchedMethod(part, "_prepare_model_inputs", begin))
                 patches.append(PatchedMethod(part, "prepare_inputs_for_generation", announce))
@@ -205,11 +200,12 @@ class CallTracker:
             output = forward(**kwargs)
             local.model_call = None
             return output
-        local.model_call, local.own = (kwargs, encoder_decoder), self._generations.announced(*kwargs.values())
+        local.model_call = (kwargs, encoder_decoder)
+        local.announcement = self._generations.announced(*kwargs.values())
         try:
             return forward(**kwargs)
         finally:
-            local.model_call = local.own = None
+            local.model_call = local.announcement = None
 
     def _around_decoder(
         self,
@@ -233,20 +229,42 @@ class CallTracker:
                 "or an uncaptured model (ContinuousBatchingConfig(use_cuda_graph=False) for generate_batch)."
             )
         if local.model_call is None:
-            local.own = self._generations.announced(*kwargs.values())
-        local.call = self.describe(arguments, local.own)
+            local.announcement = self._generations.announced(*kwargs.values())
+        local.call = self.describe(arguments, local.announcement)
         try:
             output = forward(**kwargs)
-        except PositionError as error:  # a worker thread may tell nobody of it
+        except PositionError as error:  # raised in a worker thread, it may reach nobody
             self.refusal = (threading.current_thread(), PositionError(*error.args))
             raise
         finally:
-            if local.own is not None:
+            if local.announcement is not None:
                 self._generations.end_call()
             local.call = None
         self.calls += 1
         local.calls += 1
         return output
+
+
+def _known_extent(
+    arguments: CallArguments, announcement: Announcement | None
+) -> tuple[torch.Tensor | None, int | None, str | None]:
+    """The mask of a call, the columns of the sequence up to its end, and why its positions are unknown.
+
+    Each is None where it does not exist; the number of columns also where neither a mask nor `generate` says it.
+    """
+    mask, unknown = arguments.mask, arguments.unknown
+    if announcement is None:
+        if unknown is None and inside_generate():
+            unknown = _ELSEWHERE
+        return mask, None if mask is None else mask.shape[1], unknown
+    if unknown == FUSED_MASK:  # `generate` fuses masks itself for static caches, and has announced the mask before
+        unknown = None
+    if mask is None:
+        mask = announcement.mask
+    end = announcement.columns_so_far() if mask is None else mask.shape[1]
+    if end is not None and end < arguments.tokens.shape[1]:  # XLNet and XLM append a token that is to be predicted
+        return None, None, unknown
+    return mask, end, unknown
 
 
 def _modules_around(decoder: nn.Module, model: nn.Module) -> list[nn.Module]:

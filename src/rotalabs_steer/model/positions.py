@@ -1,13 +1,13 @@
 """The forward calls of a model: which columns of a sequence each holds, and which of them are real tokens.
 
 A forward call sees some columns of a sequence: all of it, a chunk of the prompt, or one new token behind a KV cache.
-Padding on either side is no part of the sequence.
+Padding on either side is not a part of the sequence.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any
 
 import torch
 
@@ -19,20 +19,20 @@ class ForwardCall:
     """The columns of one forward call within their sequence.
 
     Attributes:
-        batch_size: rows.
+        batch_size: number of rows.
         columns: columns of this call.
         offset: columns of the sequence before this call, held in the KV cache.
         prompt_columns: columns of the whole sequence that are prompt; later ones are generated.
         mask: `[batch, offset + columns]`, True at real tokens, or None where there is no padding.
         ids: `[batch, offset + columns]`, the token ids of the whole sequence, where they are known.
-        memory: what was found out about the rows, kept through the calls of one `generate`.
+        memory: results about the rows that all calls of one `generate` share, such as which rows meet a condition.
         position_ids: `[batch, columns]` or `[kinds, batch, columns]`, as the call was given them.
-        prompts: how many prompts the rows are made of; None where each row is one.
+        prompts: number of prompts that the rows are made from; None where each row is one.
         is_doubled: whether the rows come twice, with and without the prompt.
-        unknown: why the tokens of this call cannot be told apart, or None. The scope "all" does not need to.
+        unknown: why the positions of the tokens are unknown, or None. The scope "all" needs no positions.
+        counts_generated: whether the number of tokens generated before is known. It is not where somebody decodes by
+            hand: a single token behind a cache is a generated one, but nothing says which.
         selections: the tokens of each scope that was asked for; see `steering.scopes.select`.
-        counts_generated: whether it is known how far generation has come. It is not where somebody decodes by hand: a
-            single token behind a cache is a generated one, but the call does not say which.
     """
 
     batch_size: int
@@ -69,21 +69,25 @@ class ForwardCall:
         numbers = torch.arange(self.offset, self.offset + self.columns)
         return (numbers - (self.prompt_columns - 1)).clamp_min(0)
 
+    @property
+    def real(self) -> torch.Tensor | bool:
+        """The real tokens of this call, `[batch, columns]`, or True where there is no padding."""
+        return True if self.mask is None else self.here(self.mask)
+
     def last_real(self) -> torch.Tensor | bool:
-        """The last real token of each row in this call, as `here` returns it."""
-        real = self.here(self.mask)
-        if isinstance(real, torch.Tensor):
-            return real & (real.flip(1).cumsum(dim=1).flip(1) == 1)
+        """The last real token of each row in this call, in the form of `real`."""
+        if self.mask is not None:
+            return _last_of_row(self.here(self.mask))
         return simplified(self.column_numbers() == self.offset + self.columns - 1)
 
     def last_columns(self, columns: int) -> ForwardCall:
-        """The part of this call that a layer sees which is given its last columns only."""
+        """This call restricted to its last `columns` columns, for layers that receive only those."""
         if columns == self.columns:
             return self
         return replace(self, columns=columns, offset=self.offset + self.columns - columns, selections={})
 
     def check_known(self) -> None:
-        """Raises a `PositionError` where the tokens of this call cannot be told apart."""
+        """Raises a `PositionError` where the positions of this call's tokens are unknown."""
         if self.unknown is not None:
             raise PositionError(self.unknown)
         numbers = self.position_ids
@@ -101,7 +105,7 @@ class ForwardCall:
             )
 
     def first(self) -> torch.Tensor | bool:
-        """The first real token of each sequence, as `here` returns it; none once it has passed.
+        """The first real token of each sequence, in the form of `real`; False once it has passed.
 
         Raises:
             PositionError: the call does not tell which tokens these are.
@@ -122,14 +126,13 @@ class ForwardCall:
             PositionError: the prompt comes in chunks and is padded on the right, so its last token is known too late.
         """
         if self.offset >= self.prompt_columns:
-            return self.here(self.mask)
-        numbers = self.column_numbers()
-        generated = numbers >= self.prompt_columns
+            return self.real
         if self.mask is None:
-            return generated | (numbers == self.prompt_columns - 1)
+            return self.column_numbers() >= self.prompt_columns - 1
         prompt = self.mask[:, : self.prompt_columns]
-        is_last = prompt & (prompt.flip(1).cumsum(dim=1).flip(1) == 1)
-        in_chunks = prompt.shape[1] < self.prompt_columns
+        is_last = _last_of_row(prompt)
+        in_chunks = prompt.shape[1] < self.prompt_columns  # the mask ends with this call, before the prompt does
+        # A row that has ended by now is padded on the right. Its last token could be told only in a later call.
         ended_before = is_last[:, :-1] if in_chunks else is_last[:, : self.offset]
         if bool(ended_before.any()):
             raise PositionError(
@@ -138,8 +141,7 @@ class ForwardCall:
             )
         if in_chunks:
             return False
-        both = torch.cat([is_last, self.mask[:, self.prompt_columns :]], dim=1)
-        return self.here(both)
+        return self.here(torch.cat([is_last, self.mask[:, self.prompt_columns :]], dim=1))
 
     def column_numbers(self) -> torch.Tensor:
         """The number of each column in its sequence, `[batch, columns]`."""
@@ -148,16 +150,12 @@ class ForwardCall:
         return numbers.expand(self.batch_size, self.columns)
 
     def and_real(self, chosen: torch.Tensor) -> torch.Tensor:
-        """Those of the chosen tokens of this call, `[batch, columns]`, that are not padding."""
+        """The chosen tokens of this call, `[batch, columns]`, without padding."""
         return chosen if self.mask is None else chosen & self.here(self.mask)
 
-    @overload
-    def here(self, sequence: torch.Tensor) -> torch.Tensor: ...
-    @overload
-    def here(self, sequence: torch.Tensor | None) -> torch.Tensor | bool: ...
-    def here(self, sequence: torch.Tensor | None) -> torch.Tensor | bool:
-        """The part of a mask of the whole sequence that lies in this call, `[batch, columns]`; True without a mask."""
-        return True if sequence is None else sequence[:, self.offset :]
+    def here(self, sequence: torch.Tensor) -> torch.Tensor:
+        """The part of a mask of the whole sequence that lies in this call, `[batch, columns]`."""
+        return sequence[:, self.offset :]
 
 
 def forward_call(
@@ -174,19 +172,14 @@ def forward_call(
     is_doubled: bool = False,
     unknown: str | None = None,
 ) -> ForwardCall:
-    """Describes a forward call from what is known of it.
+    """Describes a forward call from what is known about it. Other arguments are attributes of the `ForwardCall`.
 
     Args:
         offset: columns in the cache; None to read it off the length of `mask`.
         mask: attention mask `[batch, offset + columns]`, non-zero at real tokens.
         prompt_columns: length of the prompt where a `generate` call knows it. Else the call is taken for
             (a chunk of) a prompt, except that one column behind a cache is a generated token.
-        ids: token ids of the whole sequence `[batch, offset + columns]`.
-        memory: what earlier calls of the same generation found out about the rows.
-        position_ids: `[batch, columns]` or `[kinds, batch, columns]`, checked where a scope depends on positions.
-        prompts: how many prompts the rows are made of; None where each row is one.
-        is_doubled: whether the rows come twice, with and without the prompt.
-        unknown: why the tokens of the call cannot be told apart, or None.
+        position_ids: checked only where a scope depends on positions.
 
     Raises:
         PositionError: the mask does not fit the call.
@@ -204,15 +197,16 @@ def forward_call(
     counts_generated = prompt_columns is not None or offset == 0 or columns > 1
     if prompt_columns is None:
         prompt_columns = offset if offset > 0 and columns == 1 else offset + columns
-    if mask is not None and not (columns == 1 and offset >= prompt_columns):
-        mask = _padding_only(mask)  # not at every generated token: on a GPU the look at the mask takes a while
-    mask = None if mask is None else mask.bool()
+    is_generated_token = columns == 1 and offset >= prompt_columns
+    # Steering without a mask is cheaper. But on a GPU the look at the mask takes longer than it saves for one token.
+    if mask is not None and not is_generated_token and bool((mask != 0).all()):
+        mask = None
     return ForwardCall(
         batch_size,
         columns,
         offset,
         prompt_columns,
-        mask,
+        None if mask is None else mask.bool(),
         ids,
         {} if memory is None else memory,
         position_ids,
@@ -223,9 +217,9 @@ def forward_call(
     )
 
 
-def _padding_only(mask: torch.Tensor) -> torch.Tensor | None:
-    """The mask, or None where it masks nothing: steering without a mask is cheaper."""
-    return None if bool((mask != 0).all()) else mask
+def _last_of_row(mask: torch.Tensor) -> torch.Tensor:
+    """The last True of each row of a mask."""
+    return mask & (mask.flip(1).cumsum(dim=1).flip(1) == 1)
 
 
 def simplified(selection: torch.Tensor | bool) -> torch.Tensor | bool:

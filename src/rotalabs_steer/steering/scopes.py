@@ -151,7 +151,7 @@ def _named(call: ForwardCall, scope: str) -> torch.Tensor | bool:
     if call.is_generated_token:
         return scope in ("all", "last", "generated")
     if scope == "all":
-        return call.here(call.mask)
+        return call.real
     if scope == "first":
         return call.first()
     return call.prompt() if scope == "prompt" else call.generated()
