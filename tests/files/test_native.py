@@ -92,9 +92,11 @@ def edit(path, **changes):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"behavior": 7}, "needs behavior, model_name and extraction_method as text"),
-    ({"layer_index": "3"}, "layer_index as a number"),
-    ({"metadata": []}, "metadata as an object"),
+    ({"behavior": 7}, "does not describe a steering vector: behavior is 7; it must be a string"),
+    ({"layer_index": "3"}, "layer_index is '3'; it must be a 0-based decoder layer"),
+    ({"layer_index": -1}, "layer_index is -1; it must be a 0-based decoder layer"),
+    ({"model_name": None}, "model_name is None; it must be a string"),
+    ({"metadata": []}, r"metadata is \[\]; it must be a dictionary"),
     ({"vector_shape": [9]}, r"says vector_shape \[9\], the tensor has another: \[8\]"),
     ({"schema_version": "3.0"}, "schema version '3.0'; this release reads up to 2. Upgrade"),
     ({"schema_version": {}}, "schema version"),

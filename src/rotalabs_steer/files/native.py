@@ -123,11 +123,9 @@ def _listed_layers(metadata: dict[str, Any], directory: Path) -> list[int]:
 
 
 def _read_tensor(path: Path, sha256: str | None) -> torch.Tensor:
-    """The tensor with this digest, from the file or the copy that a writer kept; that of the file if it is None."""
-    current = _add_suffix(path, ".pt")
-    if sha256 is None:
-        return parse_vector(read_bytes(current, MAX_TENSOR_BYTES), current)
-    return parse_vector(read_by_digest(current, sha256, MAX_TENSOR_BYTES), current)
+    """The tensor with this digest; whatever the file holds for a vector of 1.2, which has no digest."""
+    path = _add_suffix(path, ".pt")
+    return parse_vector(read_bytes(path, MAX_TENSOR_BYTES) if sha256 is None else read_by_digest(path, sha256), path)
 
 
 def _pin_vector(path: Path) -> None:

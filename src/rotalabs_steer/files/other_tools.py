@@ -130,7 +130,7 @@ def _parse_npz(members: Mapping[str, memoryview], path: Path) -> dict[int, torch
 
 def _parse_npy(content: memoryview, source: str) -> torch.Tensor:
     """An array of real numbers, in the layout that numpy documents as format 1.0 to 3.0; never an object array."""
-    width = 2 if content[6:7] == b"\x01" else 4  # bytes that hold the header's length
+    width = 2 if content[6:7].tobytes() == b"\x01" else 4  # the bytes in which version 1 and later ones give the length
     begin = len(_NPY_MAGIC) + 2 + width
     end = begin + int.from_bytes(content[begin - width : begin], "little")
     try:

@@ -12,7 +12,7 @@ from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.atomic import locked, write_atomically
 from rotalabs_steer.files.model_card import CARD_FILE, GENERATED, model_card
 from rotalabs_steer.files.names import shown_model_name
-from rotalabs_steer.files.reading import MAX_JSON_BYTES, MAX_TENSOR_BYTES, l2_norm, read_bytes
+from rotalabs_steer.files.reading import MAX_JSON_BYTES, l2_norm, read_bytes
 from rotalabs_steer.files.safetensors_file import parse_safetensors_set, safetensors_set_bytes
 from rotalabs_steer.files.schema import STEERING, StoredSet, json_bytes, read_document, stamp
 from rotalabs_steer.files.two_file_commit import (
@@ -116,4 +116,4 @@ def _load_once(directory: Path) -> StoredSet:
             "Use SteeringVectorSet.load for sets that save wrote, import_vectors for files of other tools."
         )
     vectors, sha256 = directory / VECTORS_FILE, read_document(path).get("vectors_sha256")
-    return parse_safetensors_set(read_by_digest(vectors, sha256, MAX_TENSOR_BYTES), vectors)
+    return parse_safetensors_set(read_by_digest(vectors, sha256), vectors)

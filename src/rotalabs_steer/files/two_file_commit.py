@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.atomic import remove_strays, write_atomically
-from rotalabs_steer.files.reading import read_bytes
+from rotalabs_steer.files.reading import MAX_TENSOR_BYTES, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def keep_old_data(path: Path) -> None:
             write_atomically(old, path.read_bytes())
 
 
-def read_by_digest(path: Path, sha256: object, limit: int) -> bytearray:
+def read_by_digest(path: Path, sha256: object) -> bytearray:
     """The content with this digest: that of the file, or of its predecessor that a writer has linked.
 
     Raises:
@@ -68,7 +68,7 @@ def read_by_digest(path: Path, sha256: object, limit: int) -> bytearray:
         raise FileFormatError(f"The metadata of {path} names it by {sha256!r:.80}, which is not a SHA-256.")
     for candidate in (path, _old_data_path(path, sha256)):
         with contextlib.suppress(FileNotFoundError):
-            content = read_bytes(candidate, limit)
+            content = read_bytes(candidate, MAX_TENSOR_BYTES)
             if digest(content) == sha256:
                 return content
     if not path.exists():

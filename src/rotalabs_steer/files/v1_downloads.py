@@ -52,7 +52,7 @@ def download_vectors(
         ]
         if f"{model_name}/{behavior}/metadata.json" not in wanted:
             raise FileNotFoundError(
-                f"{repo_id} has no vectors of {behavior!r} for {model_name!r}. list_available_vectors lists those it has."
+                f"{repo_id} has no vectors of {behavior!r} for {model_name!r}. list_available_vectors says what it has."
             )
         # metadata.json comes last, because the check above takes a folder that has it for complete.
         for path in sorted(wanted, key=lambda path: path.endswith("metadata.json")):

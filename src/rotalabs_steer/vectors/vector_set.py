@@ -1,184 +1,43 @@
-"""Steering vectors and sets of them: immutable data, arithmetic and the way to disk."""
+"""A set of steering vectors: the vectors of one behaviour and one model, by layer."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from rotalabs_steer.arguments import as_integer, as_real, plain_value
+from rotalabs_steer.arguments import as_integer, plain_value
 from rotalabs_steer.errors import FileFormatError, LayerError, OptionError, VectorError
 from rotalabs_steer.files.formats import check_target, read_set
 from rotalabs_steer.files.hub import find_folder, push_files
 from rotalabs_steer.files.names import short_model_name
-from rotalabs_steer.files.native import load_vector, save_vector, strip_suffix
 from rotalabs_steer.files.pretrained import load_pretrained_folder, pretrained_files, save_pretrained_folder
-from rotalabs_steer.files.reading import is_finite
-from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet, check_description, describe
+from rotalabs_steer.files.schema import MAX_VECTORS, StoredSet
+from rotalabs_steer.vectors.steering_vector import SteeringVector, from_document, to_document
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
 
+    import torch
     from huggingface_hub import CommitInfo
-    from jaxtyping import Float
 
-_VECTOR_FIELDS = ("behavior", "layer_index", "model_name", "extraction_method", "metadata")
 _ACTING_LAYERS = "acting_layers"
 _CHOSEN_LAYER = "chosen_layer"
 _BEST_DEPTH = 0.55
-"""Behaviours steer best at 45 to 60 % of depth (measured on SmolLM2-135M and Gemma-3-270M)."""
-
-
-@dataclass(frozen=True, eq=False)
-class SteeringVector:
-    """A direction in the residual stream that stands for a behaviour.
-
-    Attributes:
-        behavior: name of the behaviour.
-        layer_index: 0-based decoder layer whose output the vector is added to.
-        vector: `[hidden]`, floating point, finite.
-        model_name: name or path of the model it was made from.
-        extraction_method: "caa" for a mean difference of activations.
-        metadata: JSON-like facts about the vector; `created_at` is always there.
-
-    Raises:
-        VectorError: the tensor is not one-dimensional, floating-point and finite, `layer_index` is not an integer from
-            0 on, or a name is not a string.
-    """
-
-    behavior: str
-    layer_index: int
-    vector: Float[torch.Tensor, " hidden"]
-    model_name: str
-    extraction_method: str = "caa"
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check_tensor(self.vector)
-        layer = as_integer(self.layer_index)
-        if layer is None or layer < 0:
-            raise VectorError(f"layer_index is {self.layer_index!r}; it must be a 0-based decoder layer.")
-        for name in ("behavior", "model_name", "extraction_method"):
-            if not isinstance(getattr(self, name), str):
-                raise VectorError(f"{name} is {getattr(self, name)!r:.80}; it must be a string.")
-        if not isinstance(self.metadata, Mapping):
-            raise VectorError(f"metadata is {self.metadata!r:.80}; it must be a dictionary of facts by name.")
-        object.__setattr__(self, "layer_index", layer)
-        metadata = copy.deepcopy(dict(self.metadata))
-        metadata.setdefault("created_at", datetime.now().astimezone().isoformat(timespec="seconds"))
-        object.__setattr__(self, "metadata", metadata)
-
-    @property
-    def norm(self) -> float:
-        """L2 norm, in the units of the residual stream."""
-        return float(self.vector.float().norm())
-
-    @property
-    def dim(self) -> int:
-        """Length of the vector: the model's hidden size."""
-        return self.vector.shape[0]
-
-    @property
-    def fingerprint(self) -> Mapping[str, Any] | None:
-        """The architecture of its model (`model_type`, `num_layers`, `hidden_size`), where extraction recorded it."""
-        recorded = self.metadata.get("fingerprint")
-        return recorded if isinstance(recorded, Mapping) else None
-
-    def normalize(self) -> SteeringVector:
-        """The vector at norm 1. Its metadata records `normalized: True`.
-
-        Raises:
-            VectorError: the vector is zero, so it has no direction.
-        """
-        if self.norm == 0.0:
-            raise VectorError(
-                f"The vector of {self.behavior!r} at layer {self.layer_index} is zero: it has no direction."
-            )
-        return self._replace(self.vector / self.vector.norm(), normalized=True)
-
-    def scale(self, factor: float) -> SteeringVector:
-        """The vector times `factor`. Its metadata records the product of all factors as `scale_factor`.
-
-        Raises:
-            OptionError: the factor is not a finite number.
-            VectorError: the scaled vector is not finite.
-        """
-        number = as_real(factor)
-        if number is None:
-            raise OptionError(f"A vector is scaled by one finite number, not by {factor!r:.80}.")
-        return self._replace(self.vector * number, scale_factor=self.metadata.get("scale_factor", 1.0) * number)
-
-    def to(self, device: torch.device | str) -> SteeringVector:
-        """The vector on another device."""
-        return self._replace(self.vector.to(device))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `path.json` (everything but the tensor) and `path.pt` (the tensor), atomically."""
-        save_vector(Path(path), self._document(), self.vector)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SteeringVector:
-        """Reads what `save` wrote. `path` may end in `.json`, `.pt` or neither. Nothing in the files is executed.
-
-        Raises:
-            FileNotFoundError: there is no such vector.
-            FileFormatError: the files are damaged, unsafe or not a steering vector.
-        """
-        document, vector = load_vector(Path(path))
-        return cls._from_document(document, vector, f"{strip_suffix(Path(path))}.json")
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SteeringVector):
-            return NotImplemented
-        mine, theirs = self.vector, other.vector
-        return self._document() == other._document() and mine.dtype == theirs.dtype and torch.equal(mine, theirs)
-
-    def __hash__(self) -> int:
-        return hash((self.behavior, self.layer_index, self.model_name))
-
-    def __repr__(self) -> str:
-        return (
-            f"SteeringVector({self.behavior!r}, layer {self.layer_index}, dim {self.dim}, norm {self.norm:.3g}, "
-            f"{short_model_name(self.model_name)!r})"
-        )
-
-    def _replace(self, vector: torch.Tensor, **metadata: Any) -> SteeringVector:
-        return dataclasses.replace(self, vector=vector, metadata={**self.metadata, **metadata})
-
-    def _document(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _VECTOR_FIELDS} | describe(self.vector)
-
-    @classmethod
-    def _from_document(cls, document: Mapping[str, Any], vector: torch.Tensor, source: str) -> SteeringVector:
-        behavior: Any = document.get("behavior")
-        layer, model = document.get("layer_index"), document.get("model_name", 0)
-        method, metadata = document.get("extraction_method", "caa"), document.get("metadata", {})
-        texts = isinstance(behavior, str) and isinstance(model, str) and isinstance(method, str)
-        if not texts or not isinstance(metadata, dict) or isinstance(layer, bool) or not isinstance(layer, int):
-            raise FileFormatError(
-                f"{source} is not the metadata of a steering vector: it needs behavior, model_name and "
-                "extraction_method as text, layer_index as a number and metadata as an object."
-            )
-        check_description(document, vector, source)
-        return cls(behavior, layer, vector, model, method, metadata)
+"""Behaviours steer best at 45 to 60 % of the model's depth (measured on SmolLM2-135M and Gemma-3-270M)."""
 
 
 class SteeringVectorSet:
     """The vectors of one behaviour, by layer.
 
     Args:
-        behavior: name of the behaviour; every vector must bear it.
+        behavior: name of the behaviour, which every vector must have.
         vectors: at most one a layer.
         metadata: JSON-like facts about the set, such as the `chosen_layer` and `strength` that tuning found.
-        acting_layers: the layers that steer together where the whole set is used; recorded in the metadata. None keeps
-            what the metadata says, and without that the one layer of `get_best()` acts.
+        acting_layers: the layers that steer together when the whole set is used; recorded in the metadata. None keeps
+            those of the metadata. If that has none either, the one layer of `get_best()` acts.
 
     Raises:
         VectorError: a vector of another behaviour or model, or two for one layer.
@@ -229,13 +88,13 @@ class SteeringVectorSet:
 
     @property
     def chosen_layer(self) -> int | None:
-        """The layer that tuning chose, if it did."""
+        """The layer that tuning chose; None if the set is not tuned."""
         layer = as_integer(self.metadata.get(_CHOSEN_LAYER))
         return layer if layer in self._vectors else None
 
     @property
     def acting_layers(self) -> list[int]:
-        """The layers that steer together, ascending: those that `metadata["acting_layers"]` names, else the best one.
+        """The layers that steer together, ascending: those in `metadata["acting_layers"]`, else the best one.
 
         A set whose layers are alternatives, as extraction makes it, acts at one layer. A set that spreads one vector
         over several layers acts at all of them, and one strength multiplies them together.
@@ -250,11 +109,11 @@ class SteeringVectorSet:
 
     @property
     def acting(self) -> list[SteeringVector]:
-        """The vectors of `acting_layers`: what steers where the whole set is given to an injector or an engine."""
+        """The vectors of `acting_layers`, which steer when the whole set is given to an injector or an engine."""
         return [self._vectors[layer] for layer in self.acting_layers]
 
     def with_acting_layers(self, layers: Iterable[int]) -> SteeringVectorSet:
-        """The same set, in which these layers act together.
+        """The same set with other acting layers.
 
         Raises:
             LayerError: `layers` is not a list of different layers of the set.
@@ -262,7 +121,11 @@ class SteeringVectorSet:
         return SteeringVectorSet(self.behavior, list(self), self.metadata, acting_layers=layers)
 
     def add(self, vector: SteeringVector) -> None:
-        """Puts a vector in its layer's place, replacing one that is there."""
+        """Adds a vector, or replaces the one of its layer.
+
+        Raises:
+            VectorError: the vector is of another behaviour, model or size.
+        """
         if not isinstance(vector, SteeringVector):
             raise VectorError(f"A set is made of SteeringVectors, got a {type(vector).__name__}.")
         if vector.behavior != self.behavior:
@@ -283,12 +146,12 @@ class SteeringVectorSet:
         return None if layer is None else self._vectors.get(layer)
 
     def get_best(self, metric: str | None = None) -> SteeringVector:
-        """The vector to use where only one layer is to act.
+        """The vector to use when only one layer is to act.
 
         Args:
-            metric: None for the layer that tuning chose, else the one nearest to 55 % of the model's depth where
-                extraction recorded the depth, else the largest norm. "norm" for the largest norm, which is nearly
-                always the deepest layer and seldom the best.
+            metric: None for the layer that tuning chose; without one, the layer nearest to 55 % of the model's depth;
+                if the depth is not recorded, the largest norm. "norm" for the largest norm, which nearly always belongs
+                to the deepest layer and seldom to the best.
 
         Raises:
             VectorError: the set is empty.
@@ -301,7 +164,7 @@ class SteeringVectorSet:
         if metric is None and self.chosen_layer is not None:
             return self._vectors[self.chosen_layer]
         depths = {_model_depth(vector) for vector in self}
-        depth = depths.pop() if len(depths) == 1 else None
+        depth = depths.pop() if len(depths) == 1 else None  # vectors that disagree about it prove nothing
         if metric is None and depth:
             return min(self, key=lambda vector: abs((vector.layer_index + 1) / depth - _BEST_DEPTH))
         return max(self, key=lambda vector: vector.norm)
@@ -318,8 +181,8 @@ class SteeringVectorSet:
         """Writes the set. A reader sees all of it or none.
 
         Args:
-            path: a folder, which gets `metadata.json` and `layer_N.json` / `layer_N.pt`; or one file, by its ending.
-            format: "native", "safetensors" or "pretrained" (as `save_pretrained`), where the ending does not say it.
+            path: a folder, which gets `metadata.json` and `layer_N.json` / `layer_N.pt`; or a `.safetensors` file.
+            format: "native", "safetensors" or "pretrained" (as `save_pretrained`); by default, `path` decides.
         """
         check_target(Path(path), format).write(Path(path), self._stored())
 
@@ -336,7 +199,7 @@ class SteeringVectorSet:
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes a folder to share: `steering_config.json`, `vectors.safetensors` and a model card, atomically.
 
-        A `README.md` that somebody has written stays as it is.
+        A `README.md` that a person has written stays as it is.
         """
         save_pretrained_folder(Path(save_directory), self._stored())
 
@@ -376,19 +239,19 @@ class SteeringVectorSet:
         """Uploads the files of `save_pretrained` to the Hugging Face Hub in one commit.
 
         Args:
-            repo_id: `name` or `owner/name`; it is made if it does not exist.
-            options: of transformers' `push_to_hub`: `commit_message`, `commit_description`, `private`, `token`,
-                `revision`, `create_pr`; and `subfolder`.
+            repo_id: `name` or `owner/name`; the repository is created if it does not exist.
+            options: those of transformers' `push_to_hub` (`commit_message`, `commit_description`, `private`, `token`,
+                `revision`, `create_pr`), and `subfolder`.
         """
         return push_files(repo_id, pretrained_files(self._stored(), repo_id), **options)
 
     def _stored(self) -> StoredSet:
         document = {"behavior": self.behavior, "model_name": self.model_name, "metadata": self.metadata}
-        acting = tuple(self.acting_layers) if len(self) else ()
-        return StoredSet(document, {vector.layer_index: (vector._document(), vector.vector) for vector in self}, acting)
+        vectors = {vector.layer_index: (to_document(vector), vector.vector) for vector in self}
+        return StoredSet(document, vectors, tuple(self.acting_layers) if vectors else ())
 
     def _named_layers(self) -> list[int]:
-        """What the metadata names as acting layers, ascending and as plain ints, if the set has a vector for each."""
+        """The acting layers in the metadata, ascending and as plain ints, if the set has a vector for each."""
         named: Any = plain_value(self.metadata[_ACTING_LAYERS])
         given = [as_integer(layer) for layer in named] if isinstance(named, Iterable) else []
         layers = sorted(layer for layer in given if layer is not None)
@@ -400,8 +263,8 @@ class SteeringVectorSet:
         missing = [layer for layer in layers if layer not in self._vectors]
         if missing:
             raise LayerError(
-                f"The set of {self.behavior!r} has no vector at layer {missing[0]}; it has {self.layers}. Choose among "
-                "these the layers that act."
+                f"The set of {self.behavior!r} has no vector at layer {missing[0]}; it has {self.layers}. Choose the "
+                "layers that act among these."
             )
         return layers
 
@@ -409,10 +272,10 @@ class SteeringVectorSet:
     def _from_stored(cls, stored: StoredSet, path: Path) -> SteeringVectorSet:
         behavior, metadata = stored.metadata.get("behavior"), stored.metadata.get("metadata", {})
         if not isinstance(behavior, str) or not isinstance(metadata, dict):
-            raise FileFormatError(f"The metadata of {path} needs a behavior (text).")
+            raise FileFormatError(f"The metadata of {path} needs a behavior (a string).")
         vectors = []
         for layer, (about, tensor) in stored.vectors.items():
-            vector = SteeringVector._from_document(about, tensor, f"{path}, layer_{layer}")
+            vector = from_document(about, tensor, f"{path}, layer_{layer}")
             if vector.layer_index != layer or vector.behavior != behavior:
                 raise FileFormatError(
                     f"{path}: layer_{layer} is the vector of {vector.behavior!r} at layer {vector.layer_index}."
@@ -458,29 +321,13 @@ class SteeringVectorSet:
 
 
 def _ranges(layers: Sequence[int]) -> str:
-    """Ascending layers as people write them: 3, 10–12."""
+    """Ascending layers as a short string, such as "3, 10–12"."""
     starts = [layer for layer in layers if layer - 1 not in layers]
     ends = [layer for layer in layers if layer + 1 not in layers]
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _model_depth(vector: SteeringVector) -> int | None:
-    """How many layers the model has, where extraction recorded it. Whatever else a file may say there is ignored."""
+    """The number of layers of the model, if extraction recorded it. A value that cannot be one is ignored."""
     depth = as_integer((vector.fingerprint or {}).get("num_layers"))
     return depth if depth is not None and 0 < depth < MAX_VECTORS else None
-
-
-def _check_tensor(vector: torch.Tensor) -> None:
-    if not isinstance(vector, torch.Tensor):
-        raise VectorError(f"A steering vector is a torch tensor of shape [hidden], got {type(vector).__name__}.")
-    if vector.dim() != 1 or vector.numel() == 0:
-        raise VectorError(f"A steering vector has shape [hidden], got {list(vector.shape)}.")
-    if not vector.dtype.is_floating_point or vector.dtype.itemsize == 1:
-        raise VectorError(f"A steering vector holds floats of 16 bits or more, got {vector.dtype}. Use vector.float().")
-    if vector.layout is not torch.strided or vector.device.type == "meta":
-        raise VectorError(
-            f"A steering vector is a dense tensor with data, got {vector.layout} on {vector.device}. Use "
-            "vector.to_dense(), or load the data first."
-        )
-    if not is_finite(vector):
-        raise VectorError("The steering vector holds NaN or infinite numbers; such a vector destroys generation.")
