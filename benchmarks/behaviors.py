@@ -68,7 +68,7 @@ def measure(tuned: list[TunedSteering]) -> list[dict]:
         name: [render_pair(tokenizer, pair) for pair in spread(load_behavior(name, "test"), OTHER_PAIRS)]
         for name in behavior_names()
     }
-    spreads = {one.behavior: float(one.curve.propensities[one.curve.fractions.index(0.0)].std()) for one in tuned}
+    spreads = {one.behavior: float(one.curve.at(0.0).std()) for one in tuned}
     records = []
     for one in tuned:
         injector = ActivationInjector(model, [one.vectors.get_best()])
@@ -94,7 +94,8 @@ def page(tuned: list[TunedSteering], records: list[dict]) -> str:
     rows = []
     for one in tuned:
         curve, judge = one.curve, "" if one.judge_accuracy is None else f"{one.judge_accuracy:.0%}"
-        in_sd = "–" if curve.effect_in_sd is None else f"{curve.effect_in_sd:+.2f}"
+        deviation = float(curve.at(0.0).std())
+        in_sd = f"{curve.effect.mean / deviation:+.2f}" if deviation > 0 else "–"
         cells = [one.behavior, one.layer_index, curve.effect, in_sd,
                  f"{curve.anti_steerable:.0%}", one.answers.change, judge, one.control.effect,
                  one.verdict if one.steers else f"**{one.verdict}**"]  # fmt: skip

@@ -116,9 +116,9 @@ class Bench:
                 vectors = VARIANTS[name](self, behavior, statistics, first_order)
             else:
                 vectors = statistics.vectors(name, position)
-            vector = first_order.best(vectors)
+            vector = max(vectors, key=first_order.score)
             injector = ActivationInjector(self.model, [vector])
-            unit = self.probe.strength_at(injector, self.cost.strength_at(vector, BUDGET), BUDGET)
+            unit = self.probe.calibrate(injector, self.cost.strength_at(vector, BUDGET), BUDGET).strength
             effects, judged = [], []
             for sign in (1.0, -1.0):
                 injector.strength = sign * unit
@@ -196,9 +196,9 @@ def sampled_gradient(
     bench: Bench, behavior: Behavior, statistics: ActivationStatistics, first_order: FirstOrder
 ) -> SteeringVectorSet:
     """The gradient for answers of the model's own, steered both ways by the mean difference."""
-    vector = first_order.best(statistics.vectors("mean_difference", "response"))
+    vector = max(statistics.vectors("mean_difference", "response"), key=first_order.score)
     injector = ActivationInjector(bench.model, [vector])
-    unit = bench.probe.strength_at(injector, bench.cost.strength_at(vector, BUDGET), BUDGET)
+    unit = bench.probe.calibrate(injector, bench.cost.strength_at(vector, BUDGET), BUDGET).strength
     prompts = [pair.prompt or "" for pair in behavior.train[:PROMPTS]]
     answers = []
     for sign in (1.0, -1.0):

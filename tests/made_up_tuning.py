@@ -6,7 +6,7 @@ import torch
 
 from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.measures.coherence import CoherenceCost
-from rotalabs_steer.tuning.candidates import Answers, Finalist, JudgedTexts
+from rotalabs_steer.tuning.candidates import Answers, JudgedTexts, LayerCandidate
 from rotalabs_steer.tuning.curves import LayerCurve
 from rotalabs_steer.tuning.result import TunedSteering
 
@@ -30,7 +30,7 @@ def answers(change, count=8):
 
 def tuned_steering(slope=1.0, change=1.0, hidden=16, layers=(1, 3), answered=8):
     vectors = [SteeringVector("calm", layer, torch.randn(hidden), "tiny") for layer in layers]
-    found = tuple(Finalist(n, 0.5 + n, 2.0, curve(n, slope, n), answers(change)) for n in layers)
+    found = tuple(LayerCandidate(n, 0.5 + n, 2.0, curve(n, slope, n), answers(change)) for n in layers)
     chosen = layers[-1]
     return TunedSteering(
         "calm", 0.2, SteeringVectorSet("calm", vectors, {"chosen_layer": chosen}), {n: n - 0.5 for n in range(4)},

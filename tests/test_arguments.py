@@ -155,14 +155,14 @@ def test_counts_and_ids_may_be_of_any_library():
     assert LinearDecay(torch.tensor(3)) == LinearDecay(3)
     assert TokenRange(np.int64(1), torch.tensor(3)) == TokenRange(1, 3)
     assert AfterMarker(np.array([4, 5])) == AfterMarker([np.int64(4), 5]) == AfterMarker((4, 5))
-    assert TuningOptions(finalists=np.int64(3), budget=np.float64(0.2)) == TuningOptions()
-    assert repr(TuningOptions(finalists=np.int64(3)).to_record()) == repr(TuningOptions().to_record())
+    assert TuningOptions(candidates=np.int64(3), budget=np.float64(0.2)) == TuningOptions()
+    assert repr(TuningOptions(candidates=np.int64(3)).to_record()) == repr(TuningOptions().to_record())
 
 
 @pytest.mark.parametrize("make", [
     lambda: StopAfter(2.5), lambda: StopAfter("3"), lambda: TokenRange("1", 3), lambda: TokenRange(0, 2.5),
     lambda: AfterMarker("###"), lambda: AfterMarker([1, 2.5]), lambda: AfterMarker(None), lambda: AfterMarker(5),
-    lambda: TuningOptions(budget="0.2"), lambda: TuningOptions(finalists=2.5), lambda: TuningOptions(prompts=None),
+    lambda: TuningOptions(budget="0.2"), lambda: TuningOptions(candidates=2.5), lambda: TuningOptions(prompts=None),
     lambda: Condition(torch.ones(4), -1, 0.5), lambda: Condition(torch.ones(4), 1, "0.5"),
     lambda: make_vector_of_four().scale("2"), lambda: make_vector_of_four().scale(torch.ones(4)),
 ])  # fmt: skip

@@ -101,5 +101,5 @@ def test_a_strength_is_calibrated_to_the_plain_one(offloaded, llama, words):
     found = []
     for model in (offloaded, llama):
         probe = CoherenceProbe(model, words, ["w5 w6 w7", "w8 w9"])
-        found.append(probe.strength_at(ActivationInjector(model, [make_vector(llama)]), 1.0, budget=0.003))
+        found.append(probe.calibrate(ActivationInjector(model, [make_vector(llama)]), 1.0, budget=0.003).strength)
     assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -140,7 +140,7 @@ def test_tuning_takes_options_and_conversations_and_keeps_both(model, reasoner, 
     pairs = [dataclasses.replace(PAIRS[n % 5], positive=f"yes {n}", negative=f"no {n}") for n in range(15)]
     pairs = [dataclasses.replace(pair, prompt=[*CONVERSATION, *CONVERSATION[:1]]) for pair in pairs]
     pairs = [dataclasses.replace(pair, system=f"Rule {n}.") for n, pair in enumerate(pairs)]
-    settings = {"finalists": 1, "validation_pairs": 2, "prompts": 2, "max_new_tokens": 3, "show_progress": False}
+    settings = {"candidates": 1, "validation_pairs": 2, "prompts": 2, "max_new_tokens": 3, "show_progress": False}
     settings["budget"] = 1e-3  # what a random model can cost is little
     with pytest.raises(ChatTemplateError, match="inside a block of thoughts"):
         tune(model, reasoner, pairs, **settings)

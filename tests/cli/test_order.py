@@ -64,7 +64,7 @@ NO_MODEL = "There is no folder ./none"
     (["extract", "./none", "humor", "--output", "o", "--column", "positive=a"], "--column is for files; humor is"),
     (["tune", "./none", "--behavior", "one.json"], "Tuning needs at least 10 pairs"),
     (["tune", "./none", "--behavior", "pairs.json", "--output", "text.txt"], "text.txt is a file; each behaviour"),
-    (["tune", "./none", "--behavior", "pairs.json", "--finalists", "0"], "finalists is 0; it must be an integer"),
+    (["tune", "./none", "--behavior", "pairs.json", "--candidates", "0"], "candidates is 0; it must be an integer"),
     (["tune", "./none", "--behavior", "renamed.json"], "--column positive=chosen"),
     (["extract", "./none", "--output", "o"], "Name the pairs once"),
     (["extract", "./none", "humor", "-b", "calm", "-o", "o"], "Name the pairs once"),

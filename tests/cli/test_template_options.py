@@ -57,7 +57,7 @@ def test_a_reasoning_model_is_extracted_evaluated_and_tuned(reasoner, tmp_path):
     assert SteeringVectorSet.load(folder)[1].metadata["template_options"] == {"enable_thinking": False}
     assert "inside a block of thoughts" in run("evaluate", reasoner, folder, "--json").output
     assert run("evaluate", reasoner, folder, "--json", *OFF).exit_code == 0
-    quick = ["--output", output, "--finalists", 1, "--prompts", 2, *SHORT, "--behavior", "humor", "--budget", 0.002]
+    quick = ["--output", output, "--candidates", 1, "--prompts", 2, *SHORT, "--behavior", "humor", "--budget", 0.002]
     assert "inside a block of thoughts" in run("tune", reasoner, *quick).output
     result = run("tune", reasoner, *quick, *OFF)
     assert result.exit_code == 0, result.output

@@ -10,7 +10,7 @@ from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset, save_json
 from rotalabs_steer.evaluation import TunedSteering
 
 pytestmark = pytest.mark.real_model
-LITTLE = ["--finalists", "1", "--prompts", "2", "--max-new-tokens", "4", "--budget", "0.002"]
+LITTLE = ["--candidates", "1", "--prompts", "2", "--max-new-tokens", "4", "--budget", "0.002"]
 
 
 def tune(*arguments):

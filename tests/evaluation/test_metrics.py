@@ -17,7 +17,6 @@ from rotalabs_steer.evaluation import (
     is_refusal,
     measure_texts,
 )
-from rotalabs_steer.measures.text_statistics import repetition
 from tiny import count_hooks
 
 

@@ -443,7 +443,7 @@ def rate(body):
 def test_tuning_takes_a_language_model_as_its_judge(server, make, llama, words, tmp_path, provider):
     server.script = [rate]
     judge = make(provider)
-    quick = {"finalists": 2, "prompts": 3, "max_new_tokens": 4, "budget": 1e-3, "show_progress": False}
+    quick = {"candidates": 2, "prompts": 3, "max_new_tokens": 4, "budget": 1e-3, "show_progress": False}
     tuned = tune(llama, words, PAIRS, tmp_path / "tuned", judge=judge, **quick)
     for texts, scores in zip(tuned.answers.texts.values(), tuned.answers.scores.values(), strict=True):
         for text, score in zip(texts, scores, strict=True):

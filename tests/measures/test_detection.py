@@ -66,6 +66,10 @@ def test_what_cannot_be_projected_is_an_error(llama, words):
         project(llama, words, ["w20 w21", ""], vector)
     with pytest.raises(DatasetError, match="Text 0 has 301 tokens; the model's context holds 256"):
         project(llama, words, ["w20 " * 300], vector)
+    with pytest.raises(
+        DatasetError, match=r"positive text of pair 0 has \d+ tokens; the model's context holds 256\. Cut"
+    ):
+        detection_auroc(llama, words, [ContrastPair("w20 " * 300, "w21")], vector)
     with pytest.raises(VectorError, match="nothing to project on"):
         project(llama, words, ["w20 w21"], [])
     slow = type("Slow", (), {"is_fast": False, "__call__": lambda self, text: {}})()

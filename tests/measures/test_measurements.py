@@ -48,7 +48,7 @@ def test_the_cost_is_zero_unsteered_and_the_budget_at_the_strength_found(smollm,
     assert probe.cost() == pytest.approx(0.0, abs=1e-6)
     torch.manual_seed(0)
     injector = ActivationInjector(smollm, [SteeringVector("x", 12, torch.randn(576), "SmolLM2")], strength=0.3)
-    strength = probe.strength_at(injector, start=1.0, budget=0.2)
+    strength = probe.calibrate(injector, start=1.0, budget=0.2).strength
     assert injector.strength == 0.3
     costs = []
     with injector:

@@ -24,11 +24,11 @@ def test_no_character_of_a_text_is_lost_in_its_colours():
 
 
 def test_texts_that_are_compared_share_a_scale_whose_middle_is_the_unsteered_mean():
-    unsteered, steered = projected([9.0, 9.0], [1.0, 3.0]), projected([9.0, 9.0], [4.0, 6.0])
-    scale = ColorScale.of([unsteered], [steered], vector=1)
+    unsteered, steered = projected([1.0, 3.0], [9.0, 9.0]), projected([4.0, 6.0], [9.0, 9.0])
+    scale = ColorScale.of([unsteered], [steered])
     assert scale == ColorScale(2.0, 2.0)
-    assert [token.score for token in scale.color_tokens(unsteered, 1)] == [-0.5, 0.5]
-    assert [token.score for token in scale.color_tokens(steered, 1)] == [1.0, 2.0]
+    assert [token.score for token in scale.color_tokens(unsteered)] == [-0.5, 0.5]
+    assert [token.score for token in scale.color_tokens(steered)] == [1.0, 2.0]
 
 
 def test_texts_without_tokens_or_differences_have_a_scale_too():

@@ -100,17 +100,8 @@ def test_pictures_of_too_few_pairs_show_no_interval():
     line = plots.tradeoff_figure(tuned).axes[0].lines[-1]
     assert line.get_ydata()[0] == pytest.approx(few.effect.mean)
     drawn = plots.propensity_figure(tuned)
-    assert drawn.axes[0].lines[2].get_ydata()[-1] == pytest.approx(few.changes()[-1].mean)
+    assert drawn.axes[0].lines[2].get_ydata()[-1] == pytest.approx(few.change_at(1.0).mean)
     drawn.savefig(io.BytesIO(), format="png")
-
-
-def test_propensities_that_are_all_the_same_have_no_effect_in_standard_deviations():
-    tuned = tuned_steering()
-    assert tuned.curve.effect_in_sd == pytest.approx(tuned.curve.effect.mean / float(tuned.curve.at(0.0).std()))
-    same = dataclasses.replace(tuned.curve, propensities=torch.tensor([[-1.0] * 3, [0.25] * 3, [2.0] * 3]))
-    assert same.effect_in_sd is None
-    one = dataclasses.replace(tuned.curve, propensities=tuned.curve.propensities[:, :1])
-    assert one.effect_in_sd is None
 
 
 def test_without_evidence_the_page_says_how_to_add_it(tmp_path):
@@ -127,7 +118,7 @@ def test_the_same_numbers_give_the_same_page(tmp_path):
 def test_pictures_show_the_numbers():
     tuned = tuned_steering()
     heat = plots.heat_map_figure(tuned).axes[0]
-    expected = [change.mean for finalist in tuned.finalists for change in finalist.curve.changes()]
+    expected = [change.mean for candidate in tuned.candidates for change in map(candidate.curve.change_at, (-1, 0, 1))]
     shown = [float(text.get_text().replace("−", "-")) for text in heat.texts]
     assert shown == pytest.approx(expected, abs=0.0051)
     bars = plots.first_order_figure(tuned).axes[0].patches
@@ -135,7 +126,7 @@ def test_pictures_show_the_numbers():
     line = plots.tradeoff_figure(tuned).axes[0].lines[-1]
     assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((0.2, tuned.curve.effect.mean))
     curves = plots.propensity_figure(tuned).axes[0].lines
-    assert curves[2].get_ydata()[-1] == pytest.approx(tuned.curve.changes()[-1].mean)
+    assert curves[2].get_ydata()[-1] == pytest.approx(tuned.curve.change_at(1.0).mean)
 
 
 def test_evidence_is_kept_beside_the_tuning(tmp_path):

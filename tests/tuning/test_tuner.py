@@ -15,10 +15,10 @@ from rotalabs_steer.generation.continuation import generate_texts
 from rotalabs_steer.judging.scoring import judge_accuracy
 from rotalabs_steer.judging.text_judge import TextJudge
 from rotalabs_steer.measures.coherence import CoherenceProbe
-from rotalabs_steer.tuning.held_out_split import HeldOut
-from rotalabs_steer.tuning.tuner import Tuner, TuningOptions, _apart
+from rotalabs_steer.tuning.split_measurer import SplitMeasurer
+from rotalabs_steer.tuning.tuner import Tuner, TuningOptions, _best_apart
 
-QUICK = {"finalists": 2, "prompts": 2, "max_new_tokens": 4, "show_progress": False}
+QUICK = {"candidates": 2, "prompts": 2, "max_new_tokens": 4, "show_progress": False}
 TINY = QUICK | {"budget": 1e-3}  # what a random model can cost is little
 
 
@@ -44,10 +44,10 @@ def wordy(count):
 
 def test_finalists_are_not_neighbours():
     scores = {3: 1.0, 4: 0.9, 5: 0.8, 9: 0.1, 10: 0.2}
-    assert _apart(scores, 3) == [3, 5, 10]
+    assert _best_apart(scores, 3) == [3, 5, 10]
 
 
-@pytest.mark.parametrize("name", ["budget", "finalists", "prompts", "max_new_tokens", "validation_pairs"])
+@pytest.mark.parametrize("name", ["budget", "candidates", "prompts", "max_new_tokens", "validation_pairs"])
 def test_options_out_of_range_are_an_error(name):
     with pytest.raises(OptionError, match=f"{name} is 0; it must be an? (number|integer) above zero"):
         TuningOptions(**{name: 0})
@@ -68,7 +68,7 @@ def test_a_behaviour_is_tuned(smollm, tokenizer, tmp_path):
     tuned = tune(smollm, tokenizer, few("formality", 8), tmp_path / "formality", **options)
     assert tuned.layer_index in range(8, 24)
     assert len(tuned.first_order_scores) == 30
-    assert len(tuned.finalists) == 2
+    assert len(tuned.candidates) == 2
     assert tuned.curve.effect.low > 0
     assert tuned.curve.effect.low > abs(tuned.control.effect.mean), "a random direction does less"
     assert f"layer {tuned.layer_index}: log-odds" in str(tuned)
@@ -98,7 +98,7 @@ def test_answers_in_one_batch_are_those_of_each_strength_and_system_message(smol
     vector = SteeringVector("random", 12, drawn, "SmolLM2-135M-Instruct")
     questions = {"Name a fruit.": None, "Who are you?": "You are a pirate."}
     pairs = [ContrastPair("a", "b", prompt=prompt, system=system) for prompt, system in questions.items()]
-    together = HeldOut(smollm, tokenizer, None, pairs, 2, 6).answers(vector, 2.0, count_letters)
+    together = SplitMeasurer(smollm, tokenizer, None, pairs, 2, 6).answers(vector, 2.0, count_letters)
     for sign in (-1.0, 0.0, 1.0):
         with ActivationInjector(smollm, [vector], sign * 2.0):
             alone = tuple(
@@ -115,7 +115,7 @@ def test_stopped_tuning_goes_on_to_the_same_result(llama, words, tmp_path, monke
     whole = tune(llama, words, pairs, **TINY)
     calls = 0
 
-    answers = HeldOut.answers
+    answers = SplitMeasurer.answers
 
     def stop(*arguments):
         nonlocal calls
@@ -124,7 +124,7 @@ def test_stopped_tuning_goes_on_to_the_same_result(llama, words, tmp_path, monke
             raise KeyboardInterrupt
         return answers(*arguments)
 
-    monkeypatch.setattr(HeldOut, "answers", stop)
+    monkeypatch.setattr(SplitMeasurer, "answers", stop)
     with pytest.raises(KeyboardInterrupt):
         tune(llama, words, pairs, tmp_path / "humor", **TINY)
     steps = json.loads((tmp_path / "humor" / "unfinished-tuning.json").read_text())["steps"]
@@ -132,12 +132,12 @@ def test_stopped_tuning_goes_on_to_the_same_result(llama, words, tmp_path, monke
     assert kept == stopped_after
     with pytest.raises(OptionError, match=r"unfinished-tuning\.json belongs to work with another model, other pairs"):
         tune(llama, words, wordy(16), tmp_path / "humor", **TINY)
-    calls, stopped_after = 0, stopped_after + len(whole.finalists) + 1  # lets the rest through, and counts it
+    calls, stopped_after = 0, stopped_after + len(whole.candidates) + 1  # lets the rest through, and counts it
     resumed = tune(llama, words, pairs, tmp_path / "humor", **TINY)
     assert resumed.to_record() == json.loads(json.dumps(whole.to_record())) | {"provenance": whole.provenance}
     assert all(torch.equal(a.vector, b.vector) for a, b in zip(resumed.vectors, whole.vectors, strict=True))
     assert not list((tmp_path / "humor").glob("unfinished*"))
-    assert calls == len(whole.finalists) + 1 - kept, "finished layers are not steered again"
+    assert calls == len(whole.candidates) + 1 - kept, "finished layers are not steered again"
 
 
 def test_a_finished_tuning_is_read_and_other_work_refused(llama, words, tmp_path):

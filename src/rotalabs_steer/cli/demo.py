@@ -59,7 +59,7 @@ def run_demo(
     tuned = tune(
         model, tokenizer, ContrastPairDataset(behavior, pairs), folder, prompts=_PROMPTS, max_new_tokens=_NEW_TOKENS
     )
-    print_finalists(console, tuned)
+    print_candidates(console, tuned)
 
     console.rule("[bold]3  The effect, on pairs used for nothing else")
     console.print(
@@ -95,7 +95,7 @@ def run_demo(
     )
 
 
-def print_finalists(console: Console, tuned: TunedSteering) -> None:
+def print_candidates(console: Console, tuned: TunedSteering) -> None:
     """A table of the layers that were steered, with the change of log-odds at each strength."""
     table = Table(title=f"change of log-odds (nats per token) at equal coherence cost, KL = {tuned.budget}")
     table.add_column("layer", justify="right")
@@ -105,12 +105,12 @@ def print_finalists(console: Console, tuned: TunedSteering) -> None:
     table.add_column("effect, 95 % interval")
     table.add_column("answers (decides)")
     by_layer = tuned.compared_changes()
-    for finalist in tuned.finalists:
-        chosen = finalist.layer_index == tuned.layer_index
-        changes = [f"{change.mean:+.2f}" for change in by_layer[finalist.layer_index]]
-        written = str(finalist.answers.change) + (" ←" if chosen else "")
-        row = [str(finalist.layer_index), f"{finalist.unit:.2f}", *changes, str(finalist.curve.effect), written]
-        table.add_row(*row, style="bold" if chosen else "")
+    for candidate in tuned.candidates:
+        chosen = candidate.layer_index == tuned.layer_index
+        changes = [f"{change.mean:+.2f}" for change in by_layer[candidate.layer_index]]
+        written = str(candidate.answers.change) + (" ←" if chosen else "")
+        row = [str(candidate.layer_index), f"{candidate.calibrated_strength:.2f}", *changes]
+        table.add_row(*row, str(candidate.curve.effect), written, style="bold" if chosen else "")
     console.print(table)
 
 
@@ -139,12 +139,12 @@ def _two_behaviors(
 ) -> None:
     layer = first.get_best().layer_index
     vectors = extract_caa_vectors(model, tokenizer, load_behavior(other, "train")[:16], [layer])
-    unit = CoherenceProbe(model, tokenizer).strength_at(ActivationInjector(model, vectors), 1.0)
-    strengths = {first.behavior: 0.7, other: 0.7 * unit}
+    calibration = CoherenceProbe(model, tokenizer).calibrate(ActivationInjector(model, vectors), 1.0)
+    strengths = {first.behavior: 0.7, other: 0.7 * calibration.strength}
     injector = MultiVectorInjector(model, {first.behavior: first, other: vectors}, strengths)
     console.print(f"[bold]{escape(prompt_text(prompt))}")
     with injector:
         for strength in (0.7, -0.7):
-            injector.set_strength(other, strength * unit)
+            injector.set_strength(other, strength * calibration.strength)
             text = generate_texts(model, tokenizer, [prompt], _NEW_TOKENS)[0]
             console.print(f"[cyan]{first.behavior} +0.7, {other} {strength:+}[/]  {escape(text)}", highlight=False)

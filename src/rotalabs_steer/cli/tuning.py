@@ -37,7 +37,7 @@ def tune(
         Path, typer.Option("--output", "-o", help="Folder; each behaviour gets one of its own in it.")
     ] = Path("tuned"),
     budget: Annotated[float, typer.Option(help="KL on neutral text that strength 1.0 may cost, nats per token.")] = 0.2,
-    finalists: Annotated[
+    candidates: Annotated[
         int,
         typer.Option("--candidates", "--finalists", help="How many candidate layers to steer before choosing one."),
     ] = 3,
@@ -60,7 +60,7 @@ def tune(
 
     options = TuningOptions(
         budget=budget,
-        finalists=finalists,
+        candidates=candidates,
         prompts=prompts,
         max_new_tokens=max_new_tokens,
         template_options=parse_template_options(template),

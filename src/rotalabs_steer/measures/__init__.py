@@ -1,1 +1,1 @@
-"""What steering does to a model, measured: propensity, coherence, capability, detection and text statistics."""
+"""Measures of what steering does to a model: propensity, coherence, capability, detection and text statistics."""

@@ -1,8 +1,9 @@
-"""What steering leaves of a model's knowledge: accuracy on questions with two answers, steered and not.
+"""How much of its knowledge a steered model keeps: accuracy on questions with two answers, steered and unsteered.
 
-An answer counts as right where the model gives it more probability than the other: mean log-probability of a token from
-where the two differ on. For "(A)" against "(B)" that is the log-odds of the letters. Small models cannot use letters
-(SmolLM2-135M chooses them at chance), so the questions of the package compare short sentences instead.
+A question counts as answered rightly if the right answer has the higher mean log-probability per token, from the first
+token in which the answers differ. For "(A)" against "(B)" that compares the log-probabilities of the letters. Small
+models cannot use letters (SmolLM2-135M chooses them at chance), so the package's questions have short sentences as
+answers.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CapabilityCheck:
-    """Answers to questions, by the model as it was measured.
+    """How well a model answers questions.
 
     Attributes:
-        accuracy: share answered rightly, with its Wilson interval; chance is 0.5.
-        log_odds: of the right answer over the wrong one, in nats per token, for each question.
-        unsteered: accuracy without the injector; None where there was none.
-        change: accuracy steered minus unsteered on the same questions, with its interval and test.
+        accuracy: the share of questions answered rightly, with its Wilson interval. Chance is 0.5.
+        log_odds: for each question, those of the right answer over the wrong one, in nats per token.
+        unsteered: the accuracy without the injector; None if no injector was given.
+        change: the steered minus the unsteered accuracy on the same questions, with its interval and test.
     """
 
     accuracy: Estimate
@@ -46,19 +47,15 @@ class CapabilityCheck:
 
 
 def capability_questions() -> ContrastPairDataset:
-    """The questions of the package: general knowledge, arithmetic and reasoning, the right answer as positive."""
+    """The package's questions on general knowledge, arithmetic and reasoning. The right answer is the positive side."""
     lines = files("rotalabs_steer.measures").joinpath("data/capability.jsonl").read_text("utf-8").splitlines()
     return ContrastPairDataset("capability", [parse_pair(json.loads(line), "capability.jsonl") for line in lines])
 
 
 class CapabilityProbe:
-    """Answers questions with a model as it is, first unsteered, then each time it is asked to measure.
+    """Measures a model's answers when it is made, and compares with them each time `measure` is called.
 
-    Args:
-        questions: as for `capability_check`.
-
-    Raises:
-        DatasetError, ChatTemplateError: as of `capability_check`.
+    The arguments and errors are those of `capability_check`.
     """
 
     def __init__(
@@ -100,14 +97,14 @@ def capability_check(
     template_options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> CapabilityCheck:
-    """Accuracy on questions, and what an injector changes in it.
+    """Measures the accuracy on questions, and how an injector changes it.
 
     Args:
-        questions: pairs of a right (positive) and a wrong answer to a prompt; by default those of the package. Answers
-            may be letters, "(A)" and "(B)": then either should be right as often as the other.
-        injector: steers all positions at its own strength; without one the model is measured as it is.
-        template_options: for the chat template, as in `{"enable_thinking": False}`.
-        seed: of the test.
+        questions: pairs of a right (positive) and a wrong answer to a prompt. The default is the package's own. Answers
+            may be the letters "(A)" and "(B)"; each letter should then be right equally often.
+        injector: steers all positions at its own strength. Without one the model is measured as it is.
+        template_options: options of the chat template, as in `{"enable_thinking": False}`.
+        seed: the seed of the sign-flip test.
 
     Raises:
         DatasetError: there are no questions, or both answers of one are the same.
@@ -127,7 +124,11 @@ def _accuracy(log_odds: list[float]) -> Estimate:
 
 
 def _from_difference(pair: RenderedPair) -> tuple[RenderedText, RenderedText]:
-    """Both answers, of which only the tokens from where they differ on are to be scored."""
+    """Both answers, scored from the first token in which they differ.
+
+    If one answer is the beginning of the other, they are scored from the last token that both have, because each needs
+    a token to score.
+    """
     right, wrong = pair.positive.ids, pair.negative.ids
     shortest = min(len(right), len(wrong))
     start = next((n for n in range(shortest) if right[n] != wrong[n]), shortest - 1)

@@ -1,7 +1,7 @@
 """What steering costs: how far it moves the model's predictions on text that has nothing to do with the behaviour.
 
-The cost is KL(unsteered ‖ steered) per token, in nats, on short neutral passages. It grows about with the square of the
-strength, so the strength that spends a given budget is mostly found in a few steps.
+The cost is KL(unsteered ‖ steered) per token, in nats, on short neutral passages. It grows roughly with the square of
+the strength, so the strength that spends a given budget is usually found in a few steps.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
     from rotalabs_steer.steering.injection import ActivationInjector
 
 DEFAULT_BUDGET = 0.2
-"""Nats per token. At this cost a 135M model still writes fluently; the findings of the docs use it throughout."""
+"""Nats per token. At this cost a 135M model still writes fluently. All results in the documentation use it."""
 
 _TOLERANCE = 0.05
 _MOST_STEPS = 60
 _MOST_STEPS_OUTWARDS = 16
 _NARROWEST = 1e-4
-"""Two strengths whose logarithms differ by less are one strength: the cost jumps over the budget there."""
+"""If the logarithms of two strengths differ by less, the cost jumps over the budget between them."""
 
-_NOTHING = -1  # stands where no token follows
+_NO_NEXT_TOKEN = -1
 _ROWS_AT_ONCE = 64
-"""Predictions are compared in parts: at a vocabulary of 50,000 these take 13 MB instead of 150."""
+"""Predictions are compared in parts: with a vocabulary of 50,000 a part takes 13 MB, and all of them 150 MB."""
 
 
 @dataclass(frozen=True)
 class CoherenceCost:
-    """What neutral text says of a steered model.
+    """What steering costs on neutral text.
 
     Attributes:
-        kl: KL(unsteered ‖ steered), nats per token.
-        perplexity: of the text itself.
+        kl: KL(unsteered ‖ steered), in nats per token.
+        perplexity: the steered model's perplexity on the text.
     """
 
     kl: float
@@ -60,7 +60,7 @@ class Calibration:
     """The strength that spends a budget, and what was measured there.
 
     Attributes:
-        costs: at minus and at plus that strength; their mean KL is the budget, to within 5 %.
+        costs: the costs at minus and at plus that strength. Their mean KL is the budget, to within 5 %.
     """
 
     strength: float
@@ -68,11 +68,11 @@ class Calibration:
 
 
 class CoherenceProbe:
-    """Holds the unsteered predictions on neutral text, to compare steered ones with.
+    """Compares a steered model's predictions on neutral text with the unsteered ones, which it keeps.
 
     Args:
-        passages: neutral texts; those of the package by default.
-        max_tokens: passages are cut to this length.
+        passages: neutral texts. The default is the package's own.
+        max_tokens: longer passages are cut to this number of tokens.
 
     Raises:
         DatasetError: there is no passage, or one has fewer than two tokens.
@@ -93,20 +93,20 @@ class CoherenceProbe:
             )
         batch = padded_batch(model, list(range(len(texts))), texts)
         self._inputs, self._slots = batch.inputs, torch.cat(batch.slots)
-        self._next = torch.tensor([token for text in texts for token in [*text[1:], _NOTHING]])
+        self._next = torch.tensor([token for text in texts for token in [*text[1:], _NO_NEXT_TOKEN]])
         with unsteered(model):
             self._reference = self._logits().log_softmax(dim=-1)
             self.unsteered = self.measure()
 
     def cost(self) -> float:
-        """KL(unsteered ‖ model as it is steered now), nats per token."""
+        """KL(unsteered ‖ model as it is steered now), in nats per token."""
         return self.measure().kl
 
     def measure(self) -> CoherenceCost:
         """The cost of the model as it is steered now.
 
         Raises:
-            ActivationError: its predictions are not finite.
+            ActivationError: the model's predictions are not finite.
         """
         divergence, likelihood = 0.0, 0.0
         targets = self._next.to(self._reference.device)
@@ -114,23 +114,23 @@ class CoherenceProbe:
         for logits, reference, followed_by in zip(*parts, strict=True):
             log_probs = logits.log_softmax(dim=-1)
             divergence += float(kl_div(log_probs, reference, log_target=True, reduction="sum"))
-            likelihood -= float(nll_loss(log_probs, followed_by, reduction="sum", ignore_index=_NOTHING))
+            likelihood -= float(nll_loss(log_probs, followed_by, reduction="sum", ignore_index=_NO_NEXT_TOKEN))
         if not math.isfinite(divergence) or not math.isfinite(likelihood):
             raise ActivationError(
                 "The model's predictions on neutral text are NaN or infinite, so their cost cannot be measured. Load "
                 "the model in float32 or bfloat16 (float16 overflows on some models), or use a smaller strength."
             )
-        followed = int((self._next != _NOTHING).sum())
+        followed = int((self._next != _NO_NEXT_TOKEN).sum())
         return CoherenceCost(divergence / len(self._next), math.exp(-likelihood / followed))
 
     def calibrate(self, injector: ActivationInjector, start: float, budget: float = DEFAULT_BUDGET) -> Calibration:
-        """The strength at which the injector's cost, as the mean of both signs, is the budget. Leaves it as it was.
+        """Finds the strength whose cost, the mean of both signs, is the budget. The injector keeps its own strength.
 
         Args:
-            start: a first guess.
+            start: a first guess of the strength.
 
         Raises:
-            OptionError: no strength costs the budget to within 5 %; the message has the largest cost that was measured.
+            OptionError: no strength costs the budget to within 5 %. The message gives the largest measured cost.
         """
         measured: dict[float, tuple[CoherenceCost, CoherenceCost]] = {}
 
@@ -140,7 +140,7 @@ class CoherenceProbe:
                 minus = self.measure()
                 injector.strength = strength
                 measured[strength] = (minus, self.measure())
-            except ActivationError:
+            except ActivationError:  # so strong that the model's numbers overflow, which is not an error of the search
                 return math.nan
             return sum(cost.kl for cost in measured[strength]) / 2
 
@@ -152,10 +152,6 @@ class CoherenceProbe:
             injector.strength = before
         return Calibration(strength, measured[strength])
 
-    def strength_at(self, injector: ActivationInjector, start: float, budget: float = DEFAULT_BUDGET) -> float:
-        """The strength alone; see `calibrate`."""
-        return self.calibrate(injector, start, budget).strength
-
     def _logits(self) -> torch.Tensor:
         with evaluating(self._model):
             logits: torch.Tensor = self._model(**self._inputs).logits
@@ -163,20 +159,18 @@ class CoherenceProbe:
 
 
 def solve_quadratic(cost: Callable[[float], float], start: float, budget: float) -> float:
-    """An x > 0 whose cost meets a budget to within 5 %; fewest steps are needed where the cost is near to quadratic.
+    """Finds an x > 0 whose cost is the budget to within 5 %, in few steps where the cost is nearly quadratic.
 
-    Steps follow the square law until one x costs less than the budget and a larger one more. Between them every other
-    step follows the power law through both, and the steps between take the middle, on a logarithmic scale. A cost that
-    is not a number, since the model's numbers overflow, counts as more than the budget. Where no larger x costs more
-    than the budget, smaller ones are tried: the cost may rise and fall again.
+    The search first moves outwards until one x costs less than the budget and a larger x costs more. It then narrows
+    this bracket. A cost that is NaN, because the model's numbers overflow, counts as more than the budget.
 
     Raises:
-        OptionError: start or budget is not a number above zero, or no x was found that meets the budget.
+        OptionError: `start` or `budget` is not a finite number above zero, or no x was found that meets the budget.
     """
     _check_above_zero("start", start)
     _check_above_zero("budget", budget)
-    below: tuple[float, float] | None = None
-    above: tuple[float, float] | None = None
+    below: tuple[float, float] | None = None  # an x that costs less than the budget, and its cost
+    above: tuple[float, float] | None = None  # a larger x that costs more, and its cost
     largest, x = (0.0, start), start
     for step in range(_MOST_STEPS):
         measured = cost(x)
@@ -191,7 +185,7 @@ def solve_quadratic(cost: Callable[[float], float], start: float, budget: float)
             if below is not None and below[0] > x:
                 below = None
         if step == _MOST_STEPS_OUTWARDS and above is None:
-            x = start / 4
+            x = start / 4  # no larger x costs enough, but the cost may rise and fall again below the start
         elif below is None or above is None:
             x *= _outwards(measured, budget, step)
         elif abs(math.log(above[0] / below[0])) < _NARROWEST:
@@ -214,14 +208,19 @@ def _check_above_zero(name: str, value: float) -> None:
 
 
 def _outwards(measured: float, budget: float, step: int) -> float:
-    """By how much to go on, as long as all costs so far are on one side of the budget."""
+    """The factor of the next step while all costs so far are on one side of the budget."""
+    # The square law is right near the budget. Where two steps of it did not get across, it does not hold here.
     if step > 1 or not math.isfinite(measured) or measured <= 0:
         return 4.0 if measured < budget and step < _MOST_STEPS_OUTWARDS else 0.25
     return min(max(math.sqrt(budget / measured), 1 / 16), 16.0)
 
 
 def _between(below: tuple[float, float], above: tuple[float, float], budget: float, *, halve: bool) -> float:
-    """A point between two strengths, of which one costs less than the budget and the other more."""
+    """The next x inside the bracket, chosen on a logarithmic scale.
+
+    It follows the power law through both ends, which is fast on smooth costs, or halves the bracket, which also
+    succeeds where the cost jumps.
+    """
     share = 0.5
     if not halve and below[1] > 0 and math.isfinite(above[1]):
         share = math.log(budget / below[1]) / math.log(above[1] / below[1])

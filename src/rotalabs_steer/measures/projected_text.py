@@ -1,4 +1,4 @@
-"""Texts and the projections of their tokens on vectors, shown as colours on one scale for all that are compared."""
+"""Texts with the projections of their tokens on vectors, and a colour scale that shows the projections."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import torch  # noqa: TC002 - a record's hints are read at run time
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MORE, _LESS = "230, 97, 1", "94, 60, 153"  # the ends of the figures' colour scale
-_DEEPEST = 0.55
-"""Opacity of the strongest token's colour: dark letters on it keep a contrast above 4.5."""
+_MORE, _LESS = "230, 97, 1", "94, 60, 153"  # the ends of the colour scale of `plots.DIVERGING`
+_MOST_OPACITY = 0.55
+"""Dark letters on the strongest colour still have a contrast above 4.5."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ProjectedText:
-    """A text seen by some vectors.
+    """A text with the projections of its tokens on some vectors.
 
     Attributes:
-        tokens: the text's tokens as they read; a special token by its name.
-        offsets: first and one past the last character of each token in the text; (0, 0) for a special token.
-        scores: `[vectors, tokens]`: projections.
-        text_scores: `[vectors]`: means over the tokens that count.
-        start: the first token that counts: 1 where it is a sequence's first that does not, else 0.
+        tokens: the text of each token, or the name of a special token.
+        offsets: for each token, the index of its first character in the text and one past that of its last character;
+            (0, 0) for a special token.
+        scores: `[vectors, tokens]`: the projections.
+        text_scores: `[vectors]`: the mean projection of the tokens that count.
+        start: the index of the first token that counts: 1 where token 0 begins a sequence, else 0.
     """
 
     text: str
@@ -40,9 +41,9 @@ class ProjectedText:
         return f"ProjectedText({self.text!r}, scores {scores})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the text, its tokens coloured by the first vector against the score of the text."""
+        """The text with its tokens coloured by the first vector, as a notebook shows it."""
         distances = (self.scores[0, self.start :] - self.text_scores[0]).abs()
-        width = float(distances.quantile(0.9, interpolation="lower"))
+        width = float(distances.quantile(0.9, interpolation="lower"))  # single tokens far out do not pale the others
         pieces = ColorScale(float(self.text_scores[0]), width or 1.0).color_tokens(self)
         spans = (f'<span style="background: {piece.color}">{escape(piece.text)}</span>' for piece in pieces)
         return f'<p style="white-space: pre-wrap; line-height: 1.7">{"".join(spans)}</p>'
@@ -50,7 +51,7 @@ class ProjectedText:
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of a text, and the colour behind it as CSS."""
+    """A piece of a text, the colour behind it as CSS, and its place on the colour scale."""
 
     text: str
     color: str
@@ -59,20 +60,19 @@ class Token:
 
 @dataclass(frozen=True)
 class ColorScale:
-    """A colour scale: `neutral` is the uncoloured score, `width` the distance at which the colour is strongest."""
+    """A colour scale: `neutral` is the score without colour, `width` the distance at which the colour is strongest."""
 
     neutral: float
     width: float
 
     @classmethod
-    def of(cls, unsteered: Sequence[ProjectedText], steered: Sequence[ProjectedText], vector: int = 0) -> ColorScale:
-        """Neutral is the mean of the unsteered tokens: projections have no zero of their own.
+    def of(cls, unsteered: Sequence[ProjectedText], steered: Sequence[ProjectedText]) -> ColorScale:
+        """One scale for texts that are compared, by the first vector of each.
 
-        Args:
-            vector: row of the scores that counts.
+        Neutral is the mean of the unsteered tokens, because the zero of a projection means nothing by itself.
         """
         base, moved = (
-            [score for text in texts for score in text.scores[vector, text.start :].tolist()]
+            [score for text in texts for score in text.scores[0, text.start :].tolist()]
             for texts in (unsteered, steered)
         )
         neutral = sum(base) / max(len(base), 1)
@@ -80,11 +80,11 @@ class ColorScale:
         width = distances[int(0.95 * (len(distances) - 1))] if distances else 1.0
         return cls(neutral, width or 1.0)
 
-    def color_tokens(self, text: ProjectedText, vector: int = 0) -> list[Token]:
+    def color_tokens(self, text: ProjectedText) -> list[Token]:
         """The text as coloured pieces, all its characters in some piece. Tokens that do not count have no colour."""
         pieces, done = [], 0
-        for number, ((_, end), score) in enumerate(zip(text.offsets, text.scores[vector].tolist(), strict=True)):
-            if end > done:  # special tokens have no characters; bytes of one character share them
+        for number, ((_, end), score) in enumerate(zip(text.offsets, text.scores[0].tolist(), strict=True)):
+            if end > done:  # a special token has no characters, and the bytes of one character have the same ones
                 relative = (score - self.neutral) / self.width if number >= text.start else 0.0
                 pieces.append(Token(text.text[done:end], color_of(relative), relative))
                 done = end
@@ -92,6 +92,6 @@ class ColorScale:
 
 
 def color_of(relative: float) -> str:
-    """CSS for a place on the scale: −1 and below is deepest one way, 1 and above the other."""
-    opacity = min(abs(relative), 1.0) * _DEEPEST
+    """The CSS colour of a place on the scale. It is strongest at −1 and below, and at 1 and above."""
+    opacity = min(abs(relative), 1.0) * _MOST_OPACITY
     return f"rgba({_MORE if relative > 0 else _LESS}, {opacity:.2f})"

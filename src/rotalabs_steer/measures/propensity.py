@@ -1,6 +1,6 @@
 """How much a model prefers responses that show a behaviour.
 
-The propensity of a pair is the mean log-probability of a token of its positive response minus the same of its negative
+The propensity of a pair is the mean log-probability per token of its positive response minus that of its negative
 response, in nats per token (after Tan et al. 2024, arXiv:2407.12404).
 """
 
@@ -33,11 +33,12 @@ def pair_propensities(
     """The propensity of each pair, in nats per token, for the model as it is steered now.
 
     Args:
-        share_prefixes: off for steering whose scope is only part of a sequence.
+        share_prefixes: compute the beginnings that texts share once. Turn it off for steering whose scope is only part
+            of a sequence.
 
     Raises:
-        DatasetError: a side has no token to score; the model has not run.
-        ActivationError: the model's predictions are not finite; the pair is named.
+        DatasetError: a side has no token to score. The model has not run.
+        ActivationError: the model's predictions for a pair are not finite.
     """
     scores = response_log_probs(model, sides_of(pairs), share_prefixes=share_prefixes, name=side_name)
     return scores[0::2] - scores[1::2]
@@ -50,15 +51,15 @@ def response_log_probs(
     share_prefixes: bool = True,
     name: Callable[[int], str] = "text {}".format,
 ) -> Float[torch.Tensor, " texts"]:
-    """Mean log-probability of a response token given all before it, in nats, for each text.
+    """The mean log-probability per token of each text's response, in nats.
 
-    A text without a prompt is all response; its first token has nothing before it and is left out.
+    A text without a prompt is all response. Its first token has no token before it and is left out.
 
     Args:
-        name: what to call a text in an error.
+        name: gives the name of a text, by its index, for an error.
 
     Raises:
-        DatasetError: a text has no token to score; the model has not run.
+        DatasetError: a text has no token to score. The model has not run.
         ActivationError: the model's predictions are not finite.
     """
     check_scorable(texts, name)
@@ -78,7 +79,7 @@ def response_log_probs(
 def _score_batch(
     model: nn.Module, texts: Sequence[RenderedText], batch: TextBatch, scores: Float[torch.Tensor, " texts"]
 ) -> None:
-    """Writes the mean log-probability of each response in a batch to the text's place in `scores`."""
+    """Writes the mean log-probability of each response in a batch into `scores`, at the index of its text."""
     spans = [
         slots[max(texts[index].response_start, 1) - 1 : -1]  # the logits at these slots predict the response's tokens
         for index, slots in zip(batch.texts, batch.slots, strict=True)
@@ -92,18 +93,17 @@ def _score_batch(
 
 
 def _head_at(model: nn.Module, batch: TextBatch, slots: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
-    """Options of the model for logits at some slots, and the row of each slot in these logits.
+    """The model's options for logits at some slots, and a table that gives the row of each slot in these logits.
 
-    The head is as wide as the vocabulary, so where the model allows it is run on these positions only.
+    The head is as wide as the vocabulary, so it is applied at no other positions where the model allows that.
     """
     rows, columns = batch.inputs["input_ids"].shape
-    accepted = inspect.signature(transformers_model(model).forward).parameters
     kept = torch.arange(columns)
     options: dict[str, Any] = {}
-    if "logits_to_keep" in accepted:
+    if "logits_to_keep" in inspect.signature(transformers_model(model).forward).parameters:
+        # The model takes one set of columns for all rows of a batch.
         kept = torch.unique(slots % columns)
         options = {"logits_to_keep": kept.to(batch.inputs["input_ids"].device)}
-    place = torch.zeros(columns, dtype=torch.long)
-    place[kept] = torch.arange(len(kept))
-    every = torch.arange(rows * columns)
-    return options, (every // columns) * len(kept) + place[every % columns]
+    column_rows = torch.zeros(columns, dtype=torch.long)
+    column_rows[kept] = torch.arange(len(kept))
+    return options, (torch.arange(rows)[:, None] * len(kept) + column_rows).flatten()

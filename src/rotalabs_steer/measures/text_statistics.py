@@ -1,7 +1,7 @@
-"""What can be said of texts without a model: how long they are and how much they repeat themselves.
+"""What can be measured of texts without a model: how long they are and how much they repeat themselves.
 
-These are no measure of coherence. Salad of rare words repeats nothing and scores as well as good prose; the cost in KL
-(`CoherenceProbe`) tells them apart. What they do show is the loop that too much steering ends in.
+These numbers do not measure coherence. Random rare words repeat nothing and score as well as good prose; the cost in KL
+(`CoherenceProbe`) tells the two apart. What the numbers do show are the loops that too much steering ends in.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 @dataclass(frozen=True)
 class TextMeasures:
-    """Measures of some texts. A share that no text is long enough for is None.
+    """Measures of some texts. A share is None where no text is long enough for it.
 
     Attributes:
-        words: mean number of words.
-        empty: share of texts without a word.
-        distinct_1, distinct_2: different words (word pairs) over all of them, pooled over the texts: low where the
-            texts say the same (Li et al. 2016, arXiv:1510.03055).
-        repetition: mean over texts of the share of its four-word sequences that occurred in it before: high where a
-            text goes round in circles (Welleck et al. 2020, arXiv:1908.04319).
+        words: the mean number of words.
+        empty: the share of texts without a word.
+        distinct_1, distinct_2: the number of different words (word pairs) divided by the number of all of them, pooled
+            over the texts. It is low where the texts say the same (Li et al. 2016, arXiv:1510.03055).
+        repetition: the share of a text's four-word sequences that occurred earlier in the text, mean over texts. It is
+            high where texts go round in circles (Welleck et al. 2020, arXiv:1908.04319).
     """
 
     words: float
@@ -41,7 +41,7 @@ def measure_texts(texts: Sequence[str]) -> TextMeasures | None:
     if not texts:
         return None
     split = [_WORD.findall(text.lower()) for text in texts]
-    repetitions = [share for words in split if (share := repetition(words)) is not None]
+    repetitions = [1 - share for words in split if (share := _distinct([words], 4)) is not None]
     return TextMeasures(
         words=sum(map(len, split)) / len(split),
         empty=sum(not words for words in split) / len(split),
@@ -51,16 +51,7 @@ def measure_texts(texts: Sequence[str]) -> TextMeasures | None:
     )
 
 
-def repetition(words: Sequence[str], size: int = 4) -> float | None:
-    """The share of a text's word sequences of this size that occurred in it before; None for a shorter text."""
-    sequences = _sequences(words, size)
-    return 1 - len(set(sequences)) / len(sequences) if sequences else None
-
-
 def _distinct(texts: Sequence[Sequence[str]], size: int) -> float | None:
-    sequences = [sequence for words in texts for sequence in _sequences(words, size)]
+    """The number of different sequences of `size` words divided by the number of all; None where there are none."""
+    sequences = [tuple(words[start : start + size]) for words in texts for start in range(len(words) - size + 1)]
     return len(set(sequences)) / len(sequences) if sequences else None
-
-
-def _sequences(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
-    return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]

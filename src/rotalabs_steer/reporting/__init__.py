@@ -1,1 +1,1 @@
-"""Results of tuning as pictures and as one HTML page."""
+"""The results of tuning as figures and as one HTML page."""

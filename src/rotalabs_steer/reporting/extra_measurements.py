@@ -40,9 +40,9 @@ class Evidence:
     """Measurements of the chosen layer's vector.
 
     Attributes:
-        capability: at strength 1.
+        capability: accuracy on questions at strength 1, against the unsteered model.
         projected: the first answers of the tuning at each strength, as the unsteered model reads them.
-        detection: of the pairs that were given; None without pairs.
+        detection: how well the vector tells the sides of given pairs apart; None without pairs.
 
     Raises:
         OptionError: there are no projected answers at −1, 0 or 1.
@@ -63,10 +63,10 @@ class Evidence:
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Evidence | None:
-        """Reads what `save` wrote; None where there is none.
+        """Reads what `save` wrote; None where there is no such file.
 
         Raises:
-            FileFormatError: the file is something else.
+            FileFormatError: the file does not hold evidence.
         """
         path = Path(directory) / EVIDENCE_FILE
         if not path.exists():
@@ -81,24 +81,22 @@ def gather_evidence(
     tuned: TunedSteering,
     pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]] | None = None,
 ) -> Evidence:
-    """Measures what a report of this tuning shows besides, with the template options of the tuning.
+    """Measures what the report shows beside the tuning, with the chat template options of the tuning.
 
     Args:
-        pairs: to detect the behaviour in; none that made the vectors or chose between them.
+        pairs: pairs to detect the behaviour in, none of which made the vectors or chose between them.
 
     Raises:
-        VectorError, LayerError, ModelMismatchError: it was another model that was tuned.
+        VectorError, LayerError, ModelMismatchError: another model was tuned.
     """
-    options = tuned.provenance.get("options", {}).get("template_options")
-    tokenizer = ChatTokenizer.of(tokenizer, options)
+    chat = ChatTokenizer.of(tokenizer, tuned.provenance.get("options", {}).get("template_options"))
     vector = tuned.vectors[tuned.layer_index]
-    capability = capability_check(model, tokenizer, injector=ActivationInjector(model, vector))
-    answers = tuned.answers
-    asked = answers.prompts[:_PROMPTS_PROJECTED]
+    capability = capability_check(model, chat, injector=ActivationInjector(model, vector))
+    prompts = tuned.answers.prompts[:_PROMPTS_PROJECTED]
     projected = []
-    for strength, texts in answers.texts.items():
-        told = [(prompt, text) for prompt, text in zip(asked, texts, strict=False) if text]
-        seen = project(model, tokenizer, [text for _, text in told], vector, prompts=[prompt for prompt, _ in told])
+    for strength, texts in tuned.answers.texts.items():
+        answered = [(prompt, text) for prompt, text in zip(prompts, texts, strict=False) if text]
+        seen = project(model, chat, [text for _, text in answered], vector, prompts=[prompt for prompt, _ in answered])
         projected.append(ProjectedAnswers(strength, tuple(seen)))
-    detection = None if pairs is None else detection_auroc(model, tokenizer, pairs, vector)[0]
+    detection = None if pairs is None else detection_auroc(model, chat, pairs, vector)[0]
     return Evidence(capability, tuple(projected), detection)

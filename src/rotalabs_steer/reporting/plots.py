@@ -1,6 +1,6 @@
-"""Pictures of a tuning, as matplotlib figures: for notebooks, papers and the report.
+"""Figures of a tuning, drawn with matplotlib, for notebooks, papers and the report.
 
-They are drawn to be read at phone width: five inches wide, letters of twelve points.
+They can be read at the width of a phone: they are five inches wide, with letters of twelve points.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ if TYPE_CHECKING:
 
 INK, SOFT, GRID, ACCENT, PALE, ORANGE = "#1f2933", "#5b6773", "#d5dbe1", "#0b6e69", "#9fc5c2", "#c25100"
 DIVERGING = "PuOr_r"
-"""Purple for less of the behaviour, orange for more: told apart by readers who confuse red and green."""
+"""Purple for less of the behaviour, orange for more: readers who confuse red and green can tell them apart."""
 
 _WIDTH = 5.0
 _LETTERS = 12
 
 
 def first_order_figure(tuned: TunedSteering) -> Figure:
-    """The first-order score of every layer: dark where the layer was steered, with a mark on the chosen one."""
+    """The first-order score of every layer. Candidate layers are dark, and the chosen one has a mark."""
     from matplotlib.lines import Line2D
 
     figure, axes = _figure(2.8)
     layers = sorted(tuned.first_order_scores)
-    steered = {finalist.layer_index for finalist in tuned.finalists}
+    candidates = {candidate.layer_index for candidate in tuned.candidates}
     heights = [tuned.first_order_scores[layer] for layer in layers]
-    axes.bar(layers, heights, color=[ACCENT if layer in steered else PALE for layer in layers], width=0.8)
+    axes.bar(layers, heights, color=[ACCENT if layer in candidates else PALE for layer in layers], width=0.8)
     axes.axhline(0, color=INK, linewidth=0.8)
     _leave_room(axes, above=0.3)
     top = max(tuned.first_order_scores[tuned.layer_index], 0.0)
     mark = {"marker": "v", "markersize": 9, "color": ORANGE, "linestyle": ""}
     axes.plot(tuned.layer_index, top + 0.05 * (axes.get_ylim()[1] - axes.get_ylim()[0]), **mark)  # type: ignore[arg-type]
     handles = [Line2D([], [], **mark), Line2D([], [], marker="s", markersize=9, color=ACCENT, linestyle="")]  # type: ignore[arg-type]
-    _legend(axes, handles, [f"chosen: layer {tuned.layer_index}", "steered"], columns=2)
+    _legend(axes, handles, [f"chosen: layer {tuned.layer_index}", "candidates"], columns=2)
     axes.set_xlabel("layer")
     axes.set_ylabel("score")
     return figure
 
 
 def heat_map_figure(tuned: TunedSteering) -> Figure:
-    """Mean change of the validation pairs' log-odds, by steered layer and strength, in nats per token."""
+    """Mean change of the validation pairs' log-odds, in nats per token, by candidate layer and strength."""
     rows = sorted(tuned.compared_changes().items())
     changes = [[change.mean for change in row] for _, row in rows]
     limit = 1.3 * max(abs(value) for row in changes for value in row) or 1.0
@@ -77,11 +77,11 @@ def heat_map_figure(tuned: TunedSteering) -> Figure:
 
 
 def propensity_figure(tuned: TunedSteering) -> Figure:
-    """Change of the test pairs' log-odds against strength, with 95 % intervals, and the same of a random direction."""
+    """Change of the test pairs' log-odds by strength, with 95 % intervals, and the same for a random direction."""
     figure, axes = _figure(3.2)
     axes.axhline(0, color=GRID, linewidth=1)
     for curve, color, style in ((tuned.control, SOFT, "--"), (tuned.curve, ACCENT, "-")):
-        changes = curve.changes()
+        changes = [curve.change_at(fraction) for fraction in curve.fractions]
         low, high = zip(*map(_ends, changes), strict=True)
         axes.fill_between(curve.fractions, low, high, color=color, alpha=0.18, linewidth=0)
         axes.plot(curve.fractions, [c.mean for c in changes], style, color=color, marker="o", markersize=4, linewidth=2)
@@ -93,12 +93,12 @@ def propensity_figure(tuned: TunedSteering) -> Figure:
 
 
 def tradeoff_figure(tuned: TunedSteering) -> Figure:
-    """Effect against cost: steered layers on the validation pairs, the chosen one on the test pairs with intervals."""
+    """Effect by cost: the candidate layers on the validation pairs, the chosen one on the test pairs with intervals."""
     figure, axes = _figure(3.4)
     axes.axhline(0, color=GRID, linewidth=1)
     axes.axvline(tuned.budget, color=SOFT, linewidth=1, linestyle=":")
-    for finalist in tuned.finalists:
-        costs, effects = _effects_by_cost(finalist.curve)
+    for candidate in tuned.candidates:
+        costs, effects = _effects_by_cost(candidate.curve)
         axes.plot(costs, [effect.mean for effect in effects], color=PALE, linewidth=2, marker="o", markersize=4)
     costs, effects = _effects_by_cost(tuned.curve)
     means = [effect.mean for effect in effects]
@@ -114,23 +114,22 @@ def tradeoff_figure(tuned: TunedSteering) -> Figure:
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("cost on neutral text, KL in nats per token")
     axes.set_ylabel("effect, nats per token")
-    names = ["chosen layer, test pairs (star: strength 1)", "steered layers, validation pairs", "coherence budget"]
+    names = ["chosen layer, test pairs (star: strength 1)", "candidate layers, validation pairs", "coherence budget"]
     _legend(axes, [_line(ACCENT, "-"), _line(PALE, "-"), _line(SOFT, ":")], names)
     return figure
 
 
 def _effects_by_cost(curve: LayerCurve) -> tuple[list[float], list[Estimate]]:
-    """For every strength that was measured both ways: mean cost of both signs, and half their difference."""
+    """The mean cost of both signs, and half their difference, at each strength that was measured at both signs."""
     costs, effects = [0.0], [Estimate(0.0, 0.0, 0.0)]
     for fraction in sorted(fraction for fraction in curve.fractions if fraction > 0 and -fraction in curve.fractions):
-        up, down = curve.fractions.index(fraction), curve.fractions.index(-fraction)
-        costs.append((curve.costs[up].kl + curve.costs[down].kl) / 2)
-        effects.append(mean_interval(((curve.propensities[up] - curve.propensities[down]) / 2).tolist()))
+        costs.append((curve.cost_at(fraction).kl + curve.cost_at(-fraction).kl) / 2)
+        effects.append(mean_interval(((curve.at(fraction) - curve.at(-fraction)) / 2).tolist()))
     return costs, effects
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:
-    """Both ends of an interval; not numbers, which are not drawn, where there is none."""
+    """Both ends of an interval. Where there is none they are NaN, which matplotlib does not draw."""
     if estimate.low is None or estimate.high is None:
         return math.nan, math.nan
     return estimate.low, estimate.high
@@ -142,7 +141,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     except ImportError as error:
         raise missing_dependency("A picture", "plot", error) from error
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]  # a notebook shows only pyplot's by itself
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]  # notebooks show pyplot figures only
     axes = figure.subplots()
     axes.tick_params(colors=INK, labelsize=_LETTERS)
     axes.xaxis.label.set(color=INK, fontsize=_LETTERS)

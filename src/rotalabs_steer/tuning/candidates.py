@@ -27,11 +27,11 @@ class JudgedTexts:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What the model wrote at minus one unit, unsteered and at plus one unit of strength.
+    """What the model wrote at minus the calibrated strength, unsteered, and at plus the calibrated strength.
 
     Attributes:
-        prompts: each is a conversation where there is a system message or an earlier turn, else a text.
-        by_strength: the answers to all prompts, in their order, with the judge's scores.
+        prompts: a string, or a conversation where there is a system message or an earlier turn.
+        by_strength: the judged answers to all prompts, in their order. Strength 1 is the calibrated strength.
 
     Raises:
         OptionError: −1, 0 or 1 is missing, or there is not a text and a score for each prompt.
@@ -61,29 +61,29 @@ class Answers:
 
     @property
     def changes(self) -> NDArray[np.float64]:
-        """`[prompts]`: half the difference between the scores at plus and at minus one unit."""
+        """`[prompts]`: half the difference between the scores at strength 1 and at strength −1."""
         changes: NDArray[np.float64] = np.subtract(self.scores[1.0], self.scores[-1.0]) / 2
         return changes
 
     @property
     def change(self) -> Estimate:
-        """Mean change, in the judge's unit."""
+        """The mean change, in the judge's own unit."""
         return mean_interval(self.changes.tolist())
 
 
 @dataclass(frozen=True, eq=False)
-class Finalist:
+class LayerCandidate:
     """A candidate layer, steered on the validation split.
 
     Attributes:
         first_order_score: the score by which the layer became a candidate.
-        unit: the strength at which the extracted vector spends the coherence budget.
+        calibrated_strength: the strength at which the extracted vector spends the coherence budget.
         curve: the log-odds of the validation pairs at each strength.
         answers: the answers to the validation prompts. The layer whose answers change most is chosen.
     """
 
     layer_index: int = field(metadata={"key": "layer"})
     first_order_score: float
-    unit: float
+    calibrated_strength: float = field(metadata={"key": "unit"})
     curve: LayerCurve
     answers: Answers

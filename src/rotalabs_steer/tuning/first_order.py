@@ -1,7 +1,8 @@
 """What steering would do at every layer, to first order: which layers are worth measuring, and near what strength.
 
 At strength s a vector v changes the mean log-odds of contrast pairs by about s gᵀv and costs about ½ s² vᵀFv nats of KL
-per token on neutral text, with g and F from one backward pass over each; no steered forward pass is needed.
+per token on neutral text. One backward pass over the pairs gives the gradient g, and one over the neutral text gives
+the Fisher information F. No steered forward pass is needed.
 """
 
 from __future__ import annotations
@@ -31,40 +32,43 @@ if TYPE_CHECKING:
     from rotalabs_steer.datasets.pairs import ContrastPair
     from rotalabs_steer.datasets.rendering import RenderedPair
     from rotalabs_steer.extraction.readout import Readout
-    from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
+    from rotalabs_steer.vectors import SteeringVector
+
+
+_LEAST_CURVATURE = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
 class NeutralCost:
-    """The Fisher information of neutral text at some layers of a model: what an addition there costs.
+    """What an addition at a layer costs on neutral text: the Fisher information of the text there.
 
     Attributes:
-        scores: by layer, `[scores, hidden]`; F is the mean of s sᵀ.
+        scores: for each layer, `[scores, hidden]`. F is the mean of s sᵀ over these scores s.
     """
 
     scores: Mapping[int, Float[torch.Tensor, "scores hidden"]]
 
     @classmethod
     def measure(cls, model: nn.Module, tokenizer: Any, layers: Sequence[int]) -> NeutralCost:
-        """From the neutral passages of the package. Serves every behaviour of this model."""
+        """Measures the package's neutral passages. The result serves every behaviour of this model."""
         texts = [ChatTokenizer.of(tokenizer).ids(text, special=True) for text in neutral_passages()]
         return cls(dict(zip(layers, fisher_scores(model, texts, layers), strict=True)))
 
     def curvature(self, vector: SteeringVector) -> float:
-        """vᵀFv."""
-        return float((self.scores[vector.layer_index] @ vector.vector).square().mean())
+        """vᵀFv, but never zero, so that it can divide also where the vector moves no prediction on neutral text."""
+        return max(float((self.scores[vector.layer_index] @ vector.vector).square().mean()), _LEAST_CURVATURE)
 
     def strength_at(self, vector: SteeringVector, budget: float) -> float:
         """The strength whose cost is about `budget` nats of KL per token: √(2 budget / vᵀFv)."""
-        return math.sqrt(2 * budget / max(self.curvature(vector), 1e-30))
+        return math.sqrt(2 * budget / self.curvature(vector))
 
 
 @dataclass(frozen=True, eq=False)
 class FirstOrder:
-    """Gain and cost of additions at some layers, for one behaviour.
+    """What an addition at a layer gains for one behaviour, and what it costs.
 
     Attributes:
-        gradients: by layer, `[hidden]`: of the pairs' mean log-odds with respect to an addition.
+        gradients: for each layer, `[hidden]`: the gradient of the pairs' mean log-odds with respect to an addition.
     """
 
     gradients: Mapping[int, Float[torch.Tensor, " hidden"]]
@@ -80,22 +84,17 @@ class FirstOrder:
         *,
         show_progress: bool = False,
     ) -> FirstOrder:
-        """From pairs that made none of the vectors to be scored: else the score rewards wording that both share."""
+        """Measures pairs.
+
+        Args:
+            pairs: none that made a vector to be scored, because the score would reward wording that both share.
+        """
         gradients = pair_gradients(model, pairs, layers, show_progress=show_progress).mean(dim=1)
         return cls(dict(zip(layers, gradients, strict=True)), cost)
 
     def score(self, vector: SteeringVector) -> float:
-        """gᵀv / √(vᵀFv): the change of log-odds, in nats per token, at the strength that costs ½ nat of KL."""
-        gain = float(self.gradients[vector.layer_index] @ vector.vector)
-        return gain / math.sqrt(max(self.cost.curvature(vector), 1e-30))
-
-    def best(self, vectors: SteeringVectorSet) -> SteeringVector:
-        """The vector with the highest score."""
-        return max(vectors, key=self.score)
-
-    def scores(self, vectors: SteeringVectorSet) -> dict[int, float]:
-        """The score of each layer's vector."""
-        return {vector.layer_index: self.score(vector) for vector in vectors}
+        """gᵀv / √(vᵀFv): the change of the log-odds, in nats per token, at the strength that costs ½ nat of KL."""
+        return float(self.gradients[vector.layer_index] @ vector.vector) / math.sqrt(self.cost.curvature(vector))
 
 
 def score_layers(
@@ -111,8 +110,8 @@ def score_layers(
 ) -> dict[int, float]:
     """The first-order score of each layer, from one set of pairs.
 
-    Cross-fitted: the pairs are halved, each half's vectors are scored by the other's gradients, and the two scores
-    averaged, so that nothing is judged on the pairs it was made from.
+    The scores are cross-fitted: the gradients of each half of the pairs score the vectors of the other half, and the
+    two scores are averaged. So no vector is scored on the pairs that made it.
 
     Raises:
         DatasetError: there are fewer than four pairs, or a side has no response; the model has not run.
@@ -122,22 +121,15 @@ def score_layers(
         raise DatasetError(f"Scoring layers halves the pairs, so it needs at least four; there are {len(dataset)}.")
     layers = check_layer_indices(model, range(len(decoder_layers(model))) if layer_indices is None else layer_indices)
     chat = ChatTokenizer.of(tokenizer, template_options)
-    all_rendered = [render_pair(chat, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
-    check_scorable(sides_of(all_rendered), side_name)
-    halves = [(ContrastPairDataset(dataset.behavior, dataset[start::2]), all_rendered[start::2]) for start in (0, 1)]
+    rendered = [render_pair(chat, pair, place=f"pair {number}") for number, pair in enumerate(dataset)]
+    check_scorable(sides_of(rendered), side_name)
     cost = NeutralCost.measure(model, chat, layers)
+    options: dict[str, Any] = {"method": method, "token_position": token_position, "show_progress": show_progress}
     totals = dict.fromkeys(layers, 0.0)
-    for (made_from, _), (_, judged_by) in (halves, halves[::-1]):
-        vectors = extract_vectors(
-            model,
-            chat,
-            made_from,
-            layers,
-            method=method,
-            token_position=token_position,
-            show_progress=show_progress,
-        )
-        first_order = FirstOrder.measure(model, judged_by, layers, cost, show_progress=show_progress)
-        for layer, score in first_order.scores(vectors).items():
-            totals[layer] += score / 2
+    for half in (0, 1):  # every second pair, so that both halves have pairs of every topic
+        made_from = ContrastPairDataset(dataset.behavior, dataset[half::2])
+        vectors = extract_vectors(model, chat, made_from, layers, **options)
+        first_order = FirstOrder.measure(model, rendered[1 - half :: 2], layers, cost, show_progress=show_progress)
+        for vector in vectors:
+            totals[vector.layer_index] += first_order.score(vector) / 2
     return totals

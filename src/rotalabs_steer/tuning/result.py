@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.records import from_json, key_of, read_record, to_json, write_record
-from rotalabs_steer.tuning.candidates import Answers, Finalist  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.tuning.candidates import Answers, LayerCandidate  # noqa: TC001 - a record's hints are read at run time
 from rotalabs_steer.tuning.curves import LayerCurve  # noqa: TC001 - a record's hints are read at run time
 from rotalabs_steer.vectors import SteeringVectorSet
 
@@ -32,7 +32,7 @@ class TunedSteering:
             records the chosen layer, so that `get_best()` and `MultiVectorInjector` take it.
         budget: the coherence budget: KL on neutral text, in nats per token.
         first_order_scores: the score of every layer.
-        finalists: the candidate layers, with what was measured when each of them was steered.
+        candidates: the candidate layers, with what was measured when each of them was steered.
         curve: the log-odds of the test pairs and the costs at each strength, with the chosen layer steered.
         control: the same measurements for a random direction at that layer, at the same cost.
         answers: the answers to the prompts of the test pairs, with the chosen layer steered.
@@ -45,7 +45,7 @@ class TunedSteering:
     budget: float = field(metadata={"key": "budget_kl"})
     vectors: SteeringVectorSet
     first_order_scores: Mapping[int, float]
-    finalists: tuple[Finalist, ...]
+    candidates: tuple[LayerCandidate, ...] = field(metadata={"key": "finalists"})
     curve: LayerCurve
     control: LayerCurve
     answers: Answers
@@ -76,17 +76,13 @@ class TunedSteering:
     @property
     def compared_fractions(self) -> tuple[float, ...]:
         """The strengths at which every candidate layer was measured, so that their effects can be compared."""
-        measured = [set(finalist.curve.fractions) for finalist in self.finalists]
+        measured = [set(candidate.curve.fractions) for candidate in self.candidates]
         return tuple(sorted(set.intersection(*measured)))
 
     def compared_changes(self) -> dict[int, list[Estimate]]:
         """The mean change of the log-odds at each of `compared_fractions`, for each candidate layer."""
         fractions = self.compared_fractions
-        changes = {
-            finalist.layer_index: dict(zip(finalist.curve.fractions, finalist.curve.changes(), strict=True))
-            for finalist in self.finalists
-        }
-        return {layer: [found[fraction] for fraction in fractions] for layer, found in changes.items()}
+        return {one.layer_index: [one.curve.change_at(at) for at in fractions] for one in self.candidates}
 
     def __str__(self) -> str:
         found = f"layer {self.layer_index}: log-odds {self.curve.effect} nats per token, answers {self.answers.change}"
@@ -118,10 +114,9 @@ class TunedSteering:
         path = Path(directory) / RECORD_FILE
         if not path.exists():
             raise FileNotFoundError(f"{directory} holds no tuning ({RECORD_FILE}). Make one with: rotalabs-steer tune")
-        record, nothing = read_record(path, SCHEMA_VERSION), f"{path} is not the record of a tuning"
-        tuned: Self = from_json(
-            cls, record, nothing, vectors=None
-        )  # a damaged record is an error before vectors are read
+        record = read_record(path, SCHEMA_VERSION)
+        # The record is checked before the vectors are read, which are far larger.
+        tuned: Self = from_json(cls, record, f"{path} is not the record of a tuning", vectors=None)
         tuned = dataclasses.replace(tuned, vectors=SteeringVectorSet.load(directory))
         if (tuned.behavior, tuned.layer_index) != (tuned.vectors.behavior, tuned.vectors.chosen_layer):
             raise FileFormatError(f"{path} is not about the vectors beside it. Take both from one tuning.")
@@ -137,7 +132,6 @@ class TunedSteering:
             "effect": self.curve.effect,
             "answers_change": self.answers.change,
         }
-        fields = {key_of(field): getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["vectors"]
-        record: dict[str, Any] = to_json(derived | fields)
+        kept = [field for field in dataclasses.fields(self) if field.name != "vectors"]
+        record: dict[str, Any] = to_json(derived | {key_of(field): getattr(self, field.name) for field in kept})
         return record
