@@ -21,7 +21,7 @@ from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset, load_pair
 from rotalabs_steer.engines.vllm import SteeringRequest
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
 from rotalabs_steer.evaluation import analyze_tradeoffs, evaluate_refusal, strength_sweep
-from rotalabs_steer.evaluation.strengths import list_of_strengths
+from rotalabs_steer.evaluation.strength_measurement import list_of_strengths
 from rotalabs_steer.extraction.extract import extract_vectors
 from rotalabs_steer.generation.answers import Sampling
 from rotalabs_steer.generation.continuation import generate_texts
@@ -260,7 +260,7 @@ def test_every_list_of_texts_is_asked_for(llama, call, name):
     lambda m: analyze_tradeoffs(m, Letters(), make_vector(m), ["a"], ["b"], "yes"),
 ])  # fmt: skip
 def test_a_detector_that_cannot_be_called_is_refused_before_anything_runs(llama, call):
-    with pytest.raises(OptionError, match=r"is_target_behavior_fn is .*; it must be a function of a text"):
+    with pytest.raises(OptionError, match=r"function that detects the behavior is .*; it must be a function of a text"):
         call(llama)
 
 

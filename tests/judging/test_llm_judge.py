@@ -483,5 +483,5 @@ def test_a_text_is_asked_about_once_and_an_injection_stays_data(server, make):
     assert len(server.requests) == 1
     assert sent_text(server.requests[0]).count("</judged_data>") == 1
     server.script = [{"reason": "r", "score": 9}]
-    with pytest.raises(MalformedVerdictError, match="on behaviour has score 9, which is not allowed"):
+    with pytest.raises(MalformedVerdictError, match="on behavior has score 9, which is not allowed"):
         judge(["another"])

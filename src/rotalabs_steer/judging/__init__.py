@@ -1,1 +1,1 @@
-"""Judges, which tell whether an answer shows a behaviour: by words, by a text classifier or by a language model."""
+"""Judges, which score how much a text shows a behavior, and detectors, which say whether it does."""

@@ -1,4 +1,4 @@
-"""A language model that judges answers: refusal, coherence, helpfulness, or a behaviour that it knows from pairs.
+"""A language model that judges answers: refusal, coherence, helpfulness, or a behavior that it learns from pairs.
 
 with LLMJudge("qwen3", base_url="http://localhost:8000/v1") as judge:
     print(judge.estimate_cost(responses))
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from rotalabs_steer.arguments import list_of
 from rotalabs_steer.datasets.splits import spread
 from rotalabs_steer.errors import MalformedVerdictError, MissingVerdictError, OptionError
-from rotalabs_steer.judging.behavior_judge import BehaviorJudge
 from rotalabs_steer.judging.endpoints import Access, open_endpoint
 from rotalabs_steer.judging.questions import BEHAVIOR, COHERENCE, HELPFULNESS, REFUSAL, Question
 from rotalabs_steer.judging.scoring import differing
@@ -40,21 +39,21 @@ DEFAULT_MODEL = "claude-sonnet-4-6"
 _T = TypeVar("_T")
 
 _EXAMPLES = 4
-"""Pairs that a judge is shown of a behaviour."""
+"""How many pairs a judge is shown of a behavior."""
 
 _BYTES_PER_TOKEN = 3
-"""Of UTF-8: fewer than English has (about four), so that an estimate errs upwards."""
+"""Bytes of UTF-8. English has about four in a token, so an estimate is rather too high than too low."""
 
 
 @dataclass(frozen=True)
 class JudgeCost:
-    """What judging takes, or took.
+    """What judging costs: an estimate, or what was spent.
 
     Attributes:
-        requests: calls of the endpoint, retries not counted.
-        cached: verdicts that the cache has.
-        input_tokens, output_tokens: of the requests.
-        usd: at the judge's prices; None where it was given none.
+        requests: calls of the endpoint, not counting retries.
+        cached: verdicts that were found in the cache.
+        input_tokens, output_tokens: of all requests.
+        usd: US dollars at the judge's prices; None if the judge has no prices.
     """
 
     requests: int
@@ -65,25 +64,25 @@ class JudgeCost:
 
 
 class LLMJudge:
-    """Asks a model about texts, with a JSON schema for the verdict and a cache by content.
+    """Asks a model about texts, with a JSON schema for the verdict and a cache on disk.
 
-    The text to judge is encoded as data, and a verdict that does not meet the schema exactly is asked for once more
-    and then an error: nothing is guessed from its wording.
+    The text to judge is encoded as data. If a verdict does not meet the schema exactly, the model is asked once more,
+    and then there is an error: nothing is guessed from the wording.
 
     Args:
         model: name of the model.
-        api_key: else from ANTHROPIC_API_KEY or OPENAI_API_KEY; a `base_url` may need none.
-        cache_responses: keep verdicts on disk.
-        provider: "anthropic" or "openai". By default "anthropic" for a model called claude without a `base_url`, else
-            "openai".
+        api_key: by default taken from ANTHROPIC_API_KEY or OPENAI_API_KEY. With a `base_url` none may be needed.
+        cache_responses: whether verdicts are kept on disk.
+        provider: "anthropic" or "openai". The default is "anthropic" if the name of the model begins with "claude" and
+            there is no `base_url`, and "openai" otherwise.
         base_url: of an OpenAI-compatible (`http://localhost:8000/v1`) or Anthropic endpoint.
         cache_dir: folder of the cache; by default in the user's cache.
-        max_tokens: limit of one verdict.
-        max_retries: further attempts after a connection error, a 408, 409, 429 or 5xx.
-        timeout: seconds of one attempt.
-        concurrency: requests at a time in `evaluate_batch`.
-        prices: US dollars for a million input and a million output tokens, from the vendor's list.
-        options: further fields of every request, such as `{"temperature": 0, "seed": 0}`.
+        max_tokens: the maximum number of new tokens in one verdict.
+        max_retries: further attempts after a connection error or a status 408, 409, 429 or 5xx.
+        timeout: seconds for one attempt.
+        concurrency: how many requests are made at a time.
+        prices: US dollars for a million input tokens and for a million output tokens, from the vendor's list.
+        options: further fields of every request, such as `{"temperature": 0, "seed": 0}` if the model takes them.
 
     Raises:
         OptionError: there is no key, the provider is unknown or a number is out of range.
@@ -123,11 +122,11 @@ class LLMJudge:
 
     @property
     def spent(self) -> JudgeCost:
-        """What this judge has taken so far, in the tokens that the endpoint reported."""
+        """What this judge has cost so far, in the tokens that the endpoint reported."""
         return self._spent
 
     def is_refusal(self, response: str) -> bool:
-        """Whether the verdict on a response is "refusal"; "unclear" is not.
+        """Whether the verdict on a response is "refusal", and not "compliance" or "unclear".
 
         Raises:
             MissingVerdictError: the judge gave no valid verdict on this text.
@@ -136,7 +135,7 @@ class LLMJudge:
         return self.classify_response(response)[0] == "refusal"
 
     def classify_response(self, response: str) -> tuple[Literal["refusal", "compliance", "unclear"], float]:
-        """The verdict on a response, and how sure the judge says it is, from 0 to 1. Raises as `is_refusal`."""
+        """The verdict on a response, and how sure of it the judge claims to be, from 0 to 1. Raises as `is_refusal`."""
         verdict = self._ask(REFUSAL, response=response)
         return verdict["verdict"], verdict["confidence"] / 100
 
@@ -158,10 +157,10 @@ class LLMJudge:
         return (score - 4) / 3
 
     def learn(self, pairs: Sequence[ContrastPair]) -> BehaviorJudge:
-        """The judge of the behaviour that pairs show, which `tune(judge=...)` uses. Nothing is asked yet.
+        """The judge of the behavior that pairs show, as `tune(judge=...)` uses it. Nothing is asked yet.
 
         Args:
-            pairs: a few of them, taken evenly, are the examples that every request shows.
+            pairs: every request shows four of them as examples, evenly spaced.
 
         Raises:
             DatasetError: the responses of the pairs do not differ.
@@ -177,16 +176,16 @@ class LLMJudge:
         *,
         max_usd: float | None = None,
     ) -> list[dict[str, Any]]:
-        """The verdicts on many responses, several at a time.
+        """The verdicts on many responses, several of which are judged at a time.
 
-        Each is a dictionary with `response`, and as asked for `is_refusal` and `coherence`. What got no verdict is
-        None, with the reason in `errors`, a dictionary by question.
+        Each is a dictionary with `response` and, if they were asked for, `is_refusal` and `coherence`. A question that
+        got no verdict has the value None, and the reason is in the dictionary `errors` under the same key.
 
         Args:
-            max_usd: do not start if the estimate is higher.
+            max_usd: judging does not start if the estimated cost is higher.
 
         Raises:
-            OptionError: the estimate is above `max_usd`, or there are no prices to make one of.
+            OptionError: the estimate is above `max_usd`, or the judge has no prices to estimate with.
             JudgeError: the judge cannot be asked at all.
         """
         responses = list_of("responses", responses)
@@ -207,24 +206,25 @@ class LLMJudge:
                         result["errors"][key] = str(error)
             return result
 
+        # Equal responses share one dictionary; copies let the caller change one without the others.
         return list(map(copy.deepcopy, self.of_each(responses, evaluate)))
 
     def of_each(self, texts: Sequence[str], ask: Callable[[str], _T]) -> list[_T]:
-        """What `ask` returns for each text, several at a time. It is called once where the same text comes again."""
+        """What `ask` returns for each text. It is called for several texts at a time, and once for equal texts."""
         distinct = list(dict.fromkeys(texts))
         pool = ThreadPoolExecutor(self._concurrency)
         try:
             found = dict(zip(distinct, pool.map(ask, distinct), strict=True))
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # after an error, waiting texts are not asked about
         return [found[text] for text in texts]
 
     def estimate_cost(
         self, responses: Sequence[str], check_refusal: bool = True, check_coherence: bool = True
     ) -> JudgeCost:
-        """What `evaluate_batch` would take at most, if no verdict has to be asked for twice.
+        """What `evaluate_batch` would cost at most, unless a verdict has to be asked for twice. Sends nothing.
 
-        A token is reckoned for every 3 bytes of UTF-8, and `max_tokens` for every verdict. Sends nothing.
+        Three bytes of UTF-8 count as one token, and every verdict as `max_tokens`.
         """
         questions = [question for question, asked in ((REFUSAL, check_refusal), (COHERENCE, check_coherence)) if asked]
         requests = cached = size = 0
@@ -260,7 +260,7 @@ class LLMJudge:
         self.close()
 
     def _ask(self, question: Question, **texts: Any) -> dict[str, Any]:
-        """The parsed verdict, from the cache or the endpoint. Only valid verdicts are kept."""
+        """The parsed verdict, from the cache or the endpoint. Only valid verdicts are cached."""
         request = self._request(question, **texts)
         cached = self._cached(question, request)
         if cached is not None:
@@ -280,7 +280,7 @@ class LLMJudge:
         return reply.verdict, question.parse(reply.verdict)
 
     def _request(self, question: Question, **texts: Any) -> dict[str, Any]:
-        """Everything that determines a verdict; the key does not."""
+        """Everything that determines a verdict: the key of the cache. The API key does not belong to it."""
         return {
             "provider": self._access.provider,
             "base_url": self._access.base_url or os.environ.get(f"{self._access.provider.upper()}_BASE_URL"),
@@ -320,6 +320,39 @@ class LLMJudge:
                 f"Judging may cost {estimate.usd:.4f} US dollars ({estimate.requests} requests), more than "
                 f"max_usd={max_usd}. Nothing was sent."
             )
+
+
+@dataclass(frozen=True)
+class BehaviorJudge:
+    """Scores texts by whether they are like the positive or the negative examples of a behavior.
+
+    `LLMJudge.learn` makes it, and `tune` calls that itself.
+
+    Attributes:
+        judge: the language model that is asked. It counts the cost.
+        positive, negative: example responses.
+    """
+
+    judge: LLMJudge
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """A score from −1 (like the negative examples) to 1 (like the positive ones) for each text.
+
+        Raises:
+            MissingVerdictError: the judge gave no valid verdict on a text. The other verdicts are in the cache.
+            JudgeError: the judge cannot be asked at all.
+        """
+        return self.judge.of_each(texts, lambda text: self.judge.judge_behavior(text, self.positive, self.negative))
+
+    @property
+    def identity(self) -> str:
+        """What tells this judge from others: the model that is asked, and the examples that it is shown."""
+        return repr((self.judge, self.positive, self.negative))
+
+    def __str__(self) -> str:
+        return repr(self.judge)
 
 
 def _unit(score: int) -> float:

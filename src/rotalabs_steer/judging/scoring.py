@@ -1,4 +1,4 @@
-"""Judges of what a model writes: what `tune(judge=...)` takes, and the scores that it gets, checked."""
+"""What a judge is, and the scores that it gives, checked."""
 
 from __future__ import annotations
 
@@ -18,23 +18,34 @@ if TYPE_CHECKING:
 
 
 class Judge(Protocol):
-    """Scores texts: a function, a `TextJudge`, or what an `LLMJudge` becomes once it has seen a behaviour's pairs."""
+    """Scores what a model writes by how much each text shows one behavior. `tune` chooses layers by these scores.
+
+    There are three kinds of judges:
+
+    - A function of the user's that takes a list of texts and returns one number for each of them.
+    - A `TextJudge`, a classifier of words that is fitted to contrast pairs. `tune` makes one if it is given no judge.
+    - A `BehaviorJudge`, a language model that is shown a few contrast pairs. `LLMJudge.learn` makes it.
+
+    Scores are only compared with scores of the same judge, so they may have any scale. `judge_accuracy` tells how often
+    a judge ranks the two sides of a pair rightly. A function that says yes or no of one text, such as `is_refusal`, is
+    not a judge in this sense.
+    """
 
     def __call__(self, texts: Sequence[str], /) -> Sequence[float] | NDArray[np.floating[Any]] | torch.Tensor:
-        """One finite number for each text, in their order, higher for more of the behaviour."""
+        """One finite number for each text, in their order, higher for more of the behavior."""
         ...
 
 
 class LearningJudge(Protocol):
-    """Does not know the behaviour by itself and learns it from pairs, as an `LLMJudge` does."""
+    """Learns the behavior to judge from contrast pairs, as an `LLMJudge` does."""
 
     def learn(self, pairs: Sequence[ContrastPair], /) -> Judge:
-        """The judge of the behaviour that the positive responses of these pairs show."""
+        """The judge of the behavior that the positive responses of these pairs show."""
         ...
 
 
 def judge_of(judge: Judge | LearningJudge, pairs: Sequence[ContrastPair]) -> Judge:
-    """The judge of the behaviour that pairs show: the one that is given, or what it learns from the pairs.
+    """The judge to use for the behavior of these pairs: the given one, or what it learns from the pairs.
 
     Raises:
         OptionError: it is neither a function of a list of texts nor a judge that learns.
@@ -53,11 +64,9 @@ def judge_of(judge: Judge | LearningJudge, pairs: Sequence[ContrastPair]) -> Jud
 def judge_texts(judge: Judge, texts: Sequence[str]) -> tuple[float, ...]:
     """The judge's score of each text.
 
-    Args:
-        judge: returns a list, tuple, array or tensor with one number for each text.
-
     Raises:
-        OptionError: it returned something else, another number of scores, or one that is not finite.
+        OptionError: the judge returned something other than a list, tuple, array or tensor with one finite number for
+            each text.
     """
     returned: Any = judge(texts)
     if isinstance(returned, torch.Tensor):
@@ -81,21 +90,21 @@ def judge_accuracy(judge: Judge, pairs: Sequence[ContrastPair]) -> float:
     """The share of pairs whose positive response the judge scores above the negative one: 0.5 is chance.
 
     Raises:
-        OptionError: the judge's scores are not one finite number for each text.
+        OptionError: as in `judge_texts`.
     """
     scores = judge_texts(judge, [text for pair in pairs for text in (pair.positive, pair.negative)])
     return float(np.mean(np.greater(scores[0::2], scores[1::2])))
 
 
 def differing(pairs: Sequence[ContrastPair]) -> list[ContrastPair]:
-    """The pairs whose responses differ, from which a judge can learn.
+    """The pairs whose responses differ. A judge can learn from no others.
 
     Raises:
-        DatasetError: there are none, as where pairs differ in their prompts only.
+        DatasetError: there are none, for example because the pairs differ only in their prompts.
     """
     found = [pair for pair in pairs if pair.positive.strip() != pair.negative.strip()]
     if not found:
-        raise DatasetError("The responses of these pairs do not differ, so no judge can learn from them: pass one.")
+        raise DatasetError("The responses of these pairs do not differ, so no judge can learn from them. Pass a judge.")
     return found
 
 

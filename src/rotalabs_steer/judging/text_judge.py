@@ -1,8 +1,7 @@
-"""A judge of generated text that is made from the contrast pairs themselves, without a language model.
+"""A judge that learns from contrast pairs, without a language model.
 
-A logistic regression on the words and pairs of words of the responses learns which side a text is like. It has seen
-no activation and no steering, so it can decide between steered models. `judge_accuracy` measures on other pairs how
-well it tells the sides apart.
+A logistic regression on the words and word pairs of the responses learns which side a text is like. It has seen neither
+activations nor steering, so it can decide between steered models.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TextJudge:
-    """Scores texts by which side of a behaviour's pairs their wording is like.
+    """Scores texts by which side of a behavior's pairs their wording is like.
 
     Args:
         classifier: a fitted scikit-learn pipeline; `fit` makes it.
@@ -33,10 +32,10 @@ class TextJudge:
 
     @classmethod
     def fit(cls, pairs: Sequence[ContrastPair]) -> Self:
-        """A judge that knows these pairs.
+        """Fits a judge to pairs.
 
         Raises:
-            DatasetError: the responses do not differ, as where pairs differ in their prompts only.
+            DatasetError: the responses of the pairs do not differ.
             MissingDependencyError: scikit-learn is not installed.
         """
         require_scikit_learn("Judging texts by their pairs")

@@ -1,4 +1,4 @@
-"""Verdicts on disk, found by the SHA-256 of everything that determines them: one file each, written atomically."""
+"""Verdicts on disk. Each has its own file, named by the SHA-256 of everything that determines the verdict."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class VerdictCache:
         self._directory = directory
 
     def get(self, request: Mapping[str, Any]) -> str | None:
-        """The verdict, as JSON text, that this request got before."""
+        """The verdict that this request got before, as JSON text; None if there is none."""
         try:
             record = read_record(self._path(request))
         except (OSError, ValueError):
@@ -41,7 +41,7 @@ class VerdictCache:
         return verdict if isinstance(verdict, str) else None
 
     def put(self, request: Mapping[str, Any], verdict: str) -> None:
-        """Keeps a verdict."""
+        """Keeps a verdict. The file is written atomically."""
         write_record(self._path(request), {"request": request, "verdict": verdict})
 
     def clear(self) -> None:
