@@ -1,21 +1,22 @@
-"""What is known of models by name: shapes and recommended layers, read from `data/models.json`.
+"""Shapes and recommended layers of models by name, read from `data/models.json`.
 
-The table helps before a model is loaded. A loaded model always beats it: see `infer_model_config`.
+The table helps before a model is loaded. The shape of a loaded model takes precedence: see `infer_model_config`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.errors import ModelNameError
+from rotalabs_steer.errors import ArchitectureError, ModelNameError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
 _DEPTH_RANGE = (0.45, 0.60)
@@ -30,8 +31,9 @@ class ModelConfig:
         name: Hugging Face id or path.
         num_layers: decoder layers.
         hidden_size: width of the residual stream.
+        layer_template, residual_template, mlp_template, attn_template: paths of modules; `{i}` stands for the layer.
         recommended_layers: 0-based layers by behaviour.
-        provenance: where each recommendation comes from, by behaviour: "published: …" or "measured: …".
+        provenance: the source of each recommendation, by behaviour: "published: …" or "measured: …".
     """
 
     name: str
@@ -45,41 +47,22 @@ class ModelConfig:
     provenance: dict[str, str] = field(default_factory=dict)
 
     def get_recommended_layers(self, behavior: str) -> list[int]:
-        """The layers recommended for a behaviour; those at 45 to 60 % of depth where none are known."""
+        """The layers recommended for a behaviour; without a recommendation, those at 45 to 60 % of depth."""
         if behavior in self.recommended_layers:
             return list(self.recommended_layers[behavior])
         first, last = (round(share * self.num_layers) - 1 for share in _DEPTH_RANGE)
         return list(range(max(first, 0), max(last, 0) + 1))
 
     def get_provenance(self, behavior: str) -> str:
-        """Where `get_recommended_layers(behavior)` comes from."""
+        """The source of `get_recommended_layers(behavior)`."""
         return self.provenance.get(behavior, "default: 45 to 60 % of depth")
 
 
-class _ModelTable(Mapping[str, ModelConfig]):
-    """The configurations by name, read when first looked at."""
-
-    def __getitem__(self, name: str) -> ModelConfig:
-        return _read_table()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_read_table())
-
-    def __len__(self) -> int:
-        return len(_read_table())
-
-    def __repr__(self) -> str:
-        return f"MODEL_CONFIGS({', '.join(self)})"
-
-
-MODEL_CONFIGS: Mapping[str, ModelConfig] = _ModelTable()
-
-
 def get_model_config(name: str) -> ModelConfig:
-    """The configuration of a model by its full name, or by the part behind the slash, in any case.
+    """The configuration of a model by its full name, or by the part after the slash, in upper or lower case.
 
     Raises:
-        ModelNameError: the name is empty or unknown; the message has the nearest names.
+        ModelNameError: the name is empty or unknown; the message lists similar names.
     """
     config = find_model_config(name)
     if config is not None:
@@ -100,7 +83,7 @@ def get_model_config(name: str) -> ModelConfig:
 
 
 def find_model_config(name: str) -> ModelConfig | None:
-    """As `get_model_config`, with None for a name that is not in the table."""
+    """As `get_model_config`, but returns None for a name that is not in the table."""
     if not isinstance(name, str):
         raise ModelNameError(f"The model name is {name!r:.80}. Give a Hugging Face id such as 'Qwen/Qwen3-8B'.")
     wanted = name.strip().lower()
@@ -109,7 +92,6 @@ def find_model_config(name: str) -> ModelConfig | None:
 
 def infer_model_config(model: nn.Module) -> ModelConfig:
     """The configuration of a loaded model: its own shape, and recommended layers where the table knows this model."""
-    from rotalabs_steer.errors import ArchitectureError
     from rotalabs_steer.model.decoder import decoder_layers, hidden_size, layer_part, model_name, transformers_model
 
     name, layers = model_name(model), decoder_layers(model)
@@ -125,7 +107,9 @@ def infer_model_config(model: nn.Module) -> ModelConfig:
         return template + paths[part].removeprefix(f"{paths[layers]}.0")
 
     known = find_model_config(name.rstrip("/").rpartition("/")[2])
-    same = known is not None and (known.num_layers, known.hidden_size) == (len(layers), hidden_size(model))
+    # A model of another shape under a known name is another model, for which the recommendations do not hold.
+    if known is not None and (known.num_layers, known.hidden_size) != (len(layers), hidden_size(model)):
+        known = None
     return ModelConfig(
         name=name,
         num_layers=len(layers),
@@ -134,29 +118,30 @@ def infer_model_config(model: nn.Module) -> ModelConfig:
         residual_template=template,
         mlp_template=part_template("mlp"),
         attn_template=part_template("attn"),
-        recommended_layers=dict(known.recommended_layers) if known is not None and same else {},
-        provenance=dict(known.provenance) if known is not None and same else {},
+        recommended_layers={} if known is None else dict(known.recommended_layers),
+        provenance={} if known is None else dict(known.provenance),
     )
 
 
-@cache
 def _read_table() -> dict[str, ModelConfig]:
     table = json.loads(files("rotalabs_steer.model").joinpath("data/models.json").read_text("utf-8"))
     return {entry["name"]: _parse_entry(entry) for entry in table["models"]}
 
 
 def _parse_entry(entry: Mapping[str, Any]) -> ModelConfig:
-    recommended = entry.get("recommended_layers", {})
+    advice = entry.get("recommended_layers", {})
     return ModelConfig(
         name=entry["name"],
         num_layers=entry["num_layers"],
         hidden_size=entry["hidden_size"],
-        recommended_layers={behavior: advice["layers"] for behavior, advice in recommended.items()},
-        provenance={
-            behavior: f"{advice['provenance']}: {advice['source']}" for behavior, advice in recommended.items()
-        },
+        recommended_layers={behavior: advised["layers"] for behavior, advised in advice.items()},
+        provenance={behavior: f"{advised['provenance']}: {advised['source']}" for behavior, advised in advice.items()},
     )
 
 
 def _short(name: str) -> str:
     return name.rpartition("/")[2].lower()
+
+
+MODEL_CONFIGS: Mapping[str, ModelConfig] = MappingProxyType(_read_table())
+"""The configurations by name."""

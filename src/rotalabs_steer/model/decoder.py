@@ -1,7 +1,7 @@
 """The decoder of any transformers model: its layers, their parts and its shape.
 
-`layer_index` is everywhere the 0-based index into `decoder_layers(model)`, and "residual" is that
-layer's output: what `output_hidden_states[layer_index + 1]` shows.
+Everywhere, `layer_index` is the 0-based index into `decoder_layers(model)`, and "residual" means that layer's output:
+what `output_hidden_states[layer_index + 1]` shows.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from rotalabs_steer.errors import ArchitectureError, LayerError, OptionError
 from rotalabs_steer.model.architectures import architecture_table
 
 SHAPE_FACTS = ("model_type", "num_layers", "hidden_size")
-"""What must agree of two models' fingerprints, so that a vector of one fits the other."""
+"""The entries of two models' fingerprints that must agree, so that a vector of one fits the other."""
 
 COMPONENTS = ("residual", "mlp", "attn")
 
 _MAX_HOPS = 4
 
-# Under what names modules take tokens or their embeddings.
 TOKEN_ARGUMENTS = ("input_ids", "inputs_embeds", "input_embeds", "decoder_input_ids")
+"""Names under which modules take tokens or their embeddings."""
 
 
 def transformers_model(model: nn.Module) -> nn.Module:
-    """The transformers model inside wrappers such as PEFT's: the module whose `config` and `generate` count."""
-    inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    """The transformers model inside wrappers such as PEFT's: the module that has the `config` and `generate` in use."""
+    inner = getattr(model, "_orig_mod", model)  # the model that torch.compile wraps
     get_base_model = getattr(inner, "get_base_model", None)
     if callable(get_base_model):
         inner = get_base_model()
@@ -60,18 +60,23 @@ def find_decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     """The module that turns tokens or their embeddings into the decoder layers' input, and the list of these layers."""
     inner = transformers_model(model)
     path = architecture_table().layer_paths.get(getattr(inner.config, "model_type", ""))
-    if path is not None and _has_submodule(inner, path):
-        named = inner.get_submodule(path)
+    if path is not None:
+        named = None
+        with contextlib.suppress(AttributeError):  # a model without a head lacks the first step of the path
+            named = inner.get_submodule(path)
         if isinstance(named, nn.ModuleList):
             return _takes_tokens(inner, named), named
 
-    for start in _starting_points(inner):
-        layers = _follow_names(start) or _by_length(start, _configured_length(inner))
-        if layers is not None:
-            return _takes_tokens(inner, layers), layers
+    length = getattr(text_config(inner), "num_hidden_layers", None)
+    get_decoder = getattr(inner, "get_decoder", None)
+    for start in (get_decoder() if callable(get_decoder) else None, inner):
+        if isinstance(start, nn.Module):
+            layers = _follow_names(start) or _by_length(start, length)
+            if layers is not None:
+                return _takes_tokens(inner, layers), layers
     raise ArchitectureError(
         f"No decoder layers found in {type(inner).__name__}: looked for a ModuleList called "
-        f"{', '.join(architecture_table().layer_lists)} and for one of {_configured_length(inner)} modules. "
+        f"{', '.join(architecture_table().layer_lists)} and for one of {length} modules. "
         "If this is a decoder, report its class to rotalabs-steer."
     )
 
@@ -83,11 +88,9 @@ def check_component(component: str) -> None:
 
 
 def part_names(layer: nn.Module, component: str) -> list[str]:
-    """The modules of a layer that may be its "mlp" or "attn", by name, the likeliest first.
-
-    Layers with a single part often call it `mixer`, whatever it is: then its class tells.
-    """
+    """Names of the modules of a layer that may be its "mlp" or "attn", the likeliest first."""
     named: dict[str, nn.Module] = dict(layer.named_modules())
+    # Layers with a single part often call it `mixer`, whether it is an MLP or attention. The class name says which.
     kinds = {"mixer": "mlp" if re.search("mlp|moe", type(named.get("mixer")).__name__, re.IGNORECASE) else "attn"}
     names = architecture_table().parts[component]
     return [name for name in names if name in named and kinds.get(name, component) == component]
@@ -96,7 +99,8 @@ def part_names(layer: nn.Module, component: str) -> list[str]:
 def layer_part(layer: nn.Module, component: str) -> nn.Module:
     """The module that a decoder layer calls its "mlp" or "attn", or the layer itself for "residual".
 
-    It is found by name. What it returns is not always what the layer adds to the residual stream: see `find_parts`.
+    It is found by name, and may return something other than what the layer adds to the residual stream: see
+    `find_parts`.
 
     Raises:
         OptionError: unknown component.
@@ -126,13 +130,11 @@ def hidden_size(model: nn.Module) -> int:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """The device on which the model takes its inputs, also where accelerate keeps its weights on other devices or disk.
-
-    Weights that are loaded only while they are used are on the meta device in between, so `model.device` may be meta.
-    """
+    """The device for the model's inputs, also where accelerate keeps the weights on other devices or on disk."""
     embeddings: Any = model
     with contextlib.suppress(NotImplementedError):  # a few models do not say which module it is
         embeddings = transformers_model(model).get_input_embeddings()  # type: ignore[operator]
+    # Weights that are loaded only while they are used are on the meta device in between, so accelerate is asked first.
     hook = getattr(embeddings, "_hf_hook", None)
     for one in getattr(hook, "hooks", (hook,)):  # accelerate's SequentialHook has several
         device = getattr(one, "execution_device", None)
@@ -144,7 +146,7 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def fastest_device() -> torch.device:
-    """The device to load a model onto where nobody says otherwise: the GPU, if there is one."""
+    """The default device for loading a model: the GPU, if there is one."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -157,7 +159,7 @@ def model_name(model: nn.Module) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> dict[str, str | int]:
-    """What tells one architecture from another: stored with a vector; its `SHAPE_FACTS` are compared on use."""
+    """A description of the model, stored with a vector. Its `SHAPE_FACTS` are compared when the vector is used."""
     config = text_config(transformers_model(model))
     return {
         "model_type": str(getattr(config, "model_type", "")),
@@ -171,10 +173,10 @@ def check_layer_indices(model: nn.Module, layer_indices: Iterable[int] | int) ->
     """The layer indices as a list, each checked against the model.
 
     Args:
-        layer_indices: any number of them, or one; integers and arrays of numpy and torch count as well.
+        layer_indices: one or several; integers and arrays of numpy and torch are allowed.
 
     Raises:
-        LayerError: an index is not an integer in `[0, number of layers)`, is named twice, or none is given.
+        LayerError: an index is not an integer in `[0, number of layers)` or occurs twice, or none is given.
     """
     count = len(decoder_layers(model))
     value = plain_value(layer_indices)
@@ -202,16 +204,8 @@ def text_config(model: nn.Module) -> Any:
     return get_text_config(decoder=True) if callable(get_text_config) else config
 
 
-def _starting_points(inner: nn.Module) -> Iterable[nn.Module]:
-    get_decoder = getattr(inner, "get_decoder", None)
-    if callable(get_decoder):
-        decoder = get_decoder()
-        if isinstance(decoder, nn.Module):
-            yield decoder
-    yield inner
-
-
 def _follow_names(module: nn.Module) -> nn.ModuleList | None:
+    """The list of layers that the usual names lead to, through a few wrappers at most."""
     for _ in range(_MAX_HOPS + 1):
         for name in architecture_table().layer_lists:
             layers = getattr(module, name, None)
@@ -226,6 +220,7 @@ def _follow_names(module: nn.Module) -> nn.ModuleList | None:
 
 
 def _by_length(module: nn.Module, length: int | None) -> nn.ModuleList | None:
+    """The first list of so many modules, for models with names of their own."""
     lists = (part for part in module.modules() if isinstance(part, nn.ModuleList))
     return next((layers for layers in lists if len(layers) == length), None)
 
@@ -239,15 +234,3 @@ def _takes_tokens(inner: nn.Module, layers: nn.ModuleList) -> nn.Module:
         if any(name in inspect.signature(module.forward).parameters for name in TOKEN_ARGUMENTS):
             return module
     return inner
-
-
-def _configured_length(inner: nn.Module) -> int | None:
-    return getattr(text_config(inner), "num_hidden_layers", None)
-
-
-def _has_submodule(module: nn.Module, path: str) -> bool:
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

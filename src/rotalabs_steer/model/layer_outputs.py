@@ -23,20 +23,21 @@ PLAIN, SEQUENCE_FIRST, UNKNOWN = "plain", "sequence_first", "unknown"
 class ResidualLayout:
     """Where batch, tokens and streams are in what a model's layers return.
 
-    The layout comes from what is known of the model, and the shape of every output is checked against it: with as many
-    rows as columns `[batch, seq, hidden]` and `[seq, batch, hidden]` look alike.
+    The layout is known from the model's type, because a shape alone can be ambiguous: with as many rows as columns,
+    `[batch, seq, hidden]` and `[seq, batch, hidden]` look alike. The shape of every output is checked against it.
 
-    - "plain": `[batch, seq, hidden]`. Several residual streams, which one vector steers all and whose mean is captured,
-      are along a dimension of their own (hyper-connections) or side by side in a wide hidden (Qwen4-Exp).
+    - "plain": `[batch, seq, hidden]`. Models with several residual streams have them along a dimension of their own
+      (hyper-connections) or side by side in a wide hidden (Qwen4-Exp). One vector steers all streams, and their mean is
+      captured.
     - "sequence_first": `[seq, batch, hidden]` (XLNet, FSMT, ChatGLM).
     - "streams_first": `[streams, batch, seq, hidden]` (Gemma-3n).
-    - "streams_in_sequence": streams behind each other in the sequence. The first of them is the model's hidden state,
-      and is captured (ProphetNet).
+    - "streams_in_sequence": one stream after another along the sequence. The first is the model's hidden state and is
+      captured (ProphetNet).
     - "tokens_before": virtual prompt tokens before those of the call (CPM-Ant).
-    - "padding_after": columns behind those of the call (Reformer, BigBird).
-    - "last_columns": some layers see the last columns of the call only (Gemma-4's with shared keys, in `generate`).
+    - "padding_after": columns after those of the call (Reformer, BigBird).
+    - "last_columns": some layers see only the last columns of the call (Gemma-4's with shared keys, in `generate`).
     - "patches": columns are patches of bytes, no more than there are bytes (BLT).
-    - "unknown": `[batch, seq, hidden]` or `[seq, batch, hidden]`; a call that does not tell which is refused.
+    - "unknown": `[batch, seq, hidden]` or `[seq, batch, hidden]`; a call whose shape leaves this open is refused.
     """
 
     kind: str
@@ -44,7 +45,7 @@ class ResidualLayout:
 
     @classmethod
     def of(cls, model: nn.Module) -> ResidualLayout:
-        """The layout of this model's layers. One of code outside transformers is found by running two tokens."""
+        """The layout of this model's layers. For code outside transformers, it is measured by running two tokens."""
         model_type = str(getattr(text_config(transformers_model(model)), "model_type", ""))
         layouts = architecture_table().layouts
         if model_type in layouts or _is_of_transformers(decoder_layers(model)[0]):
@@ -53,7 +54,7 @@ class ResidualLayout:
 
     @property
     def plain_width(self) -> int | None:
-        """The width of outputs that may be taken as they are; None where no shape is surely `[batch, seq, hidden]`."""
+        """The width of outputs `[batch, seq, hidden]`; None where such a shape may mean something else."""
         return None if self.kind in (SEQUENCE_FIRST, UNKNOWN) else self.width
 
     def is_plain(self, hidden: torch.Tensor, rows: int, columns: int) -> bool:
@@ -64,28 +65,29 @@ class ResidualLayout:
         """A view of a layer's output as `[streams, batch, seq, hidden]`, for a call of so many rows and columns.
 
         Raises:
-            ArchitectureError: the output does not have the shape that the layout and the call say.
+            ArchitectureError: the output does not have the shape that the layout and the call imply.
         """
-        streams = self._as_streams(hidden, columns)
-        square = self.kind == UNKNOWN and rows == columns > 1
-        if streams is not None and not square:
-            seen = streams.shape[2]
-            if self.kind == "tokens_before" and seen > columns:
-                streams = streams[:, :, seen - columns :]
-            elif self.kind == "padding_after" and seen > columns:
+        streams, expected = self._as_streams(hidden, columns), columns
+        is_square = self.kind == UNKNOWN and rows == columns > 1
+        if streams is not None and not is_square:
+            if self.kind == "tokens_before":
+                streams = streams[:, :, -columns:]
+            elif self.kind == "padding_after":
                 streams = streams[:, :, :columns]
-            fewer = self.kind in ("last_columns", "patches") and seen <= columns
-            if streams.shape[1:] == (rows, seen if fewer else columns, self.width):
+            elif self.kind in ("last_columns", "patches"):
+                expected = min(columns, streams.shape[2])
+            if streams.shape[1:] == (rows, expected, self.width):
                 return streams
             if self.kind == UNKNOWN and streams.shape[1:] == (columns, rows, self.width):
                 return streams.transpose(1, 2)
         raise ArchitectureError(
             f"A layer returned {list(hidden.shape)} for {rows} rows of {columns} tokens and a residual stream of width "
             f"{self.width} ({self.kind} layout), so it is not known which numbers belong to which token. "
-            + ("Call the model with more or fewer rows." if square else "Report its class to rotalabs-steer.")
+            + ("Call the model with more or fewer rows." if is_square else "Report its class to rotalabs-steer.")
         )
 
     def _as_streams(self, hidden: torch.Tensor, columns: int) -> torch.Tensor | None:
+        """The streams in front, whatever the number of columns; None for a shape that no layout has."""
         if hidden.dim() == 4:
             return hidden if self.kind == "streams_first" else hidden.movedim(2, 0)
         if hidden.dim() != 3:
@@ -99,7 +101,7 @@ class ResidualLayout:
         return hidden.unsqueeze(0)
 
     def tokens(self, hidden: torch.Tensor, rows: int, columns: int) -> Float[torch.Tensor, "batch seq hidden"]:
-        """A layer's output as one activation a token: the mean where there are several streams."""
+        """A layer's output as one activation for each token: the mean where there are several streams."""
         if self.is_plain(hidden, rows, columns):
             return hidden
         streams = self.streams(hidden, rows, columns)
@@ -107,13 +109,13 @@ class ResidualLayout:
 
     def replace(self, hidden: torch.Tensor, streams: torch.Tensor) -> torch.Tensor:
         """A layer's output with its streams replaced; the counterpart of `streams`."""
-        replaced = hidden.clone()
+        replaced = hidden.clone()  # it also holds what is not a token of the call, and streams are a view into it
         self.streams(replaced, *streams.shape[1:3]).copy_(streams)
         return replaced
 
 
 def _is_of_transformers(layer: nn.Module) -> bool:
-    """Whether a layer is of a class of transformers, or of one made from it, also inside wrappers of torch."""
+    """Whether a layer's class is from transformers or derived from such a class, also inside wrappers of torch."""
     for name in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"):
         layer = getattr(layer, name, layer)
     return any(base.__module__.startswith("transformers.models.") for base in type(layer).__mro__)

@@ -1,12 +1,15 @@
 """The parts of decoder layers that write to the residual stream, each as what it adds there.
 
-What a module called `mlp` or `self_attn` returns is not always that: a norm may come behind it (Gemma-2), a multiplier
-(Granite), or the module adds the stream itself (BLOOM). So nothing is believed by name. One short call of the model
-shows which modules add up to what each layer changes; a layer for which none do is refused.
+What a module called `mlp` or `self_attn` returns is not always that: a norm (Gemma-2) or a multiplier (Granite) may
+follow, or the module adds the stream itself (BLOOM). So names only suggest candidates. One short call of the model
+shows which modules add up to the difference between a layer's output and its input. A layer without such modules is
+refused.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import itertools
 from dataclasses import dataclass, field
@@ -31,20 +34,20 @@ from rotalabs_steer.model.inference import INPUT_ERRORS, probing
 from rotalabs_steer.model.layer_outputs import ResidualLayout, first_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from jaxtyping import Float
     from torch.utils.hooks import RemovableHandle
 
 _ROWS, _COLUMNS = 2, 5
 _MOST_ROUNDING = 8.0
-"""Mean square error of a sum, in units of the square that rounding to the model's dtype makes, up to which it holds."""
-_LEAST_FACTOR = 1e-3
+"""Largest mean square error of a sum that counts as equal, in units of the error that rounding to the dtype makes."""
+_LEAST_FACTOR = 1e-3  # a fitted factor below this means that the module does not contribute
 
 
 @dataclass(frozen=True)
 class LayerPart:
-    """A module of a layer, and what its output is multiplied with before it is added to the residual stream."""
+    """A module of a layer, and the factor that scales its output before it is added to the residual stream."""
 
     module: nn.Module
     factor: float = 1.0
@@ -54,7 +57,7 @@ class LayerPart:
     ) -> Float[torch.Tensor, "batch seq hidden"]:
         """What this part adds to the residual stream, from what its module returned in a call."""
         hidden = first_tensor(output)
-        if hidden.shape == (rows * columns, layout.width):  # OPT, Llama 4: all tokens behind each other
+        if hidden.shape == (rows * columns, layout.width):  # OPT, Llama 4: one row for each token
             hidden = hidden.view(rows, columns, layout.width)
         tokens = layout.tokens(hidden, rows, columns)
         return tokens if self.factor == 1.0 else tokens * self.factor
@@ -67,7 +70,7 @@ def find_parts(model: nn.Module, layer_indices: Sequence[int], component: str) -
 
     Raises:
         OptionError: unknown component.
-        ArchitectureError: a layer has no such part, or its parts do not add up to what it changes.
+        ArchitectureError: a layer has no such part, or its parts do not add up to the change that it makes.
     """
     check_component(component)
     layers = decoder_layers(model)
@@ -77,35 +80,39 @@ def find_parts(model: nn.Module, layer_indices: Sequence[int], component: str) -
         layer_part(layers[index], component)
     calls = _record(model, layer_indices)
     layout = ResidualLayout.of(model)
-    multiplier = getattr(text_config(transformers_model(model)), "residual_multiplier", 1.0)  # as Granite calls it
+    multiplier = getattr(text_config(transformers_model(model)), "residual_multiplier", 1.0)  # Granite's name
     return {index: calls[index].part(component, layout, multiplier) for index in layer_indices}
 
 
 @dataclass
 class _LayerCall:
-    """What went into a layer, out of it and out of its modules in one call."""
+    """One call of a layer: its input, and the hidden states that its modules returned, by name; "" is the layer."""
 
     layer: nn.Module
-    before: Any = None
-    after: Any = None
-    outputs: dict[str, Any] = field(default_factory=dict)
+    before: torch.Tensor | None = None
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def part(self, component: str, layout: ResidualLayout, multiplier: float) -> LayerPart:
-        """The module that adds what `component` adds, found by trying which sums give what the layer changes.
+        """The module that adds what `component` adds, found by trying which sums equal the change of the layer.
 
-        Sums of modules as they are come first, then times the multiplier of the configuration, then times any factors.
+        Sums without factors come first, then those with the configuration's multiplier, then those with fitted factors.
         """
-        before, after = self._read(self.before, layout), self._read(self.after, layout)
+        before, read = self._read(self.before, layout), {}
+        for name, output in self.outputs.items():
+            hidden = self._read(output, layout)
+            if hidden is not None:
+                read[name] = hidden
+        after = read.get("")
         if before is not None and after is not None:
-            eps = torch.finfo(first_tensor(self.after).dtype).eps
-            for known, names in itertools.product((1.0, multiplier, None), self._candidates(layout)):
-                terms = [
-                    term for name in names.values() if (term := self._read(self.outputs[name], layout)) is not None
-                ]
+            eps = torch.finfo(self.outputs[""].dtype).eps
+            for known, names in itertools.product((1.0, multiplier, None), _candidates(self.layer, read)):
+                terms = [read[name] for name in names.values()]
                 factors = _best_factors(after - before, terms) if known is None else [known] * len(terms)
                 added = [factor * term for factor, term in zip(factors, terms, strict=True)]
+                # Rounding a number x to a dtype makes an error with a variance of up to (eps x)² / 12.
                 rounding = sum((one.square() for one in (before, after, *added)), torch.tensor(1e-30)) * eps**2 / 12
                 error = float(((after - sum(added, before)).square() / rounding).mean())
+                # An MLP beside a shared MLP is only one part of what the layer's MLPs add.
                 is_whole = component in names and (component, names.get("beside")) != ("mlp", "shared_mlp")
                 if error <= _MOST_ROUNDING and min(map(abs, factors)) > _LEAST_FACTOR and is_whole:
                     factor = factors[list(names).index(component)]
@@ -116,55 +123,51 @@ class _LayerCall:
             "several residual streams or further parts are the usual reasons). Use component='residual'."
         )
 
-    def _candidates(self, layout: ResidualLayout) -> Iterator[dict[str, str]]:
-        """Names of modules that may add up to what the layer changes, by component, the likely ones first."""
-        table = architecture_table().parts
-        names_of = {kind: [*part_names(self.layer, kind), *table[f"{kind}_behind"]] for kind in ("attn", "mlp")}
-        names_of["beside"] = list(table["beside"])
-        found = {
-            kind: [name for name in names if self._read(self.outputs.get(name), layout) is not None]
-            for kind, names in names_of.items()
-        }
-        choices: list[list[str | None]] = [[*found[kind]] or [None] for kind in ("attn", "mlp")]
-        for beside in (None, *found["beside"]):
-            for attn, mlp in itertools.product(*choices):
-                names = {"attn": attn, "mlp": mlp, "beside": beside}
-                given = {kind: name for kind, name in names.items() if name is not None}
-                if given and len(set(given.values())) == len(given):
-                    yield given
-
-    def _read(self, output: Any, layout: ResidualLayout) -> torch.Tensor | None:
-        """As `[batch, seq, hidden]` in fp64 on the CPU; None where it is no such thing."""
-        if output is None:
+    def _read(self, hidden: torch.Tensor | None, layout: ResidualLayout) -> torch.Tensor | None:
+        """A hidden state as `[batch, seq, hidden]` in fp64 on the CPU; None where it has another shape."""
+        if hidden is None:
             return None
         try:
-            return LayerPart(self.layer).added(output, layout, _ROWS, _COLUMNS).to("cpu", torch.float64)
+            return LayerPart(self.layer).added(hidden, layout, _ROWS, _COLUMNS).to("cpu", torch.float64)
         except ArchitectureError:
             return None
 
 
+def _candidates(layer: nn.Module, read: Mapping[str, torch.Tensor]) -> Iterator[dict[str, str]]:
+    """Names of modules that may add up to the change of a layer, by component; the likely combinations come first."""
+    table = architecture_table().parts
+    names_of = {kind: [*part_names(layer, kind), *table[f"{kind}_behind"]] for kind in ("attn", "mlp")}
+    found = {kind: [name for name in names if name in read] for kind, names in names_of.items()}
+    beside = [name for name in table["beside"] if name in read]
+    # The attention and the MLP are needed where a layer has them; something beside them only where the sum needs it.
+    for third, attn, mlp in itertools.product((None, *beside), found["attn"] or (None,), found["mlp"] or (None,)):
+        names = {"attn": attn, "mlp": mlp, "beside": third}
+        given = {kind: name for kind, name in names.items() if name is not None}
+        if given and len(set(given.values())) == len(given):
+            yield given
+
+
 def _best_factors(change: torch.Tensor, terms: Sequence[torch.Tensor]) -> list[float]:
-    """What the terms must be multiplied with to come nearest to the change."""
+    """The factors with which the sum of the terms comes closest to the change, by least squares."""
     columns = torch.stack([term.flatten() for term in terms], dim=1)
     factors: list[float] = torch.linalg.lstsq(columns, change.flatten()[:, None]).solution[:, 0].tolist()
     return factors
 
 
 def _record(model: nn.Module, layer_indices: Sequence[int]) -> dict[int, _LayerCall]:
-    """A call of the model on a few tokens, as these layers saw it.
-
-    Hooks of layers come before all others, so steering is not taken for something that the layer does.
-    """
+    """Runs the model on a few tokens, and records what these layers do."""
     layers = decoder_layers(model)
     calls = {index: _LayerCall(layers[index]) for index in layer_indices}
-    wanted = set(itertools.chain.from_iterable(architecture_table().parts.values()))
+    wanted = {"", *itertools.chain.from_iterable(architecture_table().parts.values())}
     handles: list[RemovableHandle] = []
     for call in calls.values():
-        handles.append(call.layer.register_forward_pre_hook(_keep_input(call), with_kwargs=True))
+        keep_input = functools.partial(_keep_input, call)
+        handles.append(call.layer.register_forward_pre_hook(keep_input, with_kwargs=True))
         for name, module in call.layer.named_modules():
             if name in wanted:
-                handles.append(module.register_forward_hook(_keep_output(call, name)))
-        handles.append(call.layer.register_forward_hook(_keep_after(call), prepend=True))
+                keep_output = functools.partial(_keep_output, call, name)
+                # The layer's own output is read before steering changes it, which is not something that the layer adds.
+                handles.append(module.register_forward_hook(keep_output, prepend=name == ""))
     inner = transformers_model(model)
     try:
         with probing(inner):
@@ -191,38 +194,18 @@ def _run(inner: nn.Module) -> None:
     )
 
 
-def _keep_input(call: _LayerCall) -> Callable[..., None]:
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = (*args, kwargs.get("hidden_states"), *kwargs.values())
-        call.before = next((one.clone() for one in given if isinstance(one, torch.Tensor)), None)
-
-    return keep
+def _keep_input(call: _LayerCall, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    given = (*args, kwargs.get("hidden_states"), *kwargs.values())
+    call.before = next((one.clone() for one in given if isinstance(one, torch.Tensor)), None)
 
 
-def _keep_output(call: _LayerCall, name: str) -> Callable[..., None]:
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        call.outputs[name] = _copy(output)
-
-    return keep
-
-
-def _keep_after(call: _LayerCall) -> Callable[..., None]:
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        call.after = _copy(output)
-
-    return keep
-
-
-def _copy(output: Any) -> torch.Tensor | None:
-    """The hidden state of an output, safe from changes in place; None where there is none."""
-    try:
-        return first_tensor(output).clone()
-    except ArchitectureError:
-        return None
+def _keep_output(call: _LayerCall, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    with contextlib.suppress(ArchitectureError):  # not every module returns a hidden state
+        call.outputs[name] = first_tensor(output).clone()  # what follows may change the output in place
 
 
 def _tokens(inner: nn.Module, module: nn.Module) -> dict[str, Any]:
-    """Ten ordinary tokens, on either side of an encoder-decoder."""
+    """Ten ordinary tokens as the arguments of a module, for encoder and decoder alike."""
     vocabulary = int(getattr(text_config(inner), "vocab_size", 0) or 32)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(min(3, vocabulary - 1), min(vocabulary, 1000), (_ROWS, _COLUMNS), generator=generator)
