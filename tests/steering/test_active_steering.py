@@ -111,6 +111,15 @@ def test_unsteered_hides_what_was_attached_and_not_what_is_attached_inside(llama
         assert not torch.allclose(logits(llama), plain)
 
 
+def test_a_context_that_outlives_the_plain_block_it_was_copied_in_is_steered_again(llama, vector):
+    plain, steered = logits(llama), steered_logits(llama, vector)
+    with ActivationInjector(llama, [vector]):
+        with unsteered(llama):
+            context = contextvars.copy_context()  # what a new asyncio task or asyncio.to_thread does
+            assert torch.equal(context.run(logits, llama), plain)
+        assert torch.equal(context.run(logits, llama), steered)
+
+
 def test_unsteered_is_for_this_thread_only(llama, vector):
     seen = []
     with ActivationInjector(llama, [vector]):

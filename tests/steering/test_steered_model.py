@@ -1,3 +1,4 @@
+import contextvars
 import threading
 
 import pytest
@@ -93,6 +94,23 @@ def test_unsteered_is_the_plain_model_in_this_thread_only(steered):
     assert steered.chat(PROMPT, max_new_tokens=12) == strong
     with steered.injector, steered.unsteered():  # what others have attached is off, too
         assert steered.chat(PROMPT, max_new_tokens=12) == plain
+
+
+def test_unsteered_ends_with_its_block_and_is_for_the_body_of_the_generator_that_opens_it(steered):
+    plain, strong = plain_answer(steered), steered.chat(PROMPT, max_new_tokens=12)
+
+    def answers():
+        with steered.unsteered():
+            yield steered.chat(PROMPT, max_new_tokens=12)
+            yield "".join(steered.stream(PROMPT, max_new_tokens=12)).strip()
+
+    for answer in answers():
+        assert answer == plain
+        assert steered.chat(PROMPT, max_new_tokens=12) == strong
+    with steered.unsteered():
+        context = contextvars.copy_context()  # what a new asyncio task or asyncio.to_thread does
+        assert context.run(steered.chat, PROMPT, max_new_tokens=12) == plain
+    assert context.run(steered.chat, PROMPT, max_new_tokens=12) == strong
 
 
 def test_stream_gives_the_answer_in_pieces_while_it_is_written(steered):

@@ -39,7 +39,7 @@ class ActiveSteering:
         self._attachments = attachments
         self.vectors = [
             ActiveVector(
-                behavior,
+                item.behavior,
                 item.layer_index,
                 item.strength,
                 item.scope,
@@ -47,7 +47,7 @@ class ActiveSteering:
                 attachment.owner.thread.name if attachment.scoped else None,
             )
             for attachment in attachments
-            for behavior, item in zip(attachment.names, attachment.plan, strict=True)
+            for item in attachment.plan
         ]
 
     def clear(self) -> None:

@@ -1,4 +1,4 @@
-"""Plans on a live model: one hook per steered layer, put on all or nothing and taken off without a trace.
+"""Plans on a live model: every hook of a plan is put on or none is, and removing them leaves no trace.
 
 An attachment is in force for every caller of the model, or scoped: for one thread, task or generator. When a block of
 steering ends, it is compared with what the model did meanwhile: a model that ran while its steered layers did not is an
@@ -24,7 +24,7 @@ from rotalabs_steer.model.decoder import check_layer_indices, decoder_layers, fi
 from rotalabs_steer.model.forward_calls import CallTracker
 from rotalabs_steer.model.layer_outputs import ResidualLayout, first_tensor, with_first_tensor
 from rotalabs_steer.steering.activity import Activity, Counts
-from rotalabs_steer.steering.compiled_steering import register_steerer, steer_in_graph
+from rotalabs_steer.steering.compiled_steering import register_steered, steer_in_graph
 from rotalabs_steer.steering.generator_frames import frames_on_stack, iterated_generator
 from rotalabs_steer.steering.layer_hook import LayerHook
 from rotalabs_steer.steering.steps import Steps, steps_by_layer
@@ -45,81 +45,10 @@ _LOCK = threading.RLock()
 _NUMBERS = itertools.count()
 _RESOLVED_PLANS = 64
 """Combinations of plans whose steps are kept, for threads that steer one model differently at the same time."""
-_SCOPED: contextvars.ContextVar[tuple[Attachment | PlainBlock, ...]] = contextvars.ContextVar(
-    "rotalabs_steer_scoped", default=()
+_CONTEXT: contextvars.ContextVar[tuple[Attachment | PlainBlock, ...]] = contextvars.ContextVar(
+    "rotalabs_steer_blocks", default=()
 )
-
-
-@dataclass(eq=False)
-class Attachment:
-    """A plan in force on a model.
-
-    Attributes:
-        model: the model that was attached to, or a part of it.
-        names: the behaviour of each item of the plan, for people.
-        number: larger for what was attached later.
-        frame: the generator whose body a scope belongs to, where it is opened in one; see `SteeredDecoder.open_scope`.
-        acted: layers at which a scope has acted.
-    """
-
-    steered: SteeredDecoder
-    model: weakref.ref[nn.Module]
-    plan: Plan
-    names: tuple[str, ...]
-    owner: _Owner
-    start: Counts
-    scoped: bool = False
-    frame: FrameType | None = None
-    number: int = field(default_factory=_NUMBERS.__next__)
-    acted: set[int] = field(default_factory=set)
-    removed: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has not ended."""
-        return not self.removed
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers at which something is done or looked at, ascending."""
-        return tuple(sorted({layer for item in self.plan for layer in item.layers}))
-
-    def replace_plan(self, plan: Plan) -> None:
-        """Changes what is done from the next layer call on. The layers stay."""
-        with _LOCK:
-            self.plan = plan
-            self.steered._forget_steps()
-
-    def remove(self) -> None:
-        """Ends it. Ending it twice is ending it once."""
-        self.steered._remove(self)
-
-    def check_acted(self) -> None:
-        """Compares the block that has ended with what the model did meanwhile.
-
-        Raises:
-            NotSteeredError: the model ran, and layers that were to be steered did not.
-            PositionError: a worker thread, which reports to nobody, met one.
-        """
-        acted = self.acted if self.scoped else None
-        self.steered.activity.check_acted(self.start, self.layers, acted)
-
-
-@dataclass(frozen=True, eq=False)
-class PlainBlock:
-    """A block that wants the plain model: only what its own thread or task attaches inside it acts there."""
-
-    steered: SteeredDecoder
-    owner: _Owner
-    frame: FrameType | None
-    number: int = field(default_factory=_NUMBERS.__next__)
-    is_open = True
-
-    def hides(self, attachment: Attachment) -> bool:
-        """Whether an attachment does not act in this block."""
-        if attachment.steered is not self.steered:
-            return False
-        return attachment.number < self.number or not attachment.owner.is_same(self.owner)
+"""The scopes and plain blocks, of any model, that this thread or task has opened or inherited."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +71,77 @@ class _Owner:
         return self.thread is other.thread and self.task is other.task
 
     def conflicts_with(self, other: _Owner) -> bool:
+        """Whether this owner may still run the model, interleaved with the other one."""
         if self.thread is not other.thread:
             return self.thread.is_alive()
         return self.task is not None and other.task is not None and self.task is not other.task and not self.task.done()
 
 
+@dataclass(eq=False)
+class Attachment:
+    """A plan in force on a model.
+
+    Attributes:
+        model: the model that was attached to, or a part of it.
+        scoped: whether it acts only on calls of the thread, task or generator that opened it.
+        frame: the frame of the generator in whose body a scope was opened, if any; see `SteeredDecoder.open_scope`.
+        number: larger for what was attached later.
+        acted: layers at which a scope has acted.
+    """
+
+    steered: SteeredDecoder
+    model: weakref.ref[nn.Module]
+    plan: Plan
+    owner: _Owner
+    start: Counts
+    scoped: bool = False
+    frame: FrameType | None = None
+    number: int = field(default_factory=_NUMBERS.__next__)
+    acted: set[int] = field(default_factory=set)
+    is_open: bool = True
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers at which something is done or looked at, ascending."""
+        return tuple(sorted({layer for item in self.plan for layer in item.layers}))
+
+    def replace_plan(self, plan: Plan) -> None:
+        """Changes what is done from the next layer call on. The layers must stay the same."""
+        with _LOCK:
+            self.plan = plan
+            self.steered._forget_steps()
+
+    def remove(self, *, check: bool = False) -> None:
+        """Takes it off the model; does nothing if that has been done before.
+
+        Args:
+            check: compare the block that ends with what the model did meanwhile.
+
+        Raises:
+            NotSteeredError: the model ran, and layers that were to be steered did not.
+            PositionError: a worker thread met one, which could not report it to anybody.
+        """
+        if self.steered._close(self) and check:
+            self.steered.activity.check_acted(self.start, self.layers, self.acted if self.scoped else None)
+
+
+@dataclass(eq=False)
+class PlainBlock:
+    """A block that wants the plain model: only what its own thread or task attaches inside it acts there."""
+
+    steered: SteeredDecoder
+    owner: _Owner
+    frame: FrameType | None
+    number: int = field(default_factory=_NUMBERS.__next__)
+    is_open: bool = True
+
+    def hides(self, attachment: Attachment) -> bool:
+        """Whether an attachment to the same decoder does not act in this block."""
+        return attachment.number < self.number or not attachment.owner.is_same(self.owner)
+
+
 class SteeredDecoder:
-    """What is attached to the layers of one decoder, through whichever model around it.
+    """Everything that is attached to the layers of one decoder, through whichever model around it.
 
     Get it with `SteeredDecoder.of(model)`.
     """
@@ -157,10 +150,9 @@ class SteeredDecoder:
         self._tracker = CallTracker.of(model)
         self.activity = Activity(self._tracker)
         self._layout = ResidualLayout.of(model)
-        self._number = register_steerer(self)
+        self._number_in_graphs = register_steered(self)
         self._model_wide: tuple[Attachment, ...] = ()
-        self._scopes: tuple[Attachment, ...] = ()
-        self._plain_generators: tuple[PlainBlock, ...] = ()
+        self._blocks: tuple[Attachment | PlainBlock, ...] = ()
         self._hooks: dict[int, LayerHook] = {}
         self._hook_users: dict[int, int] = {}
         self._usual_steps: Steps | None = None
@@ -175,7 +167,7 @@ class SteeredDecoder:
                 _DECODERS[decoder] = cls(model)
             return _DECODERS[decoder]
 
-    def attach(self, model: nn.Module, plan: Plan, names: tuple[str, ...]) -> Attachment:
+    def attach(self, model: nn.Module, plan: Plan) -> Attachment:
         """Puts a plan in force for every call of the model, in whatever thread.
 
         Raises:
@@ -183,13 +175,15 @@ class SteeredDecoder:
             LayerError, ArchitectureError: the model lacks a layer, or has one module at several places.
         """
         with _LOCK:
-            attachment = self._begin(model, plan, names, self.check_free())
+            start = self.activity.counts(scoped=False)
+            attachment = Attachment(self, weakref.ref(model), plan, self.check_free(), start)
+            self._hook(model, attachment.layers)
             self._model_wide = (*self._model_wide, attachment)
             self._forget_steps()
-            return attachment
+        return attachment
 
     def check_free(self) -> _Owner:
-        """Refuses to steer model-wide what another live thread or task steers model-wide: both would mix."""
+        """The calling thread and task, unless another live one steers model-wide, because both would mix."""
         owner = _Owner.current()
         for other in self._model_wide:
             if other.owner.conflicts_with(owner):
@@ -199,9 +193,7 @@ class SteeredDecoder:
                 )
         return owner
 
-    def open_scope(
-        self, model: nn.Module, plan: Plan, names: tuple[str, ...], opened_in: FrameType | None
-    ) -> Attachment:
+    def open_scope(self, model: nn.Module, plan: Plan, opened_in: FrameType | None) -> Attachment:
         """Puts a plan in force for calls from the current thread or asyncio task only.
 
         Args:
@@ -210,66 +202,71 @@ class SteeredDecoder:
                 is iterated, the scope holds for the calls made from its body, wherever that runs. The body of an
                 asynchronous one may also hand the call to a thread, which inherits the context.
         """
-        frame, flags = iterated_generator(opened_in)
+        frame, kind = iterated_generator(opened_in)
         with _LOCK:
-            attachment = self._begin(model, plan, names, _Owner.current(), scoped=True, frame=frame)
-            self._scopes = (*self._scopes, attachment)
-            self._forget_steps()
-        if flags != inspect.CO_GENERATOR:
-            _SCOPED.set((*_SCOPED.get(), attachment))
-        return attachment
+            start = self.activity.counts(scoped=True)
+            scope = Attachment(self, weakref.ref(model), plan, _Owner.current(), start, scoped=True, frame=frame)
+            self._hook(model, scope.layers)
+            self._open(scope, kind)
+        return scope
 
     def open_plain(self, opened_in: FrameType | None) -> PlainBlock:
         """Begins a block that wants the plain model, in the same places as a scope would act."""
-        frame, flags = iterated_generator(opened_in)
+        frame, kind = iterated_generator(opened_in)
         plain = PlainBlock(self, _Owner.current(), frame)
         with _LOCK:
-            if frame is not None:
-                self._plain_generators = (*self._plain_generators, plain)
-                self._forget_steps()
-        if flags != inspect.CO_GENERATOR:
-            _SCOPED.set((*_SCOPED.get(), plain))
+            self._open(plain, kind)
         return plain
 
     def close_plain(self, plain: PlainBlock) -> None:
         """Ends what `open_plain` began."""
-        with _LOCK:
-            self._plain_generators = tuple(one for one in self._plain_generators if one is not plain)
-            self._forget_steps()
-        _SCOPED.set(tuple(one for one in _SCOPED.get() if one is not plain))
+        self._close(plain)
 
     def in_force(self) -> tuple[Attachment, ...]:
         """What acts on calls from here: model-wide attachments, and the scopes of this thread, task or generator.
 
         Raises:
-            SteeringConflictError: several asynchronous generators have scopes open in this task, and the call comes
+            SteeringConflictError: as in `blocks_here`.
+        """
+        blocks = self.blocks_here()
+        plain = [block for block in blocks if isinstance(block, PlainBlock)]
+        found = (*self._model_wide, *(block for block in blocks if isinstance(block, Attachment)))
+        return tuple(one for one in found if not any(block.hides(one) for block in plain))
+
+    def blocks_here(self) -> list[Attachment | PlainBlock]:
+        """The scopes and plain blocks of this decoder that the calling code is in, in the order they were opened.
+
+        Raises:
+            SteeringConflictError: several asynchronous generators have blocks open in this task, and the call comes
                 from the body of none of them.
         """
-        inherited: list[Attachment | PlainBlock] = [one for one in _SCOPED.get() if one.steered is self and one.is_open]
-        blocks: tuple[Attachment | PlainBlock, ...] = (*self._scopes, *self._plain_generators)
-        in_generators = [one for one in blocks if one.frame is not None]
-        if in_generators:
-            frames = frames_on_stack()
-            running = [one for one in in_generators if one.frame in frames]
-            suspended = {one.frame for one in inherited if one.frame is not None and one.frame not in frames}
-            if len(suspended) > 1 and not running:
-                raise SteeringConflictError(
-                    "Several asynchronous generators of this task steer the model, each in a scope of its own, and it "
-                    "is unknown which of them this call belongs to. Run each generator in a task of its own."
-                )
-            ours = [one for one in inherited if one.frame is None or (one.frame in suspended and not running)]
-            inherited = sorted({*ours, *running}, key=lambda one: one.number)
-        plain = [one for one in inherited if isinstance(one, PlainBlock)]
-        found = (*self._model_wide, *(one for one in inherited if isinstance(one, Attachment)))
-        return tuple(one for one in found if not any(block.hides(one) for block in plain))
+        # A context that was copied inside a block, as for a new task, may outlive the block.
+        inherited = [block for block in _CONTEXT.get() if block.steered is self and block.is_open]
+        in_generators = [block for block in self._blocks if block.frame is not None]
+        if not in_generators:
+            return inherited
+        # A generator does not have a context of its own, so its blocks hold exactly while its frame is on the stack.
+        frames = frames_on_stack()
+        running = [block for block in in_generators if block.frame in frames]
+        if running:
+            ours = {*running, *(block for block in inherited if block.frame is None)}
+            return sorted(ours, key=lambda block: block.number)
+        # Without a running body, an inherited block is that of an asynchronous generator. It has handed this call to a
+        # thread, which has its context but not its stack. The context of two of them does not say which one did.
+        if len({block.frame for block in inherited} - {None}) > 1:
+            raise SteeringConflictError(
+                "Several asynchronous generators of this task steer the model, each in a scope of its own, and it "
+                "is unknown which of them this call belongs to. Run each generator in a task of its own."
+            )
+        return inherited
 
     def attachments(self) -> tuple[Attachment, ...]:
         """Everything that is attached, for whichever thread."""
-        return (*self._model_wide, *self._scopes)
+        return (*self._model_wide, *(block for block in self._blocks if isinstance(block, Attachment)))
 
     def steps(self) -> Steps:
         """The steps in force for the calling thread, by layer."""
-        if _SCOPED.get() or self._scopes or self._plain_generators or not self._model_wide:
+        if _CONTEXT.get() or self._blocks or not self._model_wide:
             return self._resolve(self.in_force())
         steps = self._usual_steps
         if steps is None:
@@ -280,28 +277,43 @@ class SteeredDecoder:
     def steps_at(self, layer: int) -> Sequence[Step] | None:
         """The steps in force at a layer for the calling thread, which runs the layer now."""
         self.activity.layer_calls[layer][0] += 1
-        if not self._scopes and not _SCOPED.get():
+        if not self._blocks and not _CONTEXT.get():
             return self.steps().get(layer)
         in_force = self.in_force()
         for attachment in in_force:
             attachment.acted.add(layer)
-        if not any(attachment.scoped for attachment in in_force) and not _SCOPED.get():
+        if not any(attachment.scoped for attachment in in_force) and not _CONTEXT.get():
             self.activity.unscoped_calls += 1  # a scope that is open elsewhere may have meant this call
         return self._resolve(in_force).get(layer)
 
     def steer_compiled(self, hidden: torch.Tensor, layer: int, arguments: CallArguments | None) -> torch.Tensor:
-        """What the hook does, from inside compiled code."""
+        """Does what the hook does, from inside compiled code."""
         steps = self.steps_at(layer)
         if steps is None:
             return hidden
         call = self._tracker.current() if arguments is None else self._tracker.describe_compiled(arguments, layer)
         return self._apply(steps, hidden, call)
 
-    def _begin(self, model: nn.Module, plan: Plan, names: tuple[str, ...], owner: _Owner, **more: Any) -> Attachment:
-        start = self.activity.counts(scoped=more.get("scoped", False))
-        attachment = Attachment(self, weakref.ref(model), plan, names, owner, start, **more)
-        self._hook(model, attachment.layers)
-        return attachment
+    def _open(self, block: Attachment | PlainBlock, kind: int) -> None:
+        self._blocks = (*self._blocks, block)
+        self._forget_steps()
+        # The consumer of a generator shares its context, so there only the frame tells whose call it is. An
+        # asynchronous generator needs both: the thread that it hands a call to inherits only the context.
+        if kind != inspect.CO_GENERATOR:
+            _CONTEXT.set((*_CONTEXT.get(), block))
+
+    def _close(self, block: Attachment | PlainBlock) -> bool:
+        """Ends an attachment or a plain block; returns whether it was open."""
+        with _LOCK:
+            was_open, block.is_open = block.is_open, False
+            if was_open:
+                self._model_wide = tuple(other for other in self._model_wide if other is not block)
+                self._blocks = tuple(other for other in self._blocks if other is not block)
+                self._forget_steps()
+                if isinstance(block, Attachment):
+                    self._unhook(block.model(), block.layers)
+        _CONTEXT.set(tuple(other for other in _CONTEXT.get() if other is not block))
+        return was_open
 
     def _resolve(self, attachments: tuple[Attachment, ...]) -> Steps:
         plans = tuple([attachment.plan for attachment in attachments])
@@ -318,18 +330,6 @@ class SteeredDecoder:
     def _forget_steps(self) -> None:
         """Makes the next layer ask what is in force; until then the usual steps are those of model-wide attachments."""
         self._usual_steps = None
-
-    def _remove(self, attachment: Attachment) -> None:
-        with _LOCK:
-            if attachment.removed:
-                return
-            attachment.removed = True
-            self._model_wide = tuple(other for other in self._model_wide if other is not attachment)
-            self._scopes = tuple(other for other in self._scopes if other is not attachment)
-            self._forget_steps()
-            self._unhook(attachment.model(), attachment.layers)
-        if attachment.scoped:
-            _SCOPED.set(tuple(other for other in _SCOPED.get() if other is not attachment))
 
     def _hook(self, model: nn.Module, layers: tuple[int, ...]) -> None:
         check_layer_indices(model, layers)
@@ -355,27 +355,28 @@ class SteeredDecoder:
             self._tracker.release(model)
 
     def _hook_function(self, layer: int, own: nn.Module) -> Callable[[nn.Module, Any, Any], Any]:
-        tracker, local, scoped = self._tracker, self._tracker.local, _SCOPED.get
+        # This runs for every layer and token, so what it needs is looked up once and kept in local names.
+        tracker, local, context = self._tracker, self._tracker.local, _CONTEXT.get
         width, count = self._layout.plain_width, self.activity.count_of(layer)
         is_tracing = torch.compiler.is_dynamo_compiling
 
         def steer(module: nn.Module, inputs: Any, output: Any) -> Any:
-            if module is not own:  # a copy of the layer, which nobody has attached to
+            if module is not own:  # copy.deepcopy copies hooks, too, and nobody has attached to the copy
                 return None
             if is_tracing():
-                hidden = steer_in_graph(first_tensor(output), layer, self._number, local.arguments)
+                hidden = steer_in_graph(first_tensor(output), layer, self._number_in_graphs, local.arguments)
                 return with_first_tensor(output, hidden)
             by_layer = self._usual_steps
-            if by_layer is None or scoped():
+            if by_layer is None or context():
                 steps = self.steps_at(layer)
-            else:  # what `steps_at` does in the usual case, without its calls: this runs for every token
+            else:  # `steps_at` in the usual case, without the cost of calling it
                 count[0] += 1
                 steps = by_layer.get(layer)
             if steps is None:
                 return None
             call = local.call or tracker.current()
             if type(output) is torch.Tensor and output.shape == (call.batch_size, call.columns, width):
-                for step in steps:
+                for step in steps:  # `_apply` in the usual case, as above
                     output = step.apply(output, call)
                 return output
             return with_first_tensor(output, self._apply(steps, first_tensor(output), call))
@@ -388,6 +389,7 @@ class SteeredDecoder:
             for step in steps:
                 hidden = step.apply(hidden, call)
             return hidden
+        # Other layouts hold several residual streams, or only the last columns of the call.
         streams = self._layout.streams(hidden, call.batch_size, call.columns)
         call = call.last_columns(streams.shape[2])
         steered = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from rotalabs_steer.arguments import as_real
 from rotalabs_steer.errors import OptionError
@@ -17,15 +17,11 @@ from rotalabs_steer.vector_sources import Source, load_vectors
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    import torch
     from torch import nn
 
-    from rotalabs_steer.steering.conditions import Condition
-    from rotalabs_steer.steering.interventions import Intervention
-    from rotalabs_steer.steering.schedules import Schedule
-    from rotalabs_steer.steering.scopes import Scope
+    from rotalabs_steer.steering.injection import SteeringOptions
     from rotalabs_steer.steering.strengths import Strength
 
 What = Source | Mapping[Source, "float | Sequence[float]"] | Iterable["Source | tuple[Source, float | Sequence[float]]"]
@@ -35,12 +31,7 @@ What = Source | Mapping[Source, "float | Sequence[float]"] | Iterable["Source | 
 def steer(
     model: nn.Module,
     what: What,
-    *,
-    scope: Scope = "all",
-    intervention: str | Callable[[torch.Tensor], Intervention] = "add",
-    schedule: Schedule | None = None,
-    condition: Condition | None = None,
-    check_model: bool = True,
+    **options: Unpack[SteeringOptions],
 ) -> MultiVectorInjector:
     """Steers a model by vectors, wherever they are.
 
@@ -50,7 +41,8 @@ def steer(
             "owner/name@revision=0.8", "tuned/calm:14=0.8" (layer 14 only), or several with commas between them. Or a
             `SteeringVectorSet`, a `SteeringVector`, or what `tune` found. Or a mapping of any of these to strengths; or
             a list of any of these, in which a pair is one and its strength.
-        scope, intervention, schedule, condition, check_model: as in `MultiVectorInjector`.
+        options: how they steer: `scope`, `intervention`, `schedule`, `condition` and `check_model`; see
+            `SteeringOptions`.
 
     Returns:
         An injector, not yet attached: `with` steers every caller in the block, `scoped()` the present thread only, and
@@ -65,19 +57,10 @@ def steer(
 
     A set of which tuning found that it does not steer gives a `NotSteeringWarning`.
     """
-    check_scope(scope)
+    check_scope(options.get("scope") or "all")  # before files are read or downloaded
     sets, strengths = sets_and_strengths(what)
     warn_not_steering(sets.values())
-    return MultiVectorInjector(
-        model,
-        sets,
-        strengths,
-        scope=scope,
-        intervention=intervention,
-        schedule=schedule,
-        condition=condition,
-        check_model=check_model,
-    )
+    return MultiVectorInjector(model, sets, strengths, **options)
 
 
 def sets_and_strengths(what: What) -> tuple[dict[str, SteeringVectorSet], dict[str, Strength]]:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import sys
 import warnings
-from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 import torch
 
 from rotalabs_steer.errors import OptionError, SteeringConflictError, SteeringWarning
 from rotalabs_steer.steering.acting_layers import acting_vectors, at_layer, sets_by_behavior
 from rotalabs_steer.steering.attachment import Attachment, SteeredDecoder
+from rotalabs_steer.steering.held_strengths import HeldStrengths, OneStrength, StrengthByBehavior
 from rotalabs_steer.steering.interventions import Intervention, make_intervention
 from rotalabs_steer.steering.plans import Plan, PlanItem
 from rotalabs_steer.steering.scopes import Scope, check_scope
-from rotalabs_steer.steering.strengths import Strength, check_strength, strengths_by_behavior
+from rotalabs_steer.steering.strengths import check_strength, strengths_by_behavior
 from rotalabs_steer.steering.vector_checks import check_condition, check_vectors
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rotalabs_steer.steering.acting_layers import Vectors
     from rotalabs_steer.steering.conditions import Condition
     from rotalabs_steer.steering.schedules import Schedule
+    from rotalabs_steer.steering.strengths import Strength
     from rotalabs_steer.vectors import SteeringVector
 
 
@@ -39,7 +40,27 @@ _SAME_DIRECTION = 0.9
 """Cosine above which two vectors of one behaviour are taken for the same one, extracted again."""
 
 
-class _Injector(ABC):
+class SteeringOptions(TypedDict, total=False):
+    """How vectors steer: the options that the injectors, `steer` and `SteeredModel` share.
+
+    Attributes:
+        scope: which real tokens of each row are steered: "all" (the default); "first"; "last" (the last prompt token
+            and every generated one); "prompt"; "generated" (as "last"); a `TokenRange`; or an `AfterMarker`.
+        intervention: "add" (the default), "add_keeping_norm", "ablate", "clamp" or "rotate"; or a callable that makes
+            an intervention of a vector, such as `lambda v: Clamp(v, value=3.0)`.
+        schedule: factor of the strength by index of the generated token.
+        condition: steer only rows whose prompt meets it.
+        check_model: refuse vectors that were made from another model (the default).
+    """
+
+    scope: Scope | None
+    intervention: str | Callable[[torch.Tensor], Intervention]
+    schedule: Schedule | None
+    condition: Condition | None
+    check_model: bool
+
+
+class _Injector(HeldStrengths):
     """What both injectors share: how vectors act, and when."""
 
     def __init__(
@@ -47,11 +68,12 @@ class _Injector(ABC):
         model: nn.Module,
         acting: Mapping[str, Sequence[SteeringVector]],
         injection_mode: Scope | None,
-        scope: Scope | None,
-        intervention: str | Callable[[torch.Tensor], Intervention],
-        schedule: Schedule | None,
-        condition: Condition | None,
-        check_model: bool,
+        *,
+        scope: Scope | None = None,
+        intervention: str | Callable[[torch.Tensor], Intervention] = "add",
+        schedule: Schedule | None = None,
+        condition: Condition | None = None,
+        check_model: bool = True,
     ) -> None:
         vectors = [vector for each in acting.values() for vector in each]
         if scope is not None and injection_mode is not None:
@@ -68,21 +90,16 @@ class _Injector(ABC):
             check_condition(model, condition, vectors)
         self.model = model
         self._acting = [
-            (name, vector.layer_index, make_intervention(intervention, vector.vector))
+            (name, vector, make_intervention(intervention, vector.vector))
             for name, each in acting.items()
             for vector in each
         ]
-        self._behaviors = tuple(vector.behavior for vector in vectors)
         self._schedule = schedule
         self._condition = condition
         self._attachment: Attachment | None = None
         self._scopes: list[Attachment] = []
         self._entered = 0
         self._stays = False
-
-    @abstractmethod
-    def _strength_of(self, name: str) -> Strength:
-        """The present strength of the vectors that go by a name."""
 
     @property
     def scope(self) -> Scope:
@@ -92,7 +109,7 @@ class _Injector(ABC):
     @property
     def attached(self) -> bool:
         """Whether this injector steers the model for every caller now."""
-        return self._attachment is not None and not self._attachment.removed
+        return self._attachment is not None and self._attachment.is_open
 
     def attach(self) -> Self:
         """Steers every call of the model from now on, until `detach`. Attaching twice is attaching once.
@@ -137,7 +154,7 @@ class _Injector(ABC):
             self._end(check=_is_regular_end(error))
 
     def _attach(self) -> Attachment:
-        return SteeredDecoder.of(self.model).attach(self.model, self._plan(), self._behaviors)
+        return SteeredDecoder.of(self.model).attach(self.model, self._plan())
 
     def _check_acts_here(self) -> None:
         """Refuses to be entered where `unsteered` hides what was attached before."""
@@ -149,10 +166,8 @@ class _Injector(ABC):
 
     def _end(self, *, check: bool) -> None:
         attachment, self._attachment, self._stays = self._attachment, None, False
-        if attachment is not None and not attachment.removed:
-            attachment.remove()
-            if check:
-                attachment.check_acted()
+        if attachment is not None:
+            attachment.remove(check=check)
 
     def scoped(self) -> AbstractContextManager[Self]:
         """Steers calls made from this thread or asyncio task only, so that others may steer the model differently.
@@ -167,14 +182,14 @@ class _Injector(ABC):
         return _Scope(self)
 
     def _warn_of_double_steering(self) -> None:
-        mine = [(name, item) for name, item in zip(self._behaviors, self._plan(), strict=True)]
+        mine = self._plan()
         for attachment in SteeredDecoder.of(self.model).in_force():
-            for other in zip(attachment.names, attachment.plan, strict=True):
-                if any(_steer_alike(one, other) for one in mine):
+            for other in attachment.plan:
+                if any(_steer_alike(item, other) for item in mine):
                     warnings.warn(
-                        f"Another injector steers {other[0]!r} at layer {other[1].layer_index} of this model already, "
-                        "so both act and their strengths add up. If it is one that a notebook cell left behind, take "
-                        "it off with rotalabs_steer.steering_of(model).clear() first.",
+                        f"Another injector steers {other.behavior!r} at layer {other.layer_index} of this model "
+                        "already, so both act and their strengths add up. If it is one that a notebook cell left "
+                        "behind, take it off with rotalabs_steer.steering_of(model).clear() first.",
                         SteeringWarning,
                         stacklevel=3,
                     )
@@ -184,29 +199,29 @@ class _Injector(ABC):
         """The plan at the present strengths."""
         return tuple(
             PlanItem(
-                layer,
+                vector.layer_index,
                 intervention,
                 self.injection_mode,
-                self._strength_of(name),
+                self._strengths[name],
                 self._schedule,
                 self._condition,
+                vector.behavior,
             )
-            for name, layer, intervention in self._acting
+            for name, vector, intervention in self._acting
         )
 
-    def _refresh(self) -> None:
-        """Puts changed strengths in force at once."""
+    def _put_in_force(self) -> None:
         plan = self._plan()
         for attachment in (*self._scopes, self._attachment):
             if attachment is not None:
                 attachment.replace_plan(plan)
 
 
-def _steer_alike(one: tuple[str, PlanItem], other: tuple[str, PlanItem]) -> bool:
-    """Whether two behaviours and their items steer the same behaviour at the same layer in about one direction."""
-    if (one[0], one[1].layer_index) != (other[0], other[1].layer_index):
+def _steer_alike(one: PlanItem, other: PlanItem) -> bool:
+    """Whether two items steer the same behaviour at the same layer in about one direction."""
+    if (one.behavior, one.layer_index) != (other.behavior, other.layer_index):
         return False
-    mine, theirs = (item.intervention.vector.detach().float().cpu() for _, item in (one, other))
+    mine, theirs = (item.intervention.vector.detach().float().cpu() for item in (one, other))
     return bool(torch.cosine_similarity(mine, theirs, dim=0) > _SAME_DIRECTION)
 
 
@@ -222,7 +237,7 @@ class _Scope(AbstractContextManager[Any]):
         if self._attachment is not None:
             raise SteeringConflictError("This scope is open already. Make one for each use: `with injector.scoped():`.")
         steered = SteeredDecoder.of(injector.model)
-        self._attachment = steered.open_scope(injector.model, injector._plan(), injector._behaviors, sys._getframe(1))
+        self._attachment = steered.open_scope(injector.model, injector._plan(), sys._getframe(1))
         injector._scopes.append(self._attachment)
         return injector
 
@@ -232,10 +247,7 @@ class _Scope(AbstractContextManager[Any]):
         attachment, self._attachment = self._attachment, None
         assert attachment is not None
         self._injector._scopes.remove(attachment)
-        if not attachment.removed:
-            attachment.remove()
-            if _is_regular_end(error):
-                attachment.check_acted()
+        attachment.remove(check=_is_regular_end(error))
 
 
 def _is_regular_end(error: BaseException | None) -> bool:
@@ -243,7 +255,7 @@ def _is_regular_end(error: BaseException | None) -> bool:
     return error is None or isinstance(error, GeneratorExit)
 
 
-class ActivationInjector(_Injector):
+class ActivationInjector(_Injector, OneStrength):
     """Adds steering vectors to a model's residual stream while it is attached.
 
     Args:
@@ -252,14 +264,9 @@ class ActivationInjector(_Injector):
             layer add up.
         strength: multiplier of every vector. 0 is bit for bit the unsteered model. A list gives each row of a batch its
             own; beams and several sequences a prompt share their prompt's.
-        injection_mode: the older name of `scope`.
-        scope: which real tokens of each row are steered: "all" (the default); "first"; "last" (the last prompt token
-            and every generated one); "prompt"; "generated" (as "last"); a `TokenRange`; or an `AfterMarker`.
-        intervention: "add", "add_keeping_norm", "ablate", "clamp" or "rotate"; or a callable that makes an intervention
-            of a vector, such as `lambda v: Clamp(v, value=3.0)`.
-        schedule: factor of the strength by index of the generated token.
-        condition: steer only rows whose prompt meets it.
-        check_model: refuse vectors that were made from another model.
+        injection_mode: the older name of the option `scope`.
+        options: how they steer: `scope`, `intervention`, `schedule`, `condition` and `check_model`; see
+            `SteeringOptions`.
 
     Raises:
         VectorError, LayerError, ModelMismatchError, OptionError: a vector, its layer, model or an option does not fit;
@@ -272,34 +279,14 @@ class ActivationInjector(_Injector):
         vectors: Vectors | Iterable[Vectors],
         strength: float | Sequence[float] = 1.0,
         injection_mode: Scope | None = None,
-        *,
-        scope: Scope | None = None,
-        intervention: str | Callable[[torch.Tensor], Intervention] = "add",
-        schedule: Schedule | None = None,
-        condition: Condition | None = None,
-        check_model: bool = True,
+        **options: Unpack[SteeringOptions],
     ) -> None:
         self.vectors = acting_vectors(vectors)
-        self._strength = check_strength(strength)
-        super().__init__(
-            model, {"": self.vectors}, injection_mode, scope, intervention, schedule, condition, check_model
-        )
-
-    @property
-    def strength(self) -> Strength:
-        """Multiplier of every vector; assigning it acts at once, also while attached."""
-        return self._strength
-
-    @strength.setter
-    def strength(self, value: float | Sequence[float]) -> None:
-        self._strength = check_strength(value)
-        self._refresh()
-
-    def _strength_of(self, name: str) -> Strength:
-        return self._strength
+        self._strengths = {"": check_strength(strength)}
+        super().__init__(model, {"": self.vectors}, injection_mode, **options)
 
 
-class MultiVectorInjector(_Injector):
+class MultiVectorInjector(_Injector, StrengthByBehavior):
     """Steers several behaviours at once, each with its own strength: `injector["calm"]` is that of "calm", and
     `injector["calm"] = 0.5` changes it at once.
 
@@ -309,7 +296,7 @@ class MultiVectorInjector(_Injector):
         strengths: multiplier of all acting vectors of a behaviour; 1.0 for those left out. A list gives each row of a
             batch its own.
         default_layer: the one layer at which every behaviour acts, in place of its set's acting layers.
-        injection_mode, scope, intervention, schedule, condition, check_model: as in `ActivationInjector`.
+        injection_mode, options: as in `ActivationInjector`.
 
     Raises:
         LayerError: a set has no vector at `default_layer`.
@@ -323,40 +310,18 @@ class MultiVectorInjector(_Injector):
         strengths: Mapping[str, float | Sequence[float]] | None = None,
         injection_mode: Scope | None = None,
         default_layer: int | None = None,
-        *,
-        scope: Scope | None = None,
-        intervention: str | Callable[[torch.Tensor], Intervention] = "add",
-        schedule: Schedule | None = None,
-        condition: Condition | None = None,
-        check_model: bool = True,
+        **options: Unpack[SteeringOptions],
     ) -> None:
         self.vector_sets = sets_by_behavior(vector_sets)
         self.vectors = {name: at_layer(chosen, default_layer).acting for name, chosen in self.vector_sets.items()}
         self._strengths = strengths_by_behavior(self.behaviors, strengths)
         self.default_layer = default_layer
-        super().__init__(model, self.vectors, injection_mode, scope, intervention, schedule, condition, check_model)
+        super().__init__(model, self.vectors, injection_mode, **options)
 
     @property
     def behaviors(self) -> list[str]:
         """The behaviours that can be steered."""
         return list(self.vector_sets)
-
-    @property
-    def strengths(self) -> dict[str, Strength]:
-        """A copy of the strengths by behaviour."""
-        return dict(self._strengths)
-
-    def set_strength(self, behavior: str, strength: float | Sequence[float]) -> None:
-        """Changes one behaviour's strength; acts at once, also while attached. KeyError for an unknown behaviour."""
-        self.get_strength(behavior)
-        self._strengths[behavior] = check_strength(strength)
-        self._refresh()
-
-    def get_strength(self, behavior: str) -> Strength:
-        """The present strength of a behaviour. KeyError for an unknown one."""
-        if behavior not in self._strengths:
-            raise KeyError(f"No vectors for behaviour {behavior!r}; there are {self.behaviors}.")
-        return self._strengths[behavior]
 
     def __getitem__(self, behavior: str) -> Strength:
         return self.get_strength(behavior)
@@ -366,6 +331,3 @@ class MultiVectorInjector(_Injector):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.behaviors)
-
-    def _strength_of(self, name: str) -> Strength:
-        return self._strengths[name]

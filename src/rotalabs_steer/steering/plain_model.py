@@ -39,6 +39,10 @@ class unsteered:  # noqa: N801 - used as a function
     def __exit__(self, *error: object) -> None:
         self._steered.close_plain(self._open.pop())
 
+    def is_entered_here(self) -> bool:
+        """Whether the calling code is inside this block."""
+        return any(block in self._open for block in self._steered.blocks_here())
+
 
 def on_plain_model(measure: Measure) -> Measure:
     """Makes a measure of a model take the plain one, with nothing but what the measure attaches itself."""

@@ -6,7 +6,7 @@ A plan is an immutable tuple of items. `steering.steps` carries it out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.steering.interventions import Add
@@ -15,32 +15,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import torch
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
 
+    from rotalabs_steer.steering.conditions import Condition
     from rotalabs_steer.steering.interventions import Intervention
     from rotalabs_steer.steering.schedules import Schedule
     from rotalabs_steer.steering.scopes import Scope
     from rotalabs_steer.steering.strengths import Strength
 
 
-class Condition(Protocol):
-    """What decides for each row of a batch, from its prompt, whether steering acts; see `steering.conditions`."""
-
-    @property
-    def layer_index(self) -> int:
-        """The layer whose output it looks at."""
-        ...
-
-    def decide(
-        self, hidden: Float[torch.Tensor, "batch seq hidden"], prompt: torch.Tensor | bool
-    ) -> Bool[torch.Tensor, " batch"]:
-        """Whether steering acts on each row; `prompt` marks the prompt's tokens."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class PlanItem:
-    """One intervention on the output of one layer, for the tokens of one scope."""
+    """One intervention on the output of one layer, for the tokens of one scope.
+
+    Attributes:
+        behavior: what the vector steers, for messages to people.
+    """
 
     layer_index: int
     intervention: Intervention
@@ -48,6 +38,7 @@ class PlanItem:
     strength: Strength
     schedule: Schedule | None = None
     condition: Condition | None = None
+    behavior: str = ""
 
     @property
     def layers(self) -> tuple[int, ...]:

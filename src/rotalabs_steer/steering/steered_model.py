@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Iterable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
@@ -30,14 +30,12 @@ if TYPE_CHECKING:
     from rotalabs_steer.chat.conversations import Prompt
     from rotalabs_steer.steering.by_name import What
     from rotalabs_steer.steering.conditions import Condition
-    from rotalabs_steer.steering.injection import MultiVectorInjector
+    from rotalabs_steer.steering.injection import MultiVectorInjector, SteeringOptions
     from rotalabs_steer.steering.interventions import Intervention
     from rotalabs_steer.steering.schedules import Schedule
     from rotalabs_steer.steering.scopes import Scope
     from rotalabs_steer.steering.strengths import Strength
 
-_PLAIN: contextvars.ContextVar[tuple[SteeredModel, ...]] = contextvars.ContextVar("plain_models", default=())
-"""The steered models that are inside `unsteered()` in this thread or task."""
 _DRAWING_OPTIONS = ("top_p", "top_k", "min_p", "typical_p")
 _OWN_OPTIONS = {
     "num_return_sequences": "Ask several times, with temperature=1.0.",
@@ -55,7 +53,7 @@ class SteeredModel:
     Args:
         model: a transformers model, or a PEFT model around one.
         tokenizer: of the model; or a `ChatTokenizer`, or a processor.
-        what, scope, intervention, schedule, condition, check_model: as in `steer`.
+        what, options: as in `steer`.
         template_options: for the chat template, as in `{"enable_thinking": False}`.
 
     Attributes:
@@ -69,24 +67,13 @@ class SteeredModel:
         tokenizer: Any,
         what: What,
         *,
-        scope: Scope = "all",
-        intervention: str | Callable[[torch.Tensor], Intervention] = "add",
-        schedule: Schedule | None = None,
-        condition: Condition | None = None,
-        check_model: bool = True,
         template_options: Mapping[str, Any] | None = None,
+        **options: Unpack[SteeringOptions],
     ) -> None:
         self.tokenizer = ChatTokenizer.of(tokenizer, template_options)
         self.model = model
-        self.injector: MultiVectorInjector = steer(
-            model,
-            what,
-            scope=scope,
-            intervention=intervention,
-            schedule=schedule,
-            condition=condition,
-            check_model=check_model,
-        )
+        self.injector: MultiVectorInjector = steer(model, what, **options)
+        self._plain_blocks: list[unsteered] = []
 
     @classmethod
     def load(
@@ -214,30 +201,32 @@ class SteeredModel:
     @contextlib.contextmanager
     def unsteered(self) -> Iterator[Self]:
         """The plain model, for calls from this thread or task inside the block."""
-        before = _PLAIN.get()
-        _PLAIN.set((*before, self))
+        block = unsteered(self.model)
+        self._plain_blocks.append(block)
         try:
-            with unsteered(self.model):
+            with block:
                 yield self
         finally:
-            _PLAIN.set(before)
+            self._plain_blocks.remove(block)
 
     def __repr__(self) -> str:
         strengths = ", ".join(f"{behavior}={strength}" for behavior, strength in self.strengths.items())
         return f"<SteeredModel {type(self.model).__name__}, {strengths}>"
 
-    def _steering(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self in _PLAIN.get() else self.injector.scoped()
+    def _is_plain_here(self) -> bool:
+        """Whether the calling code is inside one of the blocks of `self.unsteered()`."""
+        return any(block.is_entered_here() for block in self._plain_blocks)
 
     def _write(
         self, rows: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, options: Mapping[str, Any]
     ) -> list[str]:
         options = _generation_options(max_new_tokens, temperature, options)
-        with self._steering():
+        with contextlib.nullcontext() if self._is_plain_here() else self.injector.scoped():
             written = continue_rows(self.model, self.tokenizer, rows, max_new_tokens, **options)
         return [self.tokenizer.decode(row) for row in written]
 
     def _stream(self, row: Sequence[int], max_new_tokens: int, options: Mapping[str, Any]) -> Iterator[str]:
+        is_plain = self._is_plain_here()
         given = options.get("stopping_criteria") or ()
         criteria = list(given) if isinstance(given, Iterable) else [given]
 
@@ -247,7 +236,8 @@ class SteeredModel:
                 "streamer": streamer,
                 "stopping_criteria": StoppingCriteriaList([*criteria, stopped]),
             }
-            with self._steering():  # here, because a scope steers the thread that opens it
+            # The scope is opened in this function because it steers the thread that opens it.
+            with contextlib.nullcontext() if is_plain else self.injector.scoped():
                 continue_rows(self.model, self.tokenizer, [row], max_new_tokens, **settings)
 
         ends = end_tokens(self.model, self.tokenizer.tokenizer)

@@ -1,6 +1,9 @@
 """What a plan does at each layer: the items grouped into steps, which change the hidden state one after the other.
 
 Constant additions to the same tokens of one layer are summed into one step, so ten behaviours cost what one costs.
+
+Every step says two things of itself to compiled code: `is_addition`, whether it adds a constant, so that gradients
+pass it unchanged; and `is_trained`, whether its vector requires gradients.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,41 +22,15 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from rotalabs_steer.model.positions import ForwardCall
+    from rotalabs_steer.steering.conditions import Condition
     from rotalabs_steer.steering.interventions import Intervention
-    from rotalabs_steer.steering.plans import Condition, PlanItem
+    from rotalabs_steer.steering.plans import PlanItem
     from rotalabs_steer.steering.schedules import Schedule
     from rotalabs_steer.steering.scopes import Scope
 
 
-class Step(Protocol):
-    """Something done at a layer when it has run."""
-
-    @property
-    def is_addition(self) -> bool:
-        """Whether it adds a constant, so that gradients pass it unchanged."""
-        ...
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether its vector requires gradients."""
-        ...
-
-    def apply(
-        self, hidden: Float[torch.Tensor, "batch seq hidden"], call: ForwardCall
-    ) -> Float[torch.Tensor, "batch seq hidden"]:
-        """The hidden state after the step; the very same tensor where nothing is to be done."""
-        ...
-
-
-Steps = Mapping[int, Sequence[Step]]
-
-
 class AddStep:
-    """Adds one vector: the sum of all constant additions to these tokens of this layer.
-
-    The vector is cast once for each dtype and device. One slot holds the last cast together with what it was made for,
-    and is replaced in one assignment, so threads on models of several dtypes or devices never see half of it.
-    """
+    """Adds one vector: the sum of all constant additions to these tokens of this layer."""
 
     __slots__ = ("_cast", "delta", "scope")
     is_addition, is_trained = True, False
@@ -61,6 +38,8 @@ class AddStep:
     def __init__(self, scope: Scope, delta: Float[torch.Tensor, " hidden"]) -> None:
         self.scope = scope
         self.delta = delta
+        # The last cast and what it was made for are one tuple, which is replaced in one assignment: threads that run
+        # the model in several dtypes or on several devices never see half of it.
         self._cast = (delta.dtype, delta.get_device(), _cast(delta, delta))
 
     def apply(self, hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
@@ -124,12 +103,12 @@ class InterventionStep:
         intervention = self.item.intervention
         if intervention.vector.device == device:
             return intervention
-        if intervention.vector.requires_grad:  # it may change after each step of an optimiser, so no copy is kept
-            return dataclasses.replace(intervention, vector=intervention.vector.to(device))  # type: ignore[type-var]
-        if device not in self._moved:
+        moved = self._moved.get(device)
+        if moved is None:
             moved = dataclasses.replace(intervention, vector=intervention.vector.to(device))  # type: ignore[type-var]
-            self._moved[device] = moved
-        return self._moved[device]
+            if not intervention.vector.requires_grad:  # an optimiser changes it, so its copy would soon be out of date
+                self._moved[device] = moved
+        return moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +120,7 @@ class DecideStep:
     is_trained: bool = field(default=False, init=False)
 
     def apply(self, hidden: torch.Tensor, call: ForwardCall) -> torch.Tensor:
-        """Leaves the hidden state alone."""
+        """Leaves the hidden state unchanged."""
         if self.condition not in call.memory:
             prompt = select(call, "prompt")
             if prompt is False or call.offset > 0 or call.offset + call.columns < call.prompt_columns:
@@ -152,6 +131,11 @@ class DecideStep:
                 )
             call.memory[self.condition] = self.condition.decide(hidden, prompt)
         return hidden
+
+
+Step = AddStep | InterventionStep | DecideStep
+Steps = Mapping[int, Sequence[Step]]
+"""The steps at each layer; what `apply` returns is the very same tensor where a step does nothing."""
 
 
 def steps_by_layer(items: Iterable[PlanItem]) -> Steps:
@@ -167,13 +151,14 @@ def steps_by_layer(items: Iterable[PlanItem]) -> Steps:
     for item in items:
         if item.condition is not None and item.condition not in conditions:
             conditions.add(item.condition)
+            # In front of what steers the same layer: a condition is decided on the layer's own output.
             steps.setdefault(item.condition.layer_index, []).insert(0, DecideStep(item.condition))
         if not any(item.strength if isinstance(item.strength, tuple) else (item.strength,)):
             continue
         at_layer = steps.setdefault(item.layer_index, [])
         if not item.is_constant_addition:
             at_layer.append(InterventionStep(item))
-            sums.pop(item.layer_index, None)
+            sums.pop(item.layer_index, None)  # later additions must act after it, so they are a new sum
             continue
         assert isinstance(item.strength, float)
         delta = item.intervention.vector * item.strength
