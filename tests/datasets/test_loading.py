@@ -110,7 +110,7 @@ def test_rows_that_are_in_memory():
 def test_a_faulty_row_is_named_with_its_reason(tmp_path, content, message):
     with pytest.raises(DatasetError, match=message) as caught:
         load_pairs(write(tmp_path / "x.jsonl", content))
-    assert "Of 1 rows, this one cannot be used" in str(caught.value)
+    assert "(1 of 1 rows cannot be used.)" in str(caught.value)
 
 
 @pytest.mark.parametrize(("row", "message"), [

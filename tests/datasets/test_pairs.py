@@ -1,4 +1,5 @@
 import json
+from types import MappingProxyType
 
 import pytest
 
@@ -66,6 +67,9 @@ def test_datasets_survive_the_disk(tmp_path):
     ({"behavior": "calm", "pairs": [{"positive": "x"}]}, "row 1: no 'negative'"),
     ({"behavior": "calm", "pairs": [{"positive": "x", "negative": "y"}, "z"]}, "row 2: expected an object"),
     ({"behavior": "calm", "pairs": [{"positive": "", "negative": "y"}]}, "row 1: The positive text"),
+    ({"behavior": "calm", "pairs": 3}, "it needs behavior and pairs.*pairs is a int"),
+    ({"behavior": "calm", "pairs": [{"positive": "x", "negative": "y", "metadata": "m"}]}, "row 1: 'metadata' is of"),
+    ({"behavior": "calm", "pairs": [{"positive": "x", "negative": "y", "negative_span": 3}]}, "row 1: The span 3 does"),
 ])  # fmt: skip
 def test_files_that_are_none_name_the_row(tmp_path, document, message):
     (tmp_path / "f.json").write_text(json.dumps(document))
@@ -74,7 +78,12 @@ def test_files_that_are_none_name_the_row(tmp_path, document, message):
 
 
 def test_pairs_are_accepted_as_dicts():
-    assert as_dataset([{"positive": "a", "negative": "b"}, ContrastPair("c", "d")]).positives == ["a", "c"]
+    rows = [
+        {"positive": "a", "negative": "b"},
+        ContrastPair("c", "d"),
+        MappingProxyType({"positive": "e", "negative": "f"}),
+    ]
+    assert as_dataset(rows).positives == ["a", "c", "e"]
     with pytest.raises(DatasetError, match="pair 0: no 'positive'"):
         as_dataset([{}])
     with pytest.raises(DatasetError, match="dataset of 'custom' is empty"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rotalabs_steer.chat.conversations import prompt_key
 from rotalabs_steer.datasets.builtin import behavior_names, load_behavior
-from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset, as_dataset
+from rotalabs_steer.datasets.pairs import TEXT_FIELDS, ContrastPair, ContrastPairDataset, as_dataset
 from rotalabs_steer.datasets.row_files import Row, RowFile, open_rows
 from rotalabs_steer.errors import DatasetError, OptionError
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from rotalabs_steer.chat.conversations import Prompt
 
-TEXT_FIELDS = tuple(field.name for field in dataclasses.fields(ContrastPair) if field.name != "metadata")
 _PROMPT_FIELDS = ("prompt", "negative_prompt")
 _REQUIRED = ("positive", "negative")
 _CAA_COLUMNS = {
@@ -39,7 +38,7 @@ PairSource: TypeAlias = str | os.PathLike[str] | ContrastPairDataset | Iterable[
 
 @dataclass(frozen=True)
 class RowProblem:
-    """A row that makes no pair, and why."""
+    """A row that is not a pair, and why."""
 
     row: int
     place: str
@@ -48,7 +47,7 @@ class RowProblem:
 
 @dataclass(frozen=True)
 class PairReading:
-    """What a source holds: its pairs with their row numbers, and the rows that make none."""
+    """The pairs of a source with their row numbers, and the rows that are not pairs."""
 
     name: str
     behavior: str
@@ -71,13 +70,13 @@ def load_pairs(
             rows: mappings, pairs, or (positive, negative) texts. JSON may be what `ContrastPairDataset.save` wrote, a
             list of objects, or the multiple-choice layout of CAA (Rimsky et al. 2024): objects with "question",
             "answer_matching_behavior" and "answer_not_matching_behavior", whose answers lose the blanks around them.
-        behavior: name of the behaviour; by default the file's own, else its name, else "custom".
+        behavior: name of the behaviour; by default the one that the file holds, else the file's name, else "custom".
         columns: the source's column for a field, as in `{"positive": "chosen", "negative": "rejected"}`. Fields are
             those of `ContrastPair`; every other column goes into the metadata. A prompt may be a list of messages.
         keep_duplicates: accept rows that occur twice.
 
     Raises:
-        DatasetError: there are no rows, or rows that make no pair; the message names all kinds of fault and their rows.
+        DatasetError: there are no rows, or some are not pairs; the message names all kinds of fault and their rows.
         OptionError: `columns` names an unknown field.
     """
     reading = read_pairs(source, behavior, columns, keep_duplicates)
@@ -92,7 +91,7 @@ def read_pairs(
     columns: Mapping[str, str] | None = None,
     keep_duplicates: bool = False,
 ) -> PairReading:
-    """As `load_pairs`, with the faulty rows beside the good ones instead of an error.
+    """Reads what `load_pairs` reads, but returns faulty rows beside the pairs instead of raising an error.
 
     Raises:
         DatasetError: the source as a whole cannot be read, or has no rows.
@@ -167,21 +166,16 @@ def _open(source: str | os.PathLike[str] | Iterable[Any]) -> tuple[str, RowFile]
 
 def _given_rows(rows: Iterable[Any]) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
-        yield _given_row(row, number)
-
-
-def _given_row(row: Any, number: int) -> Row:
-    if isinstance(row, ContrastPair):
-        return Row(number, f"row {number}", dict(vars(row)))
-    if isinstance(row, Mapping):
-        return Row(number, f"row {number}", dict(row))
-    if isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
-        return Row(number, f"row {number}", dict(zip(_REQUIRED, row, strict=True)))
-    return Row(
-        number,
-        f"row {number}",
-        problem=f"expected a mapping, a ContrastPair or two texts, found {type(row).__name__}.",
-    )
+        values, problem = {}, ""
+        if isinstance(row, ContrastPair):
+            values = dict(vars(row))
+        elif isinstance(row, Mapping):
+            values = dict(row)
+        elif isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
+            values = dict(zip(_REQUIRED, row, strict=True))
+        else:
+            problem = f"expected a mapping, a ContrastPair or two texts, found {type(row).__name__}."
+        yield Row(number, f"row {number}", values, problem)
 
 
 def _pair_of(row: Row, columns: Mapping[str, str]) -> ContrastPair:
@@ -221,7 +215,7 @@ def _side(prompt: Prompt | None, system: str | None, text: str) -> tuple[str, st
 
 
 def _caa_answers(fields: Mapping[str, str | None]) -> dict[str, str]:
-    """Answers without the blanks around them; of a choice such as "(A)" the letter is what CAA reads."""
+    """Answers without the blanks around them. A choice such as "(A)" has its letter as its span, where CAA reads."""
     answers: dict[str, str] = {}
     for name in _REQUIRED:
         answers[name] = (fields[name] or "").strip()
@@ -251,11 +245,11 @@ def rows_by_reason(problems: Iterable[RowProblem]) -> dict[str, list[int]]:
 
 
 def _describe(reading: PairReading) -> str:
-    """All faults of a source in one message: by reason, with the first rows of each and how many there are."""
+    """All faults of a source in one message, by reason, each with its first rows and their number."""
     total = len(reading.rows) + len(reading.problems)
     if len(reading.problems) == 1:
         (problem,) = reading.problems
-        return f"{problem.place}: {problem.reason} (Of {total:,} rows, this one cannot be used.)"
+        return f"{problem.place}: {problem.reason} (1 of {total:,} rows cannot be used.)"
     reasons = rows_by_reason(reading.problems)
     lines = [f"{reading.name}: {len(reading.problems):,} of {total:,} rows cannot be used."]
     for reason, rows in list(reasons.items())[:_SHOWN_REASONS]:

@@ -7,7 +7,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _Row = TypeVar("_Row")
 _ROWS_SHOWN = 5
-_OPTIONAL_SIDES = ("negative_prompt", "negative_system", "positive_span", "negative_span")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class ContrastPair:
             `[{"role": "user", "content": "Hello!"}]`, of which the last is a user's or a tool's.
         negative_prompt, negative_system: the negative side's own prompt or system message, where the sides differ in
             what the model is asked rather than in what it answers; the responses may then be empty.
-        positive_span, negative_span: words of either side, for reading the activations of just these.
+        positive_span, negative_span: some words of a side, so that the activations of just these can be read.
 
     Raises:
         DatasetError: a side is empty, a prompt is malformed, a system message has no prompt, or a span is not in its
@@ -71,7 +70,7 @@ class ContrastPair:
         if self.prompt is not None and self.negative_prompt is None:
             check_prompt(self.prompt, negative_system)
         for span, text in ((self.positive_span, self.positive), (self.negative_span, self.negative)):
-            if span is not None and (not span or span not in text):
+            if span is not None and (not isinstance(span, str) or not span or span not in text):
                 raise DatasetError(f"The span {span!r:.40} does not occur in its text {text!r:.40}.")
 
     @property
@@ -81,7 +80,7 @@ class ContrastPair:
 
     @property
     def negative_side(self) -> tuple[Prompt | None, str | None]:
-        """The prompt and the system message of the negative text. An empty `negative_system` stands for none."""
+        """The prompt and the system message of the negative text; an empty `negative_system` means no message."""
         prompt = self.prompt if self.negative_prompt is None else self.negative_prompt
         return prompt, self.system if self.negative_system is None else self.negative_system or None
 
@@ -89,6 +88,9 @@ class ContrastPair:
     def asks_differently(self) -> bool:
         """Whether the negative side has a prompt or system message of its own."""
         return self.negative_prompt is not None or self.negative_system is not None
+
+
+TEXT_FIELDS = tuple(field.name for field in fields(ContrastPair) if field.name != "metadata")
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class _Dataset(ABC, Generic[_Row]):
         """Writes one JSON file, atomically.
 
         Raises:
-            DatasetError: the metadata of a row holds something that JSON does not have.
+            DatasetError: the metadata of a row holds a value that JSON has no type for.
         """
         document = {
             "behavior": self.behavior,
@@ -142,9 +144,10 @@ class _Dataset(ABC, Generic[_Row]):
             document = json.loads(Path(path).read_text("utf-8"))
             rows = document[cls._rows_name]
             behavior = document["behavior"]
-            if not isinstance(behavior, str):
-                raise TypeError(f"behavior is a {type(behavior).__name__}")
-        except (ValueError, KeyError, TypeError) as error:
+            for name, value, kind in (("behavior", behavior, str), (cls._rows_name, rows, list)):
+                if not isinstance(value, kind):
+                    raise TypeError(f"{name} is a {type(value).__name__}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DatasetError(
                 f"{path} is not a dataset: it needs behavior and {cls._rows_name}. ({error!r})"
             ) from error
@@ -157,7 +160,7 @@ class _Dataset(ABC, Generic[_Row]):
     @staticmethod
     @abstractmethod
     def _parse(row: Any, place: str) -> Any:
-        """A row from what JSON has for it."""
+        """A row from its JSON value."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -190,7 +193,7 @@ class ContrastPairDataset(_Dataset[ContrastPair]):
 
     @property
     def sha256(self) -> str:
-        """A digest of the texts, in order: what a vector's metadata names its dataset by."""
+        """A digest of the texts, in order, by which a vector's metadata names its dataset."""
         texts = [{name: value for name, value in vars(pair).items() if name != "metadata"} for pair in self]
         return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
@@ -253,18 +256,12 @@ def parse_pair(row: Any, place: str) -> ContrastPair:
     Raises:
         DatasetError: a field is missing or empty; the message begins with `place`.
     """
-    if not isinstance(row, dict):
+    if not isinstance(row, Mapping):
         raise DatasetError(f"{place}: expected an object with 'positive' and 'negative', found {type(row).__name__}.")
+    optional = {name: row[name] for name in TEXT_FIELDS if name in row and name not in {"positive", "negative"}}
+    metadata = _metadata_of(row, place)
     try:
-        return ContrastPair(
-            positive=row["positive"],
-            negative=row["negative"],
-            metadata=dict(row.get("metadata", {})),
-            prompt=row.get("prompt"),
-            system=row.get("system"),
-            category=row.get("category", ""),
-            **{name: row.get(name) for name in _OPTIONAL_SIDES},
-        )
+        return ContrastPair(row["positive"], row["negative"], metadata, **optional)
     except KeyError as error:
         raise DatasetError(f"{place}: no {error.args[0]!r}; a pair needs 'positive' and 'negative'.") from error
     except DatasetError as error:
@@ -273,21 +270,24 @@ def parse_pair(row: Any, place: str) -> ContrastPair:
 
 def parse_example(row: Any, place: str) -> EvaluationExample:
     """An evaluation example from a mapping with `prompt` and `expected_behavior`."""
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+    if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise DatasetError(f"{place}: an evaluation example needs a 'prompt' that is not empty.")
     if not isinstance(row.get("expected_behavior"), bool):
         raise DatasetError(f"{place}: 'expected_behavior' must be true or false.")
     return EvaluationExample(
-        row["prompt"],
-        row["expected_behavior"],
-        row.get("category", ""),
-        dict(row.get("metadata", {})),
-        row.get("system"),
+        row["prompt"], row["expected_behavior"], row.get("category", ""), _metadata_of(row, place), row.get("system")
     )
 
 
+def _metadata_of(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    metadata = row.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        raise DatasetError(f"{place}: 'metadata' is of type {type(metadata).__name__}, expected an object.")
+    return dict(metadata)
+
+
 def as_dataset(pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]]) -> ContrastPairDataset:
-    """Pairs in any accepted form as a dataset. The behaviour of a bare list is called "custom".
+    """Pairs in memory as a dataset. The behaviour of a list is called "custom".
 
     Raises:
         DatasetError: there are no pairs, or one is malformed.
@@ -321,7 +321,7 @@ def json_text(document: Any, indent: int | None = None) -> str:
     """A document as JSON, in which numbers of numpy and torch are numbers.
 
     Raises:
-        DatasetError: it holds something that JSON does not have.
+        DatasetError: it holds a value that JSON has no type for.
     """
     try:
         return json.dumps(document, indent=indent, ensure_ascii=False, default=json_value)

@@ -7,8 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.datasets.loading import TEXT_FIELDS
-from rotalabs_steer.datasets.pairs import json_text
+from rotalabs_steer.datasets.pairs import TEXT_FIELDS, json_text
 from rotalabs_steer.errors import DatasetError
 from rotalabs_steer.files.atomic import write_atomically
 
@@ -29,7 +28,8 @@ def save_csv(pairs: Iterable[ContrastPair], path: str | os.PathLike[str]) -> Non
     """Writes a CSV file with a header, atomically. Metadata that are not text are written as JSON.
 
     Raises:
-        DatasetError: a pair with an empty `negative_system`, which CSV cannot tell from none, or with a conversation.
+        DatasetError: a pair has an empty `negative_system`, which CSV cannot tell from a missing one, or its prompt is
+            a conversation.
     """
     rows = [columns_of(pair) for pair in pairs]
     for number, row in enumerate(rows, 1):
@@ -42,12 +42,12 @@ def save_csv(pairs: Iterable[ContrastPair], path: str | os.PathLike[str]) -> Non
     writer = csv.DictWriter(content, header)
     writer.writeheader()
     for row in rows:
-        writer.writerow({column: _cell(value) for column, value in row.items()})
+        writer.writerow({key: value if isinstance(value, str) else json_text(value) for key, value in row.items()})
     _write(path, content.getvalue())
 
 
 def columns_of(pair: ContrastPair) -> dict[str, Any]:
-    """The row that `load_pairs` turns into this pair; a metadata key that is a field's name stays in "metadata"."""
+    """The row that `load_pairs` turns into this pair. Metadata become columns, except for keys that name a field."""
     kept_empty = {"positive", "negative", "negative_system"}
     ordered = ("prompt", "system", *(name for name in TEXT_FIELDS if name not in {"prompt", "system"}))
     values = {name: getattr(pair, name) for name in ordered}
@@ -55,10 +55,6 @@ def columns_of(pair: ContrastPair) -> dict[str, Any]:
     reserved = {name: value for name, value in pair.metadata.items() if name in {*TEXT_FIELDS, "metadata"}}
     row |= {name: value for name, value in pair.metadata.items() if name not in reserved}
     return row | ({"metadata": reserved} if reserved else {})
-
-
-def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else json_text(value)
 
 
 def _write(path: str | os.PathLike[str], content: str) -> None:

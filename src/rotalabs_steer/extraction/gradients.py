@@ -106,7 +106,7 @@ def fisher_scores(
                 log_probs = _log_probs(model, batch)
                 flat = log_probs.flatten(0, 1)[torch.cat(batch.slots).to(log_probs.device)]  # without the padding
                 lengths = torch.tensor([len(ids[index]) for index in batch.texts])
-                for index, predicted in zip(batch.texts, flat.detach().split(lengths.tolist()), strict=True):
+                for index, predicted in zip(batch.texts, torch.split(flat.detach(), lengths.tolist()), strict=True):
                     if bool(predicted.isnan().any()):  # no token could be drawn from these
                         raise ActivationError(f"The model's predictions for {name(index)} are NaN. {_HINT}")
                 weights = lengths.rsqrt().repeat_interleave(lengths).to(flat.device)
