@@ -1,4 +1,4 @@
-"""Steering folded into weights: an ordinary checkpoint that every engine serves steered, at no cost."""
+"""Folds steering into the weights of a model. The result is an ordinary checkpoint for every engine."""
 
 from rotalabs_steer.baking.bake import bake
 

@@ -1,4 +1,4 @@
-"""`bake`: a model whose weights do what an injector does."""
+"""`bake` makes a model whose weights have the effect of an injector."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ def bake(
 ) -> PreTrainedModel:
     """A new model that is steered by its weights. `save_pretrained` makes an ordinary checkpoint of it.
 
-    `intervention="add"` is `ActivationInjector(model, vectors, strength)` with its mode "all": each layer's addition
-    goes into a bias whose value reaches that layer's output. Where the architecture's biases are switched off, they
-    are switched on in the configuration.
+    `intervention="add"` has the effect of `ActivationInjector(model, vectors, strength)`: each layer's addition goes
+    into a bias whose value reaches that layer's output. If the configuration switches the biases of the architecture
+    off, they are switched on.
 
     `intervention="ablate"` takes the direction of one vector out of everything that writes to the residual stream:
     embeddings and the outputs of attention and mlp of every layer (weight orthogonalisation; Arditi et al. 2024,
-    arXiv:2406.11717). The model is the one in which `Ablate` is applied to each of these before they are added to the
-    stream. That is more than `Ablate` at layer outputs, which leaves the direction visible between attention and mlp.
+    arXiv:2406.11717). This has the effect of `Ablate` on each of these before it is added to the residual stream. It
+    does more than `Ablate` at layer outputs, which leaves the direction in the stream between attention and mlp.
 
-    The new model is compared with the steered one before it is returned. It keeps its provenance in
-    `config.rotalabs_steer_baked`.
+    The new model is compared with the steered one before it is returned. `config.rotalabs_steer_baked` records the
+    vectors and the strength.
 
     Args:
-        model: a decoder-only transformers model; it is left as it is.
-        vectors: any number of vectors, or vector sets, for "add". Of a set the vectors of its `acting_layers` act;
-            those of one layer add up. One vector for "ablate", whose layer does not matter.
-        strength: multiplier of every vector; for "ablate" the part that is taken out.
+        model: a decoder-only transformers model. It does not change.
+        vectors: for "add", any number of vectors, or vector sets. A set acts at its `acting_layers`. Vectors of one
+            layer add up. For "ablate", one vector, whose layer does not matter.
+        strength: multiplier of every vector; for "ablate", the part of the direction that is taken out.
         check_model: refuse vectors that were made from another model.
 
     Raises:
-        ArchitectureError: the architecture has no place for it; the message says why.
+        ArchitectureError: the architecture cannot be steered by its weights; the message says why.
         VectorError, LayerError, ModelMismatchError, OptionError: a vector, the model or an option does not fit.
         SteeringConflictError: the model is being steered.
     """
@@ -94,7 +94,7 @@ def bake(
 
 
 def _check_plain(model: nn.Module) -> PreTrainedModel:
-    """The model, if its state dict is what `from_pretrained` reads."""
+    """Returns the model if `from_pretrained` can read its state dict and nothing steers it."""
     if not isinstance(model, PreTrainedModel) or getattr(model, "peft_config", None):
         raise ArchitectureError(
             f"{type(model).__name__} is not a plain transformers model. Bake the model that AutoModelForCausalLM."

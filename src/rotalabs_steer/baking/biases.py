@@ -1,8 +1,9 @@
-"""Constant additions as biases.
+"""Folds constant additions into biases.
 
-Which bias reaches a layer's output unchanged is not looked up but found out: a probe is put into one after the other,
-from the end of the layer, and the layer's output must move by the probe at every token. So blocks with a norm behind
-the mlp, mixtures of experts and attention outputs that the mlp reads are told apart without naming them.
+An addition can go into a bias whose value reaches the layer's output unchanged, or multiplied by a constant. Such a
+bias is found by trying: a random vector is added to one bias after the other, from the end of the layer, and the
+layer's output must change by a multiple of that vector at every token. This excludes biases before a norm, in experts,
+and in attention outputs that the mlp reads, without a list of architectures.
 """
 
 from __future__ import annotations
@@ -14,16 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rotalabs_steer.baking.trial import (
-    build,
-    check_same,
-    evaluating,
-    logits,
-    probe_tokens,
-    rounding,
-    state_of,
-    tolerance,
-)
+from rotalabs_steer.baking.trial import build, check_same, logits, probe_tokens, rounding, state_of, tolerance
 from rotalabs_steer.errors import ArchitectureError
 from rotalabs_steer.model.activations import ActivationHook
 from rotalabs_steer.model.decoder import decoder_layers, text_config
@@ -36,11 +28,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from transformers import PretrainedConfig, PreTrainedModel
 
-# Model types without a bias behind the mlp that are Llama with other settings: the same weights under the same names.
+# Model types without a bias behind the mlp that are equivalent to a Llama with these settings. Their weights have the
+# same names.
 _SAME_AS_LLAMA: Mapping[str, dict[str, Any]] = {
     "mistral": {"attention_bias": False},
     "qwen2": {"attention_bias": True},
 }
+# Settings that must not be copied into the configuration of that Llama.
 _NOT_OF_LLAMA = {
     "model_type",
     "architectures",
@@ -54,7 +48,7 @@ _NOT_OF_LLAMA = {
 
 @dataclass(frozen=True)
 class _Place:
-    """A bias and the factor by which its value arrives at the layer's output."""
+    """A bias, and the factor by which its value is multiplied on the way to the layer's output."""
 
     name: str
     factor: float
@@ -64,7 +58,7 @@ def fold_additions(model: PreTrainedModel, additions: Mapping[int, Float[torch.T
     """A new model whose biases add these vectors, by layer.
 
     Raises:
-        ArchitectureError: a layer has no bias that reaches its output unchanged, with any setting of its configuration.
+        ArchitectureError: a layer has no bias that reaches its output, under any setting of the configuration.
     """
     tokens = probe_tokens(model)
     unsteered = logits(model, tokens)
@@ -74,10 +68,9 @@ def fold_additions(model: PreTrainedModel, additions: Mapping[int, Float[torch.T
         if biases is None:
             continue
         baked = build(model_class, config, state_of(model) | biases, model)
-        if float((logits(baked, tokens) - unsteered).abs().max()) > tolerance(model.dtype) * float(
-            unsteered.abs().max()
-        ):
-            continue
+        difference = float((logits(baked, tokens) - unsteered).abs().max())
+        if difference > tolerance(model.dtype) * float(unsteered.abs().max()):
+            continue  # a setting changes more than the biases, which are still zero
         places = {layer: _find_place(baked, layer, tokens) for layer in additions}
         tried.append(_settings(model, model_class, config))
         if None not in places.values():
@@ -92,10 +85,10 @@ def fold_additions(model: PreTrainedModel, additions: Mapping[int, Float[torch.T
 
 
 def _variants(model: PreTrainedModel) -> Iterator[tuple[type[PreTrainedModel], PretrainedConfig]]:
-    """The model's own configuration, then with each of its biases switched on, then as the equivalent Llama."""
+    """The model's own configuration, one for each bias that can be switched on, and that of the equivalent Llama."""
     yield type(model), copy.deepcopy(model.config)
     off = [name for name, value in vars(text_config(model)).items() if value is False and "bias" in name]
-    for name in sorted(off, key=lambda name: "mlp" not in name):
+    for name in sorted(off, key=lambda name: "mlp" not in name):  # biases of the mlp are the most likely to fit
         config = copy.deepcopy(model.config)
         setattr(config.get_text_config(decoder=True), name, True)
         yield type(model), config
@@ -107,7 +100,7 @@ def _variants(model: PreTrainedModel) -> Iterator[tuple[type[PreTrainedModel], P
 
 
 def _slides(config: PretrainedConfig) -> bool:
-    """Whether attention sees a window of the context only, which Llama has not."""
+    """Whether attention has a sliding window, which Llama does not support."""
     window = getattr(config, "sliding_window", None)
     return window is not None and getattr(config, "use_sliding_window", True) is not False
 
@@ -115,7 +108,7 @@ def _slides(config: PretrainedConfig) -> bool:
 def _added_biases(
     model: PreTrainedModel, model_class: type[PreTrainedModel], config: PretrainedConfig
 ) -> dict[str, torch.Tensor] | None:
-    """Zeros for the biases that a variant has beside the model's weights; None where it changes anything else."""
+    """Zeros for the biases that a variant has and the model does not; None if their weights differ in another way."""
     state = model.state_dict()
     with torch.device("meta"):
         wanted = model_class(config).state_dict()
@@ -128,7 +121,7 @@ def _added_biases(
 
 
 def _find_place(model: PreTrainedModel, layer: int, tokens: torch.Tensor) -> _Place | None:
-    """The last bias of a layer that moves the layer's output, at every token, by a multiple of itself."""
+    """The last bias of a layer that changes the layer's output by a multiple of itself at every token."""
     before = _layer_output(model, layer, tokens)
     generator = torch.Generator().manual_seed(1)
     probe = torch.randn(before.shape[-1], generator=generator) * before.std()
@@ -141,7 +134,7 @@ def _find_place(model: PreTrainedModel, layer: int, tokens: torch.Tensor) -> _Pl
         moved = _layer_output(model, layer, tokens) - before
         with torch.no_grad():
             bias.copy_(kept)
-        factor = float((moved @ probe).mean() / (probe @ probe))
+        factor = float((moved @ probe).mean() / (probe @ probe))  # least squares
         off = (moved - factor * probe).abs()
         if abs(factor) > 1e-3 and bool((off <= rounding(model.dtype) * (before.abs() + before.std())).all()):
             return _Place(name, factor)
@@ -150,7 +143,7 @@ def _find_place(model: PreTrainedModel, layer: int, tokens: torch.Tensor) -> _Pl
 
 @torch.no_grad()
 def _layer_output(model: PreTrainedModel, layer: int, tokens: torch.Tensor) -> torch.Tensor:
-    with evaluating(model), ActivationHook(model, [layer]) as hook:
+    with ActivationHook(model, [layer]) as hook:
         model(input_ids=tokens, use_cache=False)
         return hook.get_activations()[layer].float().cpu()
 
@@ -171,7 +164,7 @@ def _steered(model: PreTrainedModel, additions: Mapping[int, torch.Tensor], toke
 
 
 def _settings(model: PreTrainedModel, model_class: type[PreTrainedModel], config: PretrainedConfig) -> str:
-    """How a variant differs, for the message."""
+    """How a variant differs from the model's own configuration, for the error message."""
     if model_class is not type(model):
         return f"as {model_class.__name__}"
     mine, theirs = vars(text_config(model)), vars(config.get_text_config(decoder=True))

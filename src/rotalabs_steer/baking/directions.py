@@ -1,40 +1,43 @@
-"""A direction taken out of all that writes to the residual stream (weight orthogonalisation).
+"""Takes a direction out of everything that writes to the residual stream (weight orthogonalisation).
 
-What writes to the stream is found out by adding up: the embeddings' outputs must sum to the first layer's input, and in
-every layer the outputs of some of its linear maps must sum to the difference between its output and its input. Where
-they do not, because of norms, experts or multipliers, the model is refused.
+The modules that write to the stream are found by adding up outputs: those of the embeddings must sum to the first
+layer's input, and in every layer those of some linear maps must sum to the difference between its output and its input.
+If they do not, because of norms, experts or multipliers, the model is refused.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rotalabs_steer.baking.trial import build, check_same, evaluating, logits, probe_tokens, rounding, state_of
+from rotalabs_steer.baking.trial import build, check_same, logits, probe_tokens, rounding, state_of
 from rotalabs_steer.errors import ArchitectureError
 from rotalabs_steer.model.decoder import decoder_layers
+from rotalabs_steer.model.inference import probing
 from rotalabs_steer.model.layer_outputs import first_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
     from rotalabs_steer.steering.interventions import Ablate
 
 _MAX_WRITERS = 3
+"""The largest number of modules of one layer that are tried together. Most layers have two: attention and mlp."""
 
 
 def fold_ablation(model: PreTrainedModel, ablate: Ablate, strength: float) -> PreTrainedModel:
-    """A new model in whose residual stream nothing is written along the direction of `ablate`.
+    """A new model that writes nothing along the direction of `ablate` to its residual stream.
 
     Raises:
-        ArchitectureError: it cannot be found out what writes to the residual stream, or a norm lies behind it.
+        ArchitectureError: the modules that write to the residual stream cannot be found.
     """
     tokens = probe_tokens(model)
     unsteered = logits(model, tokens)
@@ -51,38 +54,35 @@ def fold_ablation(model: PreTrainedModel, ablate: Ablate, strength: float) -> Pr
             state[f"{name}.bias"] = _freed(state[f"{name}.bias"], ablate, strength)
     config = copy.deepcopy(model.config)
     if config.get_text_config(decoder=True).tie_word_embeddings:
-        # The head reads the stream, behind the final norm's weights: it keeps the embeddings as they were.
+        # The head only reads the stream, so it keeps the weights that the embeddings had.
         config.tie_word_embeddings = config.get_text_config(decoder=True).tie_word_embeddings = False
     baked = build(type(model), config, state, model)
 
-    with _Ablated(model, writers, ablate, strength):
+    with _ablated(model, writers, ablate, strength):
         steered = logits(model, tokens)
     check_same(logits(baked, tokens), steered, unsteered, model)
     return baked
 
 
 def _freed(rows: torch.Tensor, ablate: Ablate, strength: float) -> torch.Tensor:
-    """`[..., hidden]` with the direction taken out of each row, in the dtype it has."""
+    """Rows `[..., hidden]` without the direction, in their own dtype."""
     return ablate(rows.float(), torch.tensor([strength])).to(rows.dtype)
 
 
-class _Ablated:
-    """The same model with the outputs of these modules ablated as they are computed: what the weights must equal."""
+@contextmanager
+def _ablated(model: nn.Module, names: Iterable[str], ablate: Ablate, strength: float) -> Iterator[None]:
+    """Ablates the outputs of these modules when they are computed, which the changed weights must be equivalent to."""
+    factor = torch.tensor([strength])
 
-    def __init__(self, model: nn.Module, names: Iterable[str], ablate: Ablate, strength: float) -> None:
-        self._modules = [model.get_submodule(name) for name in names]
-        self._ablate, self._strength = ablate, torch.tensor([strength])
+    def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return ablate(output.float().cpu(), factor).to(output.device, output.dtype)
 
-    def __enter__(self) -> None:
-        self._handles = [module.register_forward_hook(self._hook) for module in self._modules]
-
-    def __exit__(self, *failure: object) -> None:
-        for handle in self._handles:
+    handles = [model.get_submodule(name).register_forward_hook(hook) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
             handle.remove()
-
-    def _hook(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        ablated = self._ablate(output.float().cpu(), self._strength)
-        return ablated.to(output.device, output.dtype)
 
 
 def _writers(model: PreTrainedModel, tokens: torch.Tensor) -> list[nn.Module]:
@@ -96,14 +96,16 @@ def _writers(model: PreTrainedModel, tokens: torch.Tensor) -> list[nn.Module]:
     def find(
         before: torch.Tensor, after: torch.Tensor, candidates: Sequence[nn.Module], what: str
     ) -> Sequence[nn.Module]:
-        wide = [
-            m for m in candidates if m in outputs and outputs[m].shape[-1] == after.shape[-1] and outputs[m].dim() > 1
-        ]
-        rows = {m: o.reshape(after.shape) if (o := outputs[m]).numel() == after.numel() else o for m in wide}  # OPT
+        rows = {}
+        for module in candidates:
+            output = outputs.get(module)
+            if output is not None and output.dim() > 1 and output.shape[-1] == after.shape[-1]:
+                # Some mlps (OPT's) work on all tokens of a batch as one list.
+                rows[module] = output.reshape(after.shape) if output.numel() == after.numel() else output
         found = _adding_up(before, after, rows, rounding(model.dtype))
         if found is None:
             raise ArchitectureError(
-                f"{type(model).__name__}: what writes to the residual stream {what} is not a sum of the outputs of "
+                f"{type(model).__name__}: what is written to the residual stream {what} is not a sum of the outputs of "
                 "its embeddings or linear maps (norms, experts or multipliers lie between). A direction cannot be "
                 "taken out of its weights exactly: steer with ActivationInjector(..., intervention='ablate')."
             )
@@ -123,10 +125,10 @@ def _writers(model: PreTrainedModel, tokens: torch.Tensor) -> list[nn.Module]:
 def _adding_up(
     before: torch.Tensor, after: torch.Tensor, outputs: Mapping[nn.Module, torch.Tensor], tolerated: float
 ) -> tuple[nn.Module, ...] | None:
-    """The modules whose outputs, added to what was before, give what is after: the best of all small groups.
+    """The modules whose outputs, added to `before`, give `after`; None if no small group of modules does.
 
-    The best and not the first that is within rounding: beside a stream with large values, a module that writes little
-    would not be missed.
+    All groups are compared and the best one is taken. The first one within rounding could lack a module that writes
+    values much smaller than those of the stream.
     """
     groups: dict[tuple[nn.Module, ...], torch.Tensor] = {}
     for count in range(1, _MAX_WRITERS + 1):
@@ -140,11 +142,10 @@ def _adding_up(
     return best if bool((groups[best].abs() <= tolerated * size).all()) else None
 
 
-@torch.no_grad()
 def _run(
     model: PreTrainedModel, tokens: torch.Tensor, watched: Iterable[nn.Module], layers: Iterable[nn.Module]
 ) -> tuple[dict[nn.Module, torch.Tensor], dict[nn.Module, torch.Tensor]]:
-    """The outputs of modules and the inputs of layers in one forward pass, in fp32."""
+    """The outputs of `watched` modules and the inputs of `layers` in one forward pass, in fp32."""
     outputs: dict[nn.Module, torch.Tensor] = {}
     inputs: dict[nn.Module, torch.Tensor] = {}
 
@@ -157,7 +158,7 @@ def _run(
     handles = [module.register_forward_hook(keep_output) for module in watched]
     handles += [layer.register_forward_pre_hook(keep_input, with_kwargs=True) for layer in layers]
     try:
-        with evaluating(model):
+        with probing(model):
             model(input_ids=tokens, use_cache=False)
     finally:
         for handle in handles:
@@ -166,5 +167,5 @@ def _run(
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    """In fp32 on the CPU; always a copy, because some layers (Falcon's) add in place to what a module returned."""
+    """A tensor in fp32 on the CPU. It is always a copy, because some layers (Falcon's) add to outputs in place."""
     return tensor.detach().to("cpu", torch.float32, copy=True)

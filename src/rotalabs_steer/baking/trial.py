@@ -1,9 +1,8 @@
-"""Trying a changed model out: built as `from_pretrained` builds it, run on a few tokens, compared."""
+"""Builds a changed model, runs it on a few tokens and compares it with the steered one."""
 
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +10,10 @@ from transformers.utils import logging
 
 from rotalabs_steer.errors import ArchitectureError
 from rotalabs_steer.model.decoder import text_config
+from rotalabs_steer.model.inference import probing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -21,7 +21,7 @@ _ROWS, _COLUMNS = 2, 12
 
 
 def state_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A copy of the weights on the CPU, by the model's names for them; a shared one is copied for each name."""
+    """A copy of the weights on the CPU, by name. A weight that has several names is copied for each of them."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
 
@@ -31,7 +31,7 @@ def build(
     state: Mapping[str, torch.Tensor],
     like: PreTrainedModel,
 ) -> PreTrainedModel:
-    """The model of a configuration with these weights, with the generation settings, dtype and device of another."""
+    """A model with these weights, and with the generation settings, dtype and device of `like`."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -45,13 +45,12 @@ def build(
 
 
 def probe_tokens(model: PreTrainedModel) -> torch.Tensor:
-    """`[2, 12]` token ids, the same each time."""
+    """Token ids of shape `[2, 12]`, which are always the same."""
     generator = torch.Generator().manual_seed(0)
     size = int(text_config(model).vocab_size)
     return torch.randint(0, size, (_ROWS, _COLUMNS), generator=generator).to(model.device)
 
 
-@torch.no_grad()
 def logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """The logits of these tokens in fp32.
 
@@ -59,9 +58,9 @@ def logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
         ArchitectureError: the model does not run on a batch of token ids alone.
     """
     try:
-        with evaluating(model):
+        with probing(model):
             output: Any = model(input_ids=tokens, use_cache=False)
-    except Exception as error:  # the model's own code, of any architecture
+    except Exception as error:  # the code of an architecture may raise any error
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise ArchitectureError(
             f"{type(model).__name__} does not run on token ids of shape {list(tokens.shape)} alone, which is how a "
@@ -71,25 +70,13 @@ def logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     return output.logits.float().cpu()  # type: ignore[no-any-return]
 
 
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout, and back to how it was."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was in training.items():
-            module.training = was
-
-
 def tolerance(dtype: torch.dtype) -> float:
-    """How far results may differ that differ in the order of additions only, as a part of the largest value."""
+    """How much logits may differ because of the order of additions, as a fraction of the largest logit."""
     return 1e-4 if dtype in (torch.float32, torch.float64) else 0.05
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """How far one number may be off after a few additions, as a part of what was added."""
+    """The possible rounding error of a few additions, as a fraction of the numbers that are added."""
     return 32 * torch.finfo(dtype).eps
 
 

@@ -10,7 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 
     import torch
 
@@ -20,7 +20,7 @@ def stream_text(
     decode: Callable[[Sequence[int]], str],
     ends: Collection[int],
     context: contextvars.Context,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The pieces of a text, each as soon as its tokens make whole characters.
 
     A reader who closes the iterator early stops the model, and an error of the model is raised for the reader.

@@ -193,7 +193,7 @@ def test_vectors_that_no_request_uses_are_dropped_when_vectors_are_read_again(tm
     assert torch.equal(present.deltas(first)[15], sets["warm"][15].vector)
     present = load(tmp_path).with_older(present, used=[])
     assert set(present._vectors) == present.digests
-    with pytest.raises(VectorError, match=r"'warm' at layer 15 by a vector that this worker does not have.* start the"):
+    with pytest.raises(VectorError, match=r"a vector of 'warm' at layer 15 that this worker does not have.* start the"):
         present.deltas(first)
 
 

@@ -46,7 +46,7 @@ def test_strength_zero_is_unsteered(frontend):
 def test_what_is_refused(frontend):
     with pytest.raises(OptionError, match="input is streamed cannot be steered"):
         frontend.resolved_params(Params(extra_args={"steering": {"warm": 1}}), resumable=True)
-    with pytest.raises(OptionError, match="kept for the engine; ask by 'steering'"):
+    with pytest.raises(OptionError, match="which the engine sets itself; use 'steering'"):
         frontend.resolved_params(Params(extra_args={"rotalabs_steer": {}}))
 
 

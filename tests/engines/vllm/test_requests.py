@@ -44,11 +44,11 @@ def test_a_strength_of_zero_is_left_out():
         ({"a": "1"}, "The strength of 'a' is '1'; it must be a number"),
         ({"a": True}, "The strength of 'a' is True; it must be a number"),
         ({"behaviour": {"a": 1}}, "The strength of 'behaviour' is {'a': 1}; it must be a number"),
-        ({"a": math.nan}, "The strength of 'a' is not a number; it must be from -10 to 10"),
-        ({"a": -math.inf}, "The strength of 'a' is -inf; it must be from -10 to 10"),
-        ({"a": 10.5}, "The strength of 'a' is 10.5; it must be from -10 to 10"),
-        ({"a": 10**5000}, "is an enormous number; it must be from -10 to 10"),
-        ({1: 1.0}, "names a behaviour by 1; it must be text"),
+        ({"a": math.nan}, "The strength of 'a' is nan; it must be a number from -10 to 10"),
+        ({"a": -math.inf}, "The strength of 'a' is -inf; it must be a number from -10 to 10"),
+        ({"a": 10.5}, "The strength of 'a' is 10.5; it must be a number from -10 to 10"),
+        ({"a": 10**5000}, "is an enormous number; it must be a number from -10 to 10"),
+        ({1: 1.0}, "names a behaviour by 1; it must be a string"),
         ({"behaviors": {"a": 1}, "vector": [1, 2]}, "steering has no 'vector'; it has behaviors, scope, layers"),
         ({"behaviors": {"a": 1}, "scope": "everywhere"}, "scope 'everywhere'; use one of: all, first, last, prompt"),
         ({"behaviors": {"a": 1}, "scope": ["all"]}, "scope"),
@@ -66,7 +66,7 @@ def test_what_cannot_be_meant_is_refused(value, message):
 
 def test_the_largest_strength_can_be_set():
     assert parse({"a": 3.0}, max_strength=3).behaviors == (("a", 3.0),)
-    with pytest.raises(OptionError, match="it must be from -3 to 3"):
+    with pytest.raises(OptionError, match="it must be a number from -3 to 3"):
         parse({"a": 3.01}, max_strength=3)
 
 

@@ -15,7 +15,9 @@ def arguments(tmp_path, host="127.0.0.1", key=None, options=(), **steering):
 
 def test_the_command_line_of_vllm(tmp_path):
     found = arguments(tmp_path, options=["--dtype", "float32"], max_strength=3.0, layers=[4])
-    config = json.dumps({"rotalabs_steer": {"vectors": str(tmp_path), "max_strength": 3.0, "layers": [4]}})
+    config = json.dumps(
+        {"rotalabs_steer": {"vectors": str(tmp_path), "max_strength": 3.0, "layers": [4], "check_model": True}}
+    )
     expected = ["a/model", "--host", "127.0.0.1", "--port", "8000", "--additional-config", config]
     assert found == [*expected, "--dtype", "float32"]
 

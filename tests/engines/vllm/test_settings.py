@@ -55,8 +55,8 @@ def test_the_graph_depends_on_layers_and_rows_but_not_on_the_folder(tmp_path):
         ({"vector": "x"}, "it takes vectors, max_strength, layers, check_model, capture"),
         ({"vectors": "x", "max_strength": float("inf")}, "max_strength is inf; it must be a finite number above 0"),
         ({"vectors": "x", "max_strength": 0}, "max_strength is 0; it must be"),
-        ({}, "Give a folder of vectors to steer by, or capture=True"),
-        ({"vectors": "x", "capture": True}, "not both, not neither"),
+        ({}, "Give either a folder of vectors to steer by, or capture=True to extract"),
+        ({"vectors": "x", "capture": True}, "Give either a folder of vectors to steer by, or capture=True to extract"),
     ],
 )
 def test_settings_that_cannot_be_used(given, message):

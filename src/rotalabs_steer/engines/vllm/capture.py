@@ -1,6 +1,6 @@
-"""Reading activations in a worker process: weighted sums over the tokens of a request, layer by layer.
+"""Reads activations in a worker process: weighted sums over the tokens of a request, for each layer.
 
-For engines that run eagerly and reuse no cached blocks, so every layer runs as Python and sees every token.
+The engine must run eagerly and without prefix caching, so that every layer runs as Python code and sees every token.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ PROBE_ARG = "rotalabs_steer_probe"
 
 
 class CaptureWorker:
-    """Reads what the decoder layers of one worker return.
+    """Reads the outputs of the decoder layers of one worker.
 
-    A vLLM layer returns the residual stream, or a pair; of which the second is part of the sum in most models, and in
-    some is read by nothing any more. So before anything is read a prompt is run twice, the second time with the second
-    of the pair changed at one layer: whether the next layer returns something else says which kind this model is.
+    A vLLM layer returns either the residual stream or a pair. In most models, the residual stream is the sum of the
+    pair. In some models it is the first of the pair, and no later layer reads the second. A probe shows which kind a
+    model is: one prompt runs twice, and in the second run, one layer returns another second part of the pair. If this
+    changes the output of the next layer, the second part belongs to the residual stream.
     """
 
     def __init__(self, runner: Any, vllm_config: Any) -> None:
@@ -47,9 +48,9 @@ class CaptureWorker:
         follow_runner(runner, self._see, self._prepare)
 
     def take(self) -> dict[str, dict[int, bytes]]:
-        """What was read since the last call: by request and layer, `[readouts, hidden]` in fp64, as its bytes.
+        """The sums since the last call, by request and layer: `[readouts, hidden]` in fp64.
 
-        Between its processes vLLM passes plain data alone.
+        They are bytes, because vLLM passes only plain data between its processes.
         """
         found, self._sums, self._weights = self._sums, {}, {}
         return {req: {n: sums.cpu().numpy().tobytes() for n, sums in layers.items()} for req, layers in found.items()}
@@ -66,7 +67,7 @@ class CaptureWorker:
         self._rows, begin = [], 0
         for req_id, count, start in zip(req_ids, map(int, tokens), map(int, computed), strict=True):
             weights = self._weights.get(req_id)
-            if weights is not None and start < weights.shape[1]:
+            if weights is not None and start < weights.shape[1]:  # generated tokens have no weights
                 if start == 0:  # new, or preempted and run again
                     self._sums[req_id] = {}
                 part = weights[:, start : start + count]
@@ -103,8 +104,8 @@ class CaptureWorker:
             return halves[0]
         if set(self._seen) != {"plain", "changed"}:
             raise ArchitectureError(
-                f"What the layers of this model return cannot be told: only layer {self._probed} runs in this process. "
-                "Use fewer pipeline stages."
+                f"Only layer {self._probed} runs in this process, so it is unclear whether the residual stream is the "
+                "sum of what a layer returns. Use fewer pipeline stages."
             )
         is_part = not torch.equal(self._seen["plain"], self._seen["changed"])
         return halves[0] + halves[1] if is_part else halves[0]

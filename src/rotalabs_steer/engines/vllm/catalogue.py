@@ -1,4 +1,4 @@
-"""The vectors of a server: read from a folder, checked against the model, found by name and layer."""
+"""The vectors of a server, read from a folder and checked against the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from rotalabs_steer.engines.vllm.steering import Addition, Steering
 from rotalabs_steer.errors import LayerError, OptionError, VectorError
 from rotalabs_steer.files.formats import find_sets
-from rotalabs_steer.steering.vector_checks import check_same_model
+from rotalabs_steer.steering.vector_checks import check_same_model, check_width
 from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What vectors must fit.
+    """The model that vectors must fit.
 
     Attributes:
-        fingerprint: as `decoder.model_fingerprint` gives it, with num_layers and hidden_size.
+        fingerprint: as `decoder.model_fingerprint` gives it.
         dtype: of the residual stream.
     """
 
@@ -39,12 +39,12 @@ class ServedModel:
 
     @property
     def num_layers(self) -> int:
-        """How many decoder layers there are."""
+        """The number of decoder layers."""
         return int(self.fingerprint["num_layers"])
 
     @property
     def hidden_size(self) -> int:
-        """Width of the residual stream."""
+        """The width of the residual stream."""
         return int(self.fingerprint["hidden_size"])
 
 
@@ -53,7 +53,7 @@ class Catalogue:
     """Vector sets by behaviour, all of which fit the model.
 
     Attributes:
-        max_strength: what a request may ask for at most.
+        max_strength: the largest absolute value of a strength that a request may ask for.
         layers: the decoder layers that are prepared for steering.
     """
 
@@ -74,7 +74,7 @@ class Catalogue:
         *,
         check_model: bool = True,
     ) -> Catalogue:
-        """Reads a folder of vector sets, or one set. Nothing in the files is executed.
+        """Reads a folder of vector sets, or one set.
 
         Args:
             layers: the decoder layers to prepare; None for all that a set has a vector for.
@@ -108,7 +108,7 @@ class Catalogue:
         return cls(model, sets, max_strength, prepared, digests, tensors)
 
     def resolve(self, request: SteeringRequest) -> Steering | None:
-        """The additions that a request asks for; None where its strengths are all 0.
+        """The additions that a request asks for; None if all its strengths are 0.
 
         Raises:
             OptionError: an unknown behaviour, or a strength that the model's dtype cannot hold.
@@ -131,16 +131,16 @@ class Catalogue:
         return Steering(tuple(sorted(additions)), request.scope) if additions else None
 
     def deltas(self, steering: Steering) -> dict[int, Float[torch.Tensor, " hidden"]]:
-        """What is added at each layer, in fp32.
+        """The sum of a request's additions at each layer, in fp32.
 
         Raises:
-            VectorError: a vector of the request is not here, as the folder of vectors is not the one it was read from.
+            VectorError: this worker does not have a vector of the request, because it has read another folder.
         """
         sums: dict[int, torch.Tensor] = {}
         for addition in steering.additions:
             if addition.digest not in self._vectors:
                 raise VectorError(
-                    f"A request asks for {addition.behavior!r} at layer {addition.layer} by a vector that this worker "
+                    f"A request needs a vector of {addition.behavior!r} at layer {addition.layer} that this worker "
                     "does not have. Its folder of vectors differs from the API server's: start the engine again."
                 )
             delta = self._vectors[addition.digest].float() * addition.strength
@@ -148,11 +148,10 @@ class Catalogue:
         return sums
 
     def with_older(self, older: Catalogue, used: Iterable[str] | None = None) -> Catalogue:
-        """This catalogue, in which requests that were accepted before still find the vectors of an older one.
+        """This catalogue, with those vectors of an older one that requests which were accepted before still need.
 
         Args:
-            used: digests of the vectors that such requests may use, None for those of the older catalogue's sets. All
-                others of the older catalogue are dropped.
+            used: digests of the vectors that such requests may use; None for those of the older catalogue's sets.
 
         Raises:
             LayerError: a set acts at a layer that was not prepared when the engine started.
@@ -176,7 +175,7 @@ class Catalogue:
 
     @property
     def key(self) -> str:
-        """What tells these behaviours and vectors from all others."""
+        """Identifies the behaviours and the vectors, so that two processes can compare what they have read."""
         rows = sorted((name, layer, digest) for (name, layer), digest in self._digests.items())
         return hashlib.sha256(repr(rows).encode()).hexdigest()
 
@@ -220,11 +219,7 @@ def _check(vectors: SteeringVectorSet, model: ServedModel, *, check_model: bool)
     if not len(vectors):
         raise VectorError(f"The vector set of {vectors.behavior!r} is empty.")
     for vector in vectors:
-        if vector.dim != model.hidden_size:
-            raise VectorError(
-                f"The vector of {vector.behavior!r} has {vector.dim} numbers; {model.name} has hidden size "
-                f"{model.hidden_size}. It was made from {vector.model_name!r}: extract it from this model."
-            )
+        check_width(vector, model.hidden_size, model.name)
         if vector.layer_index >= model.num_layers:
             raise LayerError(
                 f"{vector.behavior!r} has a vector for layer {vector.layer_index}; {model.name} has {model.num_layers} "

@@ -1,7 +1,7 @@
 """The HTTP routes of steering, on vLLM's own API server.
 
-`GET /v1/steering` lists the behaviours; `POST /v1/steering/reload` reads their folder again. Both lie behind the
-server's API key, as all of `/v1` does. A request whose body asks for steering where it would not act is refused.
+`GET /v1/steering` lists the behaviours, and `POST /v1/steering/reload` reads their folder again. Like all of `/v1`,
+they need the server's API key. A request that asks for steering on a route that does not steer is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STEERABLE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 
 class SteeringEndpoints:
-    """What vLLM's `vllm.endpoint_plugins` entry point makes; it is loaded where `VLLM_PLUGINS` names it."""
+    """The class behind vLLM's entry point `vllm.endpoint_plugins`. vLLM loads it only if `VLLM_PLUGINS` names it."""
 
     name = "rotalabs_steer"
     required_tasks = ("generate",)
@@ -53,11 +53,13 @@ class SteeringEndpoints:
 
         app.add_route("/v1/steering", list_behaviors, methods=["GET"])
         app.add_route("/v1/steering/reload", reload, methods=["POST"])
-        app.add_middleware(RefuseElsewhere)
+        app.add_middleware(RejectSteeringOnOtherRoutes)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Called once the engine runs. Its workers may have read the folder of vectors at another time, or from another
-        machine."""
+        """Called when the engine runs. Compares the vectors of this server with those that the workers have read.
+
+        The workers may have read the folder at another time, or on another machine.
+        """
         from vllm import envs
 
         frontend = SteeringFrontend.of_server()
@@ -67,8 +69,8 @@ class SteeringEndpoints:
         frontend.keep_metrics()
 
 
-class RefuseElsewhere:
-    """Refuses a request that asks for steering where vLLM would drop it: no answer is silently unsteered."""
+class RejectSteeringOnOtherRoutes:
+    """ASGI middleware that refuses requests whose `steering` vLLM would ignore and answer unsteered."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self._app = app
@@ -78,6 +80,7 @@ class RefuseElsewhere:
         if not elsewhere or scope["method"] != "POST" or not scope["path"].startswith(("/v1", "/v2", "/inference")):
             await self._app(scope, receive, send)
             return
+        # Reading the body consumes its messages, so they are kept and given to the application afterwards.
         messages, body, more = [], b"", True
         while more:
             messages.append(await receive())

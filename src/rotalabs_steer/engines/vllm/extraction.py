@@ -1,4 +1,4 @@
-"""Extraction through vLLM, for models that only an engine over many devices can run."""
+"""Extraction with vLLM, for models that need an engine on several devices."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PROBE_TOKENS = [1, 2, 3, 4]
 
 
 def extraction_engine(model: str, **options: Any) -> Any:
-    """A `vllm.LLM` to extract from. Takes its options, such as `tensor_parallel_size` and `dtype`.
+    """A `vllm.LLM` to extract from. It takes the options of `vllm.LLM`, such as `tensor_parallel_size` and `dtype`.
 
     Raises:
         MissingDependencyError: vLLM is not installed.
@@ -58,11 +58,11 @@ def extract_vectors(
     template_options: Mapping[str, Any] | None = None,
     show_progress: bool = True,
 ) -> SteeringVectorSet:
-    """Steering vectors as `rotalabs_steer.extraction.extract_vectors` makes them, read by an `extraction_engine`.
+    """Steering vectors like those of `rotalabs_steer.extraction.extract_vectors`, from an `extraction_engine`.
 
     Args:
         layer_indices: 0-based decoder layers; None for all.
-        method: one that needs no gradient or neutral text.
+        method: a method that needs neither gradients nor neutral texts.
         template_options: for the chat template, as in `{"enable_thinking": False}`; the vectors record them.
 
     Raises:
@@ -72,7 +72,7 @@ def extract_vectors(
     """
     settings = SteeringSettings.of(llm.llm_engine.vllm_config)
     if settings is None or not settings.capture:
-        raise OptionError("This engine keeps no activations: make it with extraction_engine(MODEL).")
+        raise OptionError("This engine does not read activations. Make it with extraction_engine(MODEL).")
     needs = get_method(method).needs
     if needs - {SAMPLES}:
         raise OptionError(f"Method {method!r} needs {', '.join(sorted(needs))}, which vLLM cannot give.")
@@ -86,7 +86,9 @@ def extract_vectors(
     texts = PairTexts(render_pairs(chat, dataset, longest, truncate=truncate), [token_position])
     (position,) = texts.position_names
     sums = {position: PairSums(len(layers), model.hidden_size, texts.num_pairs, needs)}
-    _probe(llm)
+    for kind in ("plain", "changed"):  # shows the workers what their layers return; see `CaptureWorker`
+        _run(llm, [_PROBE_TOKENS], [{PROBE_ARG: kind}], show_progress=False)
+    llm.collective_rpc("steering_take")
     for start in range(0, len(texts.ids), 2 * _PAIRS_PER_CALL):
         chunk = range(start, min(start + 2 * _PAIRS_PER_CALL, len(texts.ids)))
         texts.add(sums, chunk, _read(llm, texts, chunk, layers, show_progress=show_progress))
@@ -102,23 +104,18 @@ def extract_vectors(
     return statistics.vectors(method)
 
 
-def _probe(llm: Any) -> None:
-    """Lets the workers find out what their layers return; see `CaptureWorker`."""
-    for kind in ("plain", "changed"):
-        _run(llm, [_PROBE_TOKENS], [{PROBE_ARG: kind}], show_progress=False)
-    llm.collective_rpc("steering_take")
-
-
 def _read(
     llm: Any, texts: PairTexts, chunk: Sequence[int], layers: Sequence[int], *, show_progress: bool
 ) -> Float[torch.Tensor, "places positions texts hidden"]:
     extra = [{WEIGHTS_ARG: [weights.tolist() for weights in texts.weights(index)]} for index in chunk]
     outputs = _run(llm, [list(texts.ids[index]) for index in chunk], extra, show_progress=show_progress)
     by_request: dict[str, dict[int, torch.Tensor]] = {}
-    for stage in llm.collective_rpc("steering_take"):  # of tensor-parallel workers each has all, of stages its own
-        for req_id, found in stage.items():
+    # Each tensor-parallel worker has all layers, and each pipeline stage has its own.
+    for worker in llm.collective_rpc("steering_take"):
+        for req_id, found in worker.items():
             sums = {n: torch.frombuffer(bytearray(raw), dtype=torch.float64) for n, raw in found.items()}
-            by_request.setdefault(_outer(req_id), {}).update(sums)
+            request_id = req_id.rpartition("-")[0] or req_id  # the engine adds a random part to the id that LLM gave
+            by_request.setdefault(request_id, {}).update(sums)
     read = []
     for index, output in zip(chunk, outputs, strict=True):
         at = by_request[output.request_id]
@@ -138,8 +135,3 @@ def _run(llm: Any, prompts: list[list[int]], extra: list[dict[str, Any]], *, sho
 
     params = [SamplingParams(max_tokens=1, detokenize=False, extra_args=args) for args in extra]
     return llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=show_progress)
-
-
-def _outer(req_id: str) -> str:
-    """The id that `LLM` gave a request, to which the engine adds a random part."""
-    return req_id.rpartition("-")[0] or req_id

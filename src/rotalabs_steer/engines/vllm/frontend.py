@@ -1,4 +1,4 @@
-"""Where requests enter: their steering is read, checked and resolved before the engine sees it."""
+"""Reads, checks and resolves the steering of requests, before the engine sees them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class SteeringFrontend:
     """Reads the steering of requests for one engine.
 
     Raises:
-        OptionError and what `Catalogue.load` raises: the engine cannot steer, before anything is loaded.
+        OptionError and the errors of `Catalogue.load`: the engine cannot steer. Its model has not been loaded.
     """
 
+    # HTTP requests are parsed by vLLM's classes for request bodies, which know no engine, so they look here.
     _latest: SteeringFrontend | None = None
 
     def __init__(self, vllm_config: Any) -> None:
@@ -44,7 +45,7 @@ class SteeringFrontend:
 
     @classmethod
     def of_server(cls) -> SteeringFrontend:
-        """That of the engine made last in this process: of an API server's only engine.
+        """The frontend of the engine that was made last in this process. An API server has only one engine.
 
         Raises:
             OptionError: no engine runs in this process.
@@ -54,10 +55,10 @@ class SteeringFrontend:
         return cls._latest
 
     def resolve(self, value: Any) -> Steering | None:
-        """What `steering` of a request means.
+        """The steering that a client asks for; None if all its strengths are 0.
 
         Raises:
-            OptionError, LayerError: it cannot be met, or this engine does not steer.
+            OptionError, LayerError: the server cannot steer like that, or does not steer at all.
         """
         try:
             if self.catalogue is None:
@@ -72,14 +73,14 @@ class SteeringFrontend:
             raise
 
     def resolved_params(self, params: Any, *, resumable: bool = False) -> Any:
-        """Sampling parameters in which the steering a client sent is replaced by what it means.
+        """Sampling parameters with the resolved steering in place of what the client sent.
 
         Raises:
-            OptionError, LayerError: it cannot be met.
+            OptionError, LayerError: the server cannot steer like that.
         """
         extra = getattr(params, "extra_args", None) or {}
         if EXTRA_ARG in extra:
-            raise OptionError(f"extra_args has {EXTRA_ARG!r}, which is kept for the engine; ask by {WIRE_KEY!r}.")
+            raise OptionError(f"extra_args has {EXTRA_ARG!r}, which the engine sets itself; use {WIRE_KEY!r}.")
         if WIRE_KEY not in extra:
             return params
         steering = self.resolve(extra[WIRE_KEY])
@@ -94,11 +95,11 @@ class SteeringFrontend:
         return params
 
     def read_again(self) -> Catalogue:
-        """The folder of vectors as it is now, checked as at the start; `catalogue` stays what it is.
+        """The present vectors of the folder, checked like those at the start. It does not change `catalogue`.
 
         Raises:
             OptionError: this engine does not steer, or other API servers would not learn of the new vectors.
-            LayerError and what `Catalogue.load` raises: the folder holds what cannot be used.
+            LayerError and the errors of `Catalogue.load`: the folder holds a set that cannot be used.
         """
         if self._settings is None or self.catalogue is None:
             raise OptionError("This engine was started without steering vectors, so there are none to read again.")
@@ -111,33 +112,39 @@ class SteeringFrontend:
         return self._settings.catalogue(self._vllm_config).with_older(self.catalogue)
 
     def take_over(self, fresh: Catalogue, answers: Iterable[bool]) -> None:
-        """Serves what `read_again` found, once every worker has answered that it found the same.
+        """Serves the result of `read_again`.
+
+        Args:
+            answers: whether each worker found the same in the folder.
 
         Raises:
-            FileFormatError: one did not.
+            FileFormatError: a worker found something else.
         """
         if not all(answers):
             raise FileFormatError("The folder of vectors changed while it was read again. Read it once more.")
         self.catalogue = fresh
 
     def reload_arguments(self, fresh: Catalogue) -> tuple[str, list[str]]:
-        """What `steering_reload` tells the workers: what to find, and the vectors that requests use which were resolved
-        before `take_over`. `running_vectors` adds those of requests that run since before an earlier reload."""
+        """The arguments of the workers' `steering_reload`: the key of what they should find, and the digests to keep.
+
+        Requests that were resolved before `take_over` use the vectors of the present catalogue. Those that were
+        resolved before an earlier reload may use others, which `running_vectors` adds in the engine's process.
+        """
         return fresh.key, sorted(self.catalogue.digests if self.catalogue is not None else ())
 
     def _tell_workers(self, key: str) -> None:
-        """Puts the key into the engine's configuration, which processes that are started later are given."""
+        """Puts the key into the engine's configuration, which is passed to all processes that start later."""
         config = self._vllm_config.additional_config
         self._vllm_config.additional_config = {**config, CONFIG_KEY: {**config[CONFIG_KEY], "key": key}}
 
     def keep_metrics(self) -> None:
-        """Counts requests for Prometheus from now on, in an API server."""
+        """Counts requests for Prometheus from now on."""
         from prometheus_client import Counter
 
         self._accepted = Counter(
             "rotalabs_steer_requests", "Steered requests, by behaviour and scope.", ["behavior", "scope"]
         )
-        self._refused = Counter("rotalabs_steer_refused_requests", "Requests whose steering could not be met.")
+        self._refused = Counter("rotalabs_steer_refused_requests", "Requests whose steering was refused.")
 
     def _count(self, steering: Steering) -> None:
         if self._accepted is not None:

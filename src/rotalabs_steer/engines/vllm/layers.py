@@ -1,7 +1,8 @@
-"""Decoder layers that add a row of a table to every token: part of the compiled graph, filled from outside.
+"""Decoder layers that add a row of a table to every token, inside the compiled graph.
 
-Each steered layer holds a table of rows to add and, shared by all layers, the row of each token of the step. Row 0 is
-zero: an unsteered token. Both are buffers at fixed addresses, so compiled code and CUDA graphs read what they hold now.
+Each steered layer has a table of rows. All steered layers share the slots, which hold the number of the row to add to
+each token of a step. Row 0 is zero and is added to unsteered tokens. Tables and slots are buffers at fixed addresses,
+so that compiled code and CUDA graphs read their present contents.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SteeringBuffers:
-    """What the steered layers of one worker read.
+    """The buffers that the steered layers of one worker read.
 
     Attributes:
-        tables: by decoder layer `[rows, hidden]`, in the dtype of the residual stream.
-        slots: `[tokens]`, for every token of a step the row that is added to it.
+        tables: a table `[rows, hidden]` for each decoder layer, in the dtype of the residual stream.
+        slots: `[tokens]`, the row that is added to each token of a step.
     """
 
     tables: dict[int, Float[torch.Tensor, "rows hidden"]]
@@ -43,7 +44,7 @@ def steer_layers(
     dtype: torch.dtype,
     device: torch.device,
 ) -> SteeringBuffers:
-    """Makes the decoder layers of `indices`, as far as they are in this process, read steering buffers.
+    """Makes those decoder layers of `indices` that are in this process add rows of steering buffers.
 
     Args:
         layers: the decoder layers of this process, by index in the whole model.
@@ -58,6 +59,7 @@ def steer_layers(
         layer.register_buffer("steering_slots", slots, persistent=False)
         if type(layer) not in classes:
             classes[type(layer)] = _steered(type(layer))
+        # The module stays the same object, so vLLM's own references to it, and its parameters, remain valid.
         layer.__class__ = classes[type(layer)]
     return SteeringBuffers(tables, slots)
 
@@ -70,21 +72,22 @@ def local_decoder_layers(model: nn.Module, num_layers: int) -> dict[int, nn.Modu
     """
     text_model: Any = getattr(model, "get_language_model", lambda: model)()
     lists = [m for m in text_model.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    # A layer may hold a list of that length itself, for example of experts.
     lists = [m for m in lists if not any(m is part for other in lists if other is not m for part in other.modules())]
     if len(lists) != 1:
         raise ArchitectureError(
-            f"{type(model).__name__} has {len(lists)} lists of {num_layers} modules, so its decoder layers cannot be "
-            "told. Steer this model with transformers."
+            f"{type(model).__name__} has {len(lists)} lists of {num_layers} modules, so it is unclear which are its "
+            "decoder layers. Steer this model with transformers."
         )
     (found,) = lists
     return {index: layer for index, layer in enumerate(found) if type(layer).__name__ != "PPMissingLayer"}
 
 
 def _steered(layer_class: type[nn.Module]) -> type[nn.Module]:
-    """The same layer, whose output has the table's rows added to it.
+    """A subclass of a decoder layer's class that adds the table's rows to the layer's output.
 
-    A vLLM layer returns the residual stream, or a pair whose sum it is. Of a pair the first is added to: some models
-    return as the second what nothing reads any more.
+    A vLLM layer returns the residual stream, or a pair whose sum is the residual stream. The rows are added to the
+    first of a pair, because in some models no later layer reads the second.
     """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a program does with a `vllm.LLM` that steers."""
+"""Reloading the vectors of a `vllm.LLM`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def reload_vectors(llm: Any) -> None:
-    """Reads the folder of vectors again. Requests under way keep the vectors they began with.
+    """Reads the folder of vectors again. Requests that are under way keep the vectors they began with.
 
     Raises:
         LayerError: a set acts at a layer that was not prepared when the engine started. Nothing has changed.

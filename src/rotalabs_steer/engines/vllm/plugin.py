@@ -1,7 +1,7 @@
-"""The vLLM plugin: every place where vLLM is changed, and what by.
+"""The vLLM plugin. It changes some classes of vLLM, all of them here.
 
-vLLM loads `register` in each of its processes. Requests are looked at in all of them; models, only of engines that are
-configured to steer.
+vLLM calls `register` in each of its processes. Every engine's requests are checked for steering, but only the models of
+engines that are configured to steer are changed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _registered = False
 
 
 def register() -> None:
-    """Puts steering into this process's vLLM; the second time does nothing.
+    """Adds steering to vLLM in this process. A second call does nothing.
 
     Raises:
-        MissingDependencyError: this vLLM is older than the plugin knows.
+        MissingDependencyError: this version of vLLM is too old.
     """
     global _registered  # noqa: PLW0603 - vLLM's classes are changed once a process
     if _registered:
@@ -41,7 +41,8 @@ def register() -> None:
 def _check_version() -> None:
     from vllm.version import __version_tuple__ as found
 
-    if tuple(found[:2]) != (0, 0) and tuple(found[:2]) < OLDEST_VLLM:
+    release = tuple(found[:2])
+    if release != (0, 0) and release < OLDEST_VLLM:  # a build from source may have version 0.0
         raise MissingDependencyError(
             f"vLLM {'.'.join(map(str, found[:3]))} is too old to steer. Install a newer one with: "
             'pip install "rotalabs-steer[vllm]"'
@@ -68,7 +69,10 @@ def _change_requests() -> None:
 
 
 def _change_http_requests() -> None:
-    """Takes `steering` from the body of a request, and checks it before a stream has begun."""
+    """Passes `steering` on from the body of a request.
+
+    It is resolved here, too, because an error after the beginning of a stream would not reach the client as an error.
+    """
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
@@ -96,7 +100,7 @@ def _refusing_steering(to_beam_search_params: Any) -> Any:
     @functools.wraps(to_beam_search_params)
     def to_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         if (self.model_extra or {}).get(WIRE_KEY) is not None:
-            raise OptionError("vLLM's beam search passes no steering on: turn use_beam_search off to steer.")
+            raise OptionError("vLLM's beam search does not pass steering on. Turn use_beam_search off to steer.")
         return to_beam_search_params(self, *args, **kwargs)
 
     return to_params
@@ -119,7 +123,7 @@ def _change_workers() -> None:
 
 
 def _change_reloads() -> None:
-    """Tells the workers which vectors waiting and running requests use: only the engine knows all of these requests."""
+    """Adds the vectors of waiting and running requests to a reload, because only the engine knows all of them."""
     from vllm.v1.engine.core import EngineCore
 
     collective_rpc = EngineCore.collective_rpc
@@ -144,7 +148,7 @@ def _steer(runner: Any, vllm_config: Any, settings: SteeringSettings) -> Any:
 
 
 def _change_cache_keys() -> None:
-    """Of the KV cache's blocks, and of compiled graphs."""
+    """Makes steering part of the keys of KV cache blocks and of compiled graphs."""
     from vllm.config import VllmConfig
     from vllm.v1.core import kv_cache_utils
 

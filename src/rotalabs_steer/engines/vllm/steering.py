@@ -1,13 +1,13 @@
-"""What is added to a request's activations: additions at layers, and the positions they cover.
+"""The steering of one request: vectors to add at layers, and the positions to add them at.
 
-It travels with the request from the API server to scheduler and workers, as plain data.
+It travels with the request from the API server to the scheduler and the workers, as plain data.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ _ENDLESS = 2**62
 
 @dataclass(frozen=True, order=True)
 class Addition:
-    """A vector, told by the digest of its numbers, times a strength, at the output of a layer."""
+    """A vector times a strength, added to the output of a layer. `digest` identifies the vector by its numbers."""
 
     layer: int
     behavior: str
@@ -32,22 +32,21 @@ class Addition:
 
 @dataclass(frozen=True)
 class Steering:
-    """Additions in order of their layers, and their scope, as in `positions.SCOPES`."""
+    """Additions sorted by layer, and one of `scopes.SCOPES`."""
 
     additions: tuple[Addition, ...]
     scope: str
 
     @cached_property
     def key(self) -> str:
-        """What tells these additions from all others, wherever they act."""
-        rows = [[a.layer, a.behavior, a.digest, a.strength] for a in self.additions]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]
+        """Identifies the additions, regardless of their scope."""
+        return hashlib.sha256(json.dumps(self._rows).encode()).hexdigest()[:32]
 
     def covered(self, prompt_tokens: int, start: int, stop: int) -> tuple[int, int]:
-        """Which positions of `start` to `stop - 1` are steered: from the first to below the second; none if equal.
+        """The part of the positions `start` to `stop - 1` that is steered, as a half-open range; it may be empty.
 
-        Positions are those of `positions.py`: of the tokens of a row, prompt first. Computed from the length of the
-        prompt alone, they are the same for chunked prompts and for a request that was preempted and runs again.
+        Position 0 is the first token of the prompt. The result depends on the length of the prompt only, so it is the
+        same for a prompt that runs in chunks and for a request that was preempted and runs again.
         """
         first, last = {
             "all": (0, _ENDLESS),
@@ -60,17 +59,21 @@ class Steering:
         return begin, max(begin, min(stop, last))
 
     def document(self) -> dict[str, Any]:
-        """As plain data; `from_document` reads it."""
-        return {"scope": self.scope, "additions": [[a.layer, a.behavior, a.digest, a.strength] for a in self.additions]}
+        """The steering as plain data, which `from_document` reads."""
+        return {"scope": self.scope, "additions": self._rows}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Steering:
-        """What `document` wrote."""
+        """Reads the result of `document`."""
         return cls(tuple(Addition(*row) for row in document["additions"]), document["scope"])
+
+    @property
+    def _rows(self) -> list[list[Any]]:
+        return [list(astuple(addition)) for addition in self.additions]
 
 
 def steering_of(sampling_params: Any) -> Steering | None:
-    """The steering of a request in the engine, None for an unsteered or a pooling request."""
+    """The steering of a request in the engine; None for an unsteered request and for a pooling request."""
     document = (getattr(sampling_params, "extra_args", None) or {}).get(EXTRA_ARG)
     return None if document is None else Steering.from_document(document)
 

@@ -1,4 +1,4 @@
-"""Steering in a worker process: the model's layers, and the hooks of its model runner."""
+"""Steering in a worker process: it changes the model's layers and follows the model runner's steps."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from rotalabs_steer.engines.vllm.step import Span, StepWriter
 from rotalabs_steer.errors import FileFormatError, OptionError, SteeringError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from rotalabs_steer.engines.vllm.catalogue import Catalogue
     from rotalabs_steer.engines.vllm.steering import Steering
 
 
 class SteeringWorker:
-    """Steers what one model runner runs.
-
-    Both model runners of vLLM are known: V1 (`gpu_model_runner.py`) and V2 (`gpu/model_runner.py`).
-    """
+    """Steers the model of one model runner."""
 
     def __init__(self, runner: Any, vllm_config: Any, settings: SteeringSettings) -> None:
         self._settings, self._vllm_config = settings, vllm_config
@@ -45,7 +42,7 @@ class SteeringWorker:
         follow_runner(runner, self._see, self._prepare)
 
     def check(self, key: str) -> None:
-        """Compares the vectors of this worker with those of an API server, told by its catalogue's key.
+        """Compares the vectors of this worker with those of the API server whose catalogue has this key.
 
         Raises:
             FileFormatError: they differ.
@@ -53,14 +50,14 @@ class SteeringWorker:
         check_key(self._writer.catalogue, key, self._settings.vectors)
 
     def reload(self, key: str, used: Sequence[str]) -> bool:
-        """Reads the folder of vectors again; requests under way keep the vectors they began with.
+        """Reads the folder of vectors again. Requests that are under way keep the vectors they began with.
 
         Args:
-            used: digests of the vectors that requests may ask for which were accepted before.
+            key: the `Catalogue.key` of what the API server found in the folder.
+            used: digests of the vectors that requests may use which were accepted before.
 
         Returns:
-            Whether the folder holds what the API server found in it, told by the catalogue's key. If not, nothing has
-            changed.
+            Whether this worker found the same. If not, it keeps the vectors it had.
         """
         try:
             fresh = self._settings.catalogue(self._vllm_config).with_older(self._writer.catalogue, used)
@@ -71,27 +68,24 @@ class SteeringWorker:
         return fresh.key == key
 
     def _see(self, scheduler_output: Any) -> None:
-        """Learns of new requests and forgets finished ones. One that is preempted is neither."""
+        """Adds new requests and removes finished ones. A preempted request stays: it is neither when it runs again."""
         for req_id in scheduler_output.finished_req_ids:
             self._requests.pop(req_id, None)
         for new in scheduler_output.scheduled_new_reqs:
             steering = steering_of(new.sampling_params)
             if steering is not None:
-                self._requests[new.req_id] = (steering, prompt_length(new))
+                self._requests[new.req_id] = (steering, _prompt_length(new))
 
     def _prepare(self, req_ids: Sequence[str], tokens: Iterable[int], computed: Iterable[int]) -> None:
-        unsteered: tuple[Steering | None, int] = (None, 0)
-        of: Mapping[str, tuple[Steering | None, int]] = self._requests
-        self._writer.write(
-            [
-                Span(*of.get(req_id, unsteered), int(start), int(count))
-                for req_id, count, start in zip(req_ids, tokens, computed, strict=True)
-            ]
-        )
+        spans = []
+        for req_id, count, start in zip(req_ids, tokens, computed, strict=True):
+            steering, prompt_tokens = self._requests.get(req_id, (None, 0))
+            spans.append(Span(steering, prompt_tokens, int(start), int(count)))
+        self._writer.write(spans)
 
 
 def check_key(catalogue: Catalogue, key: str, folder: str | None) -> None:
-    """Compares what a worker read with what the API server read.
+    """Compares the vectors that a worker read with those that the API server read.
 
     Raises:
         FileFormatError: they differ.
@@ -99,7 +93,7 @@ def check_key(catalogue: Catalogue, key: str, folder: str | None) -> None:
     if catalogue.key != key:
         raise FileFormatError(
             f"The vectors that a worker read from {folder} are not those that the API server read: the folder changed "
-            "while the engine started, or is another one on the worker's machine. Start the engine again."
+            "while the engine started, or it differs on the worker's machine. Start the engine again."
         )
 
 
@@ -108,13 +102,17 @@ def follow_runner(
     see: Callable[[Any], None],
     prepare: Callable[[Sequence[str], Iterable[int], Iterable[int]], None],
 ) -> None:
-    """Calls `see` with every scheduler output, and `prepare` before each step that runs the model.
+    """Calls two functions in every step of a model runner.
 
-    `prepare` is given the requests in the order of the step's tokens, how many tokens of each the step has, and how
-    many were computed before.
+    Both model runners of vLLM are supported: V1 (`gpu_model_runner.py`) and V2 (`gpu/model_runner.py`).
+
+    Args:
+        see: called with every scheduler output.
+        prepare: called before the model runs, with the ids of the requests in the order of the step's tokens, the
+            number of each request's tokens in the step, and the number of its tokens that were computed before.
 
     Raises:
-        OptionError: the model runner orders tokens on the device, where they cannot be followed.
+        OptionError: the model runner orders tokens on the device, where we cannot follow them.
     """
     if getattr(runner, "adaptive_verification", None) is not None:
         raise OptionError("Steering does not go together with adaptive verification of drafts: turn it off.")
@@ -122,11 +120,12 @@ def follow_runner(
 
     @functools.wraps(execute_model)
     def execute(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs.get("dummy_run", False):
+        if not kwargs.get("dummy_run", False):  # a dummy run, as for warm-up, answers no request
             see(scheduler_output)
         return execute_model(scheduler_output, *args, **kwargs)
 
     runner.execute_model = execute
+    # V1 has ordered the requests before it calls this method, V2 orders them inside it.
     if hasattr(runner, "_prepare_inputs"):
         runner._prepare_inputs = _before_v1(runner, runner._prepare_inputs, prepare)
     else:
@@ -153,7 +152,6 @@ def _after_v2(prepare_inputs: Callable[..., Any], prepare: Callable[..., None]) 
     return prepared
 
 
-def prompt_length(new_request: Any) -> int:
-    """Tokens of a new request's prompt."""
+def _prompt_length(new_request: Any) -> int:
     ids = new_request.prompt_token_ids
     return len(ids if ids is not None else new_request.prompt_embeds)

@@ -135,7 +135,7 @@ def _read_config(behavior: str, config: Mapping[str, Any]) -> tuple[Any, int | N
     return sources[0], config.get("layer"), config.get("strength", 1.0)
 
 
-def _one_number(strength: float) -> float:
+def _one_number(strength: float | Sequence[float]) -> float:
     checked = check_strength(strength)
     if isinstance(checked, tuple):
         raise OptionError(f"Strength {strength!r} is a list; each call takes one number a behaviour.")

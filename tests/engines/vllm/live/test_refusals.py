@@ -13,8 +13,8 @@ from rotalabs_steer.errors import OptionError, VectorError
     ("value", "message"),
     [
         ({"wram": 1.0}, "Unknown behaviour 'wram'. This server has: calm, cool, warm"),
-        ({"warm": float("nan")}, "it must be from -10 to 10"),
-        ({"warm": 1e30}, "it must be from -10 to 10"),
+        ({"warm": float("nan")}, "it must be a number from -10 to 10"),
+        ({"warm": 1e30}, "it must be a number from -10 to 10"),
         ({"behaviors": {"warm": 1.0}, "layers": [3]}, "has no vector at layer 3"),
         ({"behaviors": {"warm": 1.0}, "scope": "some"}, "has scope 'some'"),
         ({"behaviors": {"warm": 1.0}, "path": "/etc/passwd"}, "steering has no 'path'"),
@@ -29,7 +29,7 @@ def test_a_request_that_cannot_be_met(llm, prompts, value, message):
 
 def test_the_engines_own_key_cannot_be_sent(llm, prompts):
     params = SamplingParams(extra_args={"rotalabs_steer": {"additions": [], "scope": "all"}})
-    with pytest.raises(OptionError, match="kept for the engine; ask by 'steering'"):
+    with pytest.raises(OptionError, match="which the engine sets itself; use 'steering'"):
         generate(llm, prompts[:1], params)
 
 
