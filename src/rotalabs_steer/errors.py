@@ -1,4 +1,4 @@
-"""Everything this package raises on purpose.
+"""The errors and warnings of this package.
 
     SteeringError
     ├── ArchitectureError       the model has no decoder layer, part or shape we can find
@@ -10,25 +10,25 @@
     ├── DatasetError            pairs or prompts that cannot be used
     ├── ChatTemplateError       the tokenizer cannot render a prompt as a chat
     ├── ActivationError         activations that are missing or not finite
-    ├── PositionError           a forward call whose token positions cannot be known
+    ├── PositionError           a forward call whose token positions cannot be determined
     ├── FileFormatError         a file that is not what it should be
     ├── DownloadError           a repository that cannot be reached
-    ├── SteeringConflictError   two threads steer one model at odds, or hooks would not act
+    ├── SteeringConflictError   two threads steer one model differently, or hooks would not act
     ├── NotSteeredError         the model ran, and what was attached to it did not act
-    ├── CompiledModelError      compiled code ran without the hooks that were to read it
+    ├── CompiledModelError      compiled code ran without the hooks that were to read activations
     ├── JudgeError              a language model that judges texts cannot be asked
     │   └── MissingVerdictError     it gave no valid verdict on one text
     │       └── MalformedVerdictError   its verdict does not meet the schema
     ├── ServerError             a server that cannot be reached, or that refuses what it is asked
     └── MissingDependencyError  an optional package is needed
 
-Errors about a value are also `ValueError`, so ordinary `except` clauses work. What works but is hardly meant is a
-`SteeringWarning`.
+Errors about a value are also `ValueError`, so ordinary `except` clauses work. A `SteeringWarning` says that steering
+works, but probably not as it was meant.
 """
 
 
 class SteeringWarning(UserWarning):
-    """Something that steers, but hardly as it was meant."""
+    """Steering that works, but probably not as it was meant."""
 
 
 class SteeringError(Exception):
@@ -72,7 +72,7 @@ class ActivationError(SteeringError, ValueError):
 
 
 class PositionError(SteeringError, ValueError):
-    """A forward call whose token positions cannot be known."""
+    """A forward call whose token positions cannot be determined."""
 
 
 class FileFormatError(SteeringError, ValueError):
@@ -80,11 +80,11 @@ class FileFormatError(SteeringError, ValueError):
 
 
 class DownloadError(SteeringError, RuntimeError):
-    """A repository cannot be reached, or does not give what it lists."""
+    """A repository cannot be reached, or does not deliver a file that it lists."""
 
 
 class SteeringConflictError(SteeringError, RuntimeError):
-    """Two threads steer one model at odds, or a hook would silently not act."""
+    """Two threads steer one model differently, or a hook would silently not act."""
 
 
 class NotSteeredError(SteeringError, RuntimeError):

@@ -1,4 +1,4 @@
-"""An older import path of `rotalabs_steer.steering`'s schedules, kept so that programs go on working."""
+"""An older import path of the schedules in `rotalabs_steer.steering`, kept for programs that use it."""
 
 from rotalabs_steer.steering.schedules import LinearDecay, StopAfter
 

@@ -1,4 +1,4 @@
-"""The import path that rotalabs-steer 1.2 has for downloads: `from rotalabs_steer.utils import download_vectors`."""
+"""The import path of rotalabs-steer 1.2 for downloads: `from rotalabs_steer.utils import download_vectors`."""
 
 from rotalabs_steer.files.v1_downloads import download_vectors, list_available_vectors
 

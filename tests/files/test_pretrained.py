@@ -90,7 +90,8 @@ def test_the_card_says_what_is_known(tmp_path):
 
 def test_the_card_says_what_is_not_known_and_no_path_of_the_machine(tmp_path):
     vectors = [SteeringVector("a|b\n# c", 1, torch.ones(8), "/home/me/secret/tiny```")]
-    SteeringVectorSet("a|b\n# c", vectors, {"effect": {"nats_per_token": "much"}}).save_pretrained(tmp_path)
+    findings = {"effect": {"nats_per_token": "much"}, "answers": {"change": 0.1, "low": None, "high": None}}
+    SteeringVectorSet("a|b\n# c", vectors, findings).save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text("utf-8")
     assert "/home/me" not in card
     assert "base_model" not in card
@@ -98,6 +99,7 @@ def test_the_card_says_what_is_not_known_and_no_path_of_the_machine(tmp_path):
     assert "| Dataset | not recorded |" in card
     assert "| Tuned layer | not tuned |" in card
     assert "| Effect | not readable |" in card
+    assert "+0.1 in the judge's unit, from −1 to +1, without an interval, so no effect is shown |" in card
     assert card.count("```") == 2
 
 

@@ -1,8 +1,8 @@
 """Dataclasses as JSON files and back, by the type hints of their fields.
 
-The metadata of a field may give it another key in the file: `field(metadata={"key": "layer"})`. A key that the class
-does not have is ignored, and a key that the file does not have takes the field's default, so that files of earlier and
-later releases can be read. The types in a record's hints must be imported at run time.
+The metadata of a field can give it another key in the file: `field(metadata={"key": "layer"})`. A key that the class
+does not have is ignored, and a field whose key is missing gets its default, so files of earlier and later releases can
+be read. The types in the hints must be importable at run time.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 64 * 2**20
 _MAX_ITEMS = 2_000_000
-"""Far above the record of any tuning: five strengths of 100,000 pairs are half a million numbers."""
+"""Far more than the record of any tuning has: five strengths of 100,000 pairs are half a million numbers."""
 
 
 def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
-    """Writes a record as JSON, atomically. Missing folders are made.
+    """Writes a record as JSON, atomically. Missing folders are created.
 
     Raises:
-        TypeError, ValueError: the record holds something that JSON cannot hold, such as NaN. No file has changed.
+        TypeError, ValueError: the record holds something that JSON cannot express, such as NaN. No file has changed.
     """
     content = (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
     path = Path(path)
@@ -49,7 +49,7 @@ def read_record(path: Path, newest: int | None = None) -> dict[str, Any]:
     """Reads a JSON object that a stranger may have written.
 
     Args:
-        newest: the newest `schema_version` that the caller understands. A record without one is old.
+        newest: the newest `schema_version` that the caller understands; a record without one is older.
 
     Raises:
         FileFormatError: the file is too large, is not a JSON object of finite numbers, or is of a newer release.
@@ -65,13 +65,13 @@ def read_record(path: Path, newest: int | None = None) -> dict[str, Any]:
 
 
 def key_of(field: dataclasses.Field[Any]) -> str:
-    """The key of a dataclass' field in the file."""
+    """The key in the file for a field of a dataclass."""
     key: str = field.metadata.get("key", field.name)
     return key
 
 
 def to_json(value: Any) -> Any:
-    """A dataclass, or what its fields hold, as JSON has it. Numbers keep all their digits."""
+    """A dataclass, or the value of a field, as JSON values. Numbers keep all their digits."""
     if dataclasses.is_dataclass(value):
         return {key_of(field): to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, collections.abc.Mapping):
@@ -82,10 +82,10 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any, place: str, **given: Any) -> Any:
-    """The inverse of `to_json` for one type, which may be a dataclass. Every value is checked on the way.
+    """The inverse of `to_json` for a dataclass or another type. Every value is checked against its type.
 
     Args:
-        place: what the value is, for an error.
+        place: what the value is, for an error message.
         given: fields of the dataclass that the file does not hold.
 
     Raises:
@@ -120,7 +120,7 @@ def _dataclass(kind: Any, record: Any, prefix: str, given: Mapping[str, Any]) ->
 
 
 def _value(kind: Any, value: Any, prefix: str, name: str) -> Any:
-    """A value of any type that a field may have."""
+    """A value of any type that a field can have."""
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, f"{prefix}{name} is malformed: ", {})
     if kind is Any:
@@ -138,7 +138,7 @@ def _value(kind: Any, value: Any, prefix: str, name: str) -> Any:
 
 
 def _either(kinds: tuple[Any, ...], value: Any, prefix: str, name: str) -> Any:
-    """The first type of a union that fits. The error is that of the last one."""
+    """A value of the first type of a union that fits it. If none fits, the error is that of the last one."""
     if value is None and types.NoneType in kinds:
         return None
     *first, last = (kind for kind in kinds if kind is not types.NoneType)
@@ -149,7 +149,7 @@ def _either(kinds: tuple[Any, ...], value: Any, prefix: str, name: str) -> Any:
 
 
 def _container(kind: Any, value: Any, prefix: str, name: str) -> Any:
-    """A tuple, list or mapping with all that is in it; None if the value does not have that form."""
+    """A tuple, list or mapping with its items; None if the value does not have that form."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (tuple, list) and isinstance(value, list):
         repeated = origin is list or arguments[-1] is Ellipsis
@@ -168,7 +168,7 @@ def _container(kind: Any, value: Any, prefix: str, name: str) -> Any:
 
 
 def _tensor(value: Any) -> torch.Tensor | None:
-    """A tensor of finite float32 numbers; None for what is not one."""
+    """A tensor of finite float32 numbers; None if the value cannot be one."""
     try:
         tensor = torch.tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 SCHEMA_VERSION = "2.0"
-"""Version 1 is what rotalabs-steer 1.2 writes: without `schema_version`, `sha256` and what `describe` adds."""
+"""rotalabs-steer 1.2 writes version 1: without `schema_version`, `sha256` and the entries of `describe`."""
 
 STEERING = {
     "operator": "add",
@@ -29,7 +29,7 @@ STEERING = {
 """How every vector of this package is applied. `positions` is the scope that strengths are tuned for, not a limit."""
 
 MAX_VECTORS = 4096
-"""Far above the layers of any model."""
+"""Far more than the layers of any model."""
 
 
 class StoredSet(NamedTuple):
