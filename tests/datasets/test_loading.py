@@ -99,7 +99,7 @@ def test_rows_that_are_in_memory():
     (b'{"positive": "p", "negative": null}', "row 1: The negative text of a pair is empty"),
     (b'{"positive": "p", "negative": "p "}', r"row 1: both sides are the same text \('p'\)"),
     (b'{"positive": "p"}', r"row 1: no 'negative'; there are: positive\. Name a column .* --column positive=chosen"),
-    (b'{"positive": "p", "negative": 3}', "row 1: 'negative' is of type int, expected text"),
+    (b'{"positive": "p", "negative": 3}', "row 1: 'negative' is of type int, expected a string"),
     (b'{"positive": [{"role": "user", "content": "p"}], "negative": "n"}', "type list, .* the content of the last one"),
     (b'{"positive": "p", "negative": "n", "metadata": "m"}', "'metadata' is of type str, expected an object"),
     (b'{"positive": "p", "negative": "n", "prompt": " "}', "row 1: The prompt of a pair is empty"),
@@ -139,7 +139,7 @@ def test_all_faults_come_together(tmp_path):
     assert lines[0] == f"{path}: 15 of 18 rows cannot be used."
     assert lines[1].startswith("  rows 4, 5, 6, 7, 8 and 4 more: no 'positive'; there are: good.")
     assert lines[2] == "  row 13: both sides are the same text ('p')."
-    assert lines[3] == "  rows 14, 15: 'negative' is of type int, expected text."
+    assert lines[3] == "  rows 14, 15: 'negative' is of type int, expected a string."
     assert lines[4] == "  row 16: the same pair as row 1."
     assert lines[-1] == "  and 1 more; `rotalabs-steer datasets check FILE` lists them all."
     reading = read_pairs(path)
@@ -164,7 +164,7 @@ def test_duplicates_can_be_kept():
     ("x.json", b"[" * 100_000, "x.json is not valid JSON"),
     ("x.json", b'{"rows": []}', "x.json holds an object without a list of rows; expected a list of objects"),
     ("x.json", b"3", "x.json holds a number without a list of rows"),
-    ("x.parquet", b"PAR1", r"x.parquet is not a kind of file that is read here: use .jsonl, .* the library `datasets`"),
+    ("x.parquet", b"PAR1", r"x.parquet is not a kind of file that can be read: use .jsonl, .* the library `datasets`"),
 ])  # fmt: skip
 def test_files_that_cannot_be_read_at_all(tmp_path, name, content, message):
     with pytest.raises(DatasetError, match=message):
@@ -176,7 +176,7 @@ def test_sources_that_hold_no_rows():
         DatasetError, match=r"got a mapping with 'train', 'test'. Choose .* load_pairs\(dataset\['train'"
     ):
         load_pairs({"train": [], "test": []})
-    with pytest.raises(DatasetError, match="row 2: expected a mapping, a ContrastPair or two texts, found int"):
+    with pytest.raises(DatasetError, match="row 2: expected a mapping, a ContrastPair or two strings, found int"):
         load_pairs([("a", "b"), 3])
     with pytest.raises(DatasetError, match="The list has no rows"):
         load_pairs([])

@@ -32,7 +32,7 @@ def test_the_model_sees_both_system_messages(tokenizer):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("Who are you?", "a", "b"), r"Prompts must be a list of texts, got one text \('Who are you\?'\)"),
+    (("Who are you?", "a", "b"), r"Prompts must be a list of strings, got one string \('Who are you\?'\)"),
     (([], "a", "b"), "There are no prompts"),
     ((PROMPTS, "a", " a"), "Both system messages are 'a', so the sides would not differ"),
     ((PROMPTS, "a", "b", ["one"]), "There are 1 responses for 2 prompts. Give one for each, or a function"),

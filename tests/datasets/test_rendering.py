@@ -2,8 +2,9 @@ import copy
 
 import pytest
 
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets import ContrastPair
-from rotalabs_steer.datasets.rendering import render_pair, render_prompt
+from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.errors import ChatTemplateError, DatasetError
 
 pytestmark = pytest.mark.real_model
@@ -33,7 +34,7 @@ def test_what_cannot_be_rendered_is_an_error(tokenizer):
     bare = copy.copy(tokenizer)
     bare.chat_template = None
     with pytest.raises(ChatTemplateError, match=r"has no chat template.*two plain texts"):
-        render_prompt(bare, "Hello")
+        ChatTokenizer.of(bare).prompt("Hello")
     bare.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(ChatTemplateError, match=r"\['system', 'user'\]\): System role not supported. If it has no"):
-        render_prompt(bare, "Hello", "Be brief.")
+        ChatTokenizer.of(bare).prompt("Hello", "Be brief.")

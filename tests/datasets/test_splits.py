@@ -60,7 +60,7 @@ def test_names_of_other_datasets_are_understood(name, split):
 @pytest.mark.parametrize("name", ["extra", 3, True])
 def test_a_split_of_unknown_name_is_an_error_and_no_pair_is_dropped(name):
     given = pairs(20, split=lambda n: ("train", "validation", "test", name)[n % 4])
-    with pytest.raises(DatasetError, match=f"in the split {name!r}, and it is not known .*'p3'"):
+    with pytest.raises(DatasetError, match=f"in the split {name!r}, whose purpose is unknown.*'p3'"):
         split_pairs(given)
 
 
@@ -74,11 +74,11 @@ def test_a_split_is_taken_by_whole_categories():
 
 
 def test_too_few_pairs_to_train_on_are_an_error():
-    with pytest.raises(DatasetError, match="would be 0 for train, 0 for validation, 12 for test"):
+    with pytest.raises(DatasetError, match="would be split into 0 for train, 0 for validation, 12 for test"):
         split_pairs(pairs(12, split=lambda n: "test"))
-    with pytest.raises(DatasetError, match="would be 1 for train, 0 for validation, 11 for test"):
+    with pytest.raises(DatasetError, match="would be split into 1 for train, 0 for validation, 11 for test"):
         split_pairs(pairs(12, split=lambda n: "test" if n else None))
-    with pytest.raises(DatasetError, match="would be 0 for train, 6 for validation, 6 for test"):
+    with pytest.raises(DatasetError, match="would be split into 0 for train, 6 for validation, 6 for test"):
         split_pairs(pairs(12, split=lambda n: "test" if n % 2 else "val"))
 
 

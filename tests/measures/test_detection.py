@@ -4,8 +4,9 @@ import torch
 from scipy import stats
 
 from rotalabs_steer import ActivationInjector, SteeringVector, extract_activations
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets import ContrastPair, load_formality_pairs
-from rotalabs_steer.datasets.rendering import render_pair, render_prompt
+from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.errors import ActivationError, DatasetError, OptionError, VectorError
 from rotalabs_steer.evaluation import auroc, detection_auroc, project
 from rotalabs_steer.extraction import extract_vectors
@@ -41,7 +42,7 @@ def test_answers_are_scored_behind_their_prompts(llama, words):
     vector = make_vector(llama, 2)
     (found,) = project(llama, words, ["w20 w21"], vector, prompts=["w30 w31"])
     assert found.start == 0
-    ids = [*render_prompt(words, "w30 w31"), *words("w20 w21", add_special_tokens=False)["input_ids"]]
+    ids = [*ChatTokenizer.of(words).prompt("w30 w31"), *words("w20 w21", add_special_tokens=False)["input_ids"]]
     assert found.tokens == ("w20", "w21")
     expected = reference_scores(llama, ids, vector)[-2:]
     assert torch.allclose(found.scores[0], expected, atol=1e-5)
@@ -54,6 +55,10 @@ def test_steering_moves_the_projection_by_its_length(llama, words):
     with ActivationInjector(llama, vector, strength=-0.5):
         (after,) = project(llama, words, ["w20 w21 w22"], vector)
     assert torch.allclose(after.scores - before.scores, torch.tensor(-0.5 * vector.norm), atol=1e-4)
+
+
+def test_no_texts_have_no_projections(llama, words):
+    assert project(llama, words, [], make_vector(llama), prompts=[]) == []
 
 
 def test_what_cannot_be_projected_is_an_error(llama, words):
@@ -130,7 +135,9 @@ def test_sides_that_differ_in_their_prompt_are_read_where_the_model_answers(llam
     pairs = [ContrastPair("", "", prompt=f"w{n} w20", negative_prompt=f"w{n} w21") for n in (30, 31, 32)]
     vector = make_vector(llama, 1)
     (found,) = detection_auroc(llama, words, pairs, vector)
-    expected = [float(reference_scores(llama, render_prompt(words, pair.prompt), vector)[-1]) for pair in pairs]
+    expected = [
+        float(reference_scores(llama, ChatTokenizer.of(words).prompt(pair.prompt), vector)[-1]) for pair in pairs
+    ]
     assert found.positive_scores == pytest.approx(expected, abs=1e-5)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from playground.conftest import MARKUP, QUESTION
 from rotalabs_steer import MultiVectorInjector, SteeringVectorSet
-from rotalabs_steer.datasets.rendering import render_prompt
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.generation.continuation import continue_rows
 
 CHROMIUM = os.environ.get("ROTALABS_STEER_CHROMIUM")
@@ -115,7 +115,7 @@ def expected(model, tokenizer, vectors, strength):
         model, {"formality": SteeringVectorSet.load(vectors / "formality")}, {"formality": strength}
     )
     with injector:
-        (row,) = continue_rows(model, tokenizer, [render_prompt(tokenizer, QUESTION)], TOKENS)
+        (row,) = continue_rows(model, tokenizer, [ChatTokenizer.of(tokenizer).prompt(QUESTION)], TOKENS)
     return tokenizer.decode(row, skip_special_tokens=True)
 
 

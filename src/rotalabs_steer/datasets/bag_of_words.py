@@ -1,7 +1,7 @@
-"""Whether single words give away which side of a pair a response is.
+"""Measures whether single words give away the side of a pair that a response is.
 
-A logistic regression on word counts is trained on some pairs and asked about others. What it gets right beyond one
-half, after the behaviour's own words are removed, a steering vector may have learnt instead of the behaviour.
+A logistic regression on word counts is trained on some pairs and tested on others. If it is right more than half the
+time without the behaviour's own words, a steering vector may learn those other words instead of the behaviour.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _TOKEN = r"\w+(?:'\w+)*|[!?]"
 _FEWEST_PAIRS = 10
 _MOST_PAIRS = 2000
-"""Of a larger dataset a sample is measured; the interval is then within 2.2 percentage points."""
+"""A larger dataset is sampled; the interval is then within 2.2 percentage points."""
 _FOLDS = 5
 _TELLING_WORDS = 8
 _SUREST = 5
@@ -37,11 +37,11 @@ class BagOfWords:
     """How often a bag of words tells the sides apart: 0.5 is chance.
 
     Attributes:
-        accuracy, low, high: over the tested responses, with a 95 % interval (Wilson) that counts a pair once.
+        accuracy, low, high: over the tested responses, with a 95 % interval (Wilson) that counts each pair once.
         trained_pairs, tested_pairs: numbers of pairs; in cross-validation every pair is tested.
         method: how training and tested pairs were kept apart.
-        positive_words, negative_words: those with the largest weights for either side.
-        surest: indices of the pairs it is most sure about, of those it gets right.
+        positive_words, negative_words: those with the largest weights for each side.
+        surest: indices of the pairs whose sides it tells apart with the largest margins.
     """
 
     accuracy: float
@@ -58,11 +58,12 @@ class BagOfWords:
 def measure_bag_of_words(pairs: Sequence[ContrastPair], markers: Sequence[str] = ()) -> BagOfWords | None:
     """The measurement, or None where there are fewer than ten pairs.
 
-    Trains on the split "train" and tests on "test" where the metadata of the pairs name these; else five-fold
-    cross-validation that keeps a category together, or a pair where there are no categories.
+    The classifier is trained on the split "train" and tested on "test" where the metadata of the pairs name these. Else
+    five-fold cross-validation keeps the pairs of a category together, or the sides of a pair if none has a category.
 
     Args:
-        markers: words and phrases removed first. In a marker, `*` stands for any letters: `*n't` is all words with n't.
+        markers: words and phrases that are removed first. In a marker, `*` stands for any letters: `*n't` matches all
+            words that end with n't.
 
     Raises:
         MissingDependencyError: scikit-learn is not installed.
@@ -149,7 +150,7 @@ def _folds(pairs: Sequence[ContrastPair]) -> tuple[str, list[tuple[list[int], li
 
 
 def _sample(indices: list[int]) -> list[int]:
-    """At most `_MOST_PAIRS` of the indices, by chance but always the same: every nth row may be all of one kind."""
+    """At most `_MOST_PAIRS` of the indices, drawn at random with a fixed seed: every nth row may be of one kind."""
     if len(indices) <= _MOST_PAIRS:
         return indices
     return sorted(random.Random(0).sample(indices, _MOST_PAIRS))
@@ -162,7 +163,7 @@ def _texts(pairs: Sequence[ContrastPair], indices: Sequence[int], pattern: re.Pa
 
 
 def _marker_pattern(markers: Sequence[str]) -> re.Pattern[str] | None:
-    """Matches any marker as whole words, the longest first."""
+    """A pattern that matches the markers as whole words. Phrases go before the words that they contain."""
     ordered = sorted({_plain(marker).strip() for marker in markers} - {""}, key=len, reverse=True)
     if not ordered:
         return None

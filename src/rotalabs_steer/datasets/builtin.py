@@ -1,4 +1,4 @@
-"""The behaviours that come with the package: JSONL files under `datasets/data/`, one folder a behaviour."""
+"""The behaviours that come with the package: JSONL files under `datasets/data/`, in one folder per behaviour."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load_evaluation(name: str) -> EvaluationDataset:
 
 
 def describe_behavior(name: str) -> dict[str, Any]:
-    """Title, what either side does, marker words, licence and source of a built-in behaviour."""
+    """Title, what each side does, marker words, licence and source of a built-in behaviour."""
     description: dict[str, Any] = json.loads((_folder(name) / "behavior.json").read_text("utf-8"))
     return description
 

@@ -174,7 +174,7 @@ def _given_rows(rows: Iterable[Any]) -> Iterator[Row]:
         elif isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2:
             values = dict(zip(_REQUIRED, row, strict=True))
         else:
-            problem = f"expected a mapping, a ContrastPair or two texts, found {type(row).__name__}."
+            problem = f"expected a mapping, a ContrastPair or two strings, found {type(row).__name__}."
         yield Row(number, f"row {number}", values, problem)
 
 
@@ -192,7 +192,7 @@ def _pair_of(row: Row, columns: Mapping[str, str]) -> ContrastPair:
     fields = {name: row.values.get(sources[name]) for name in TEXT_FIELDS}
     for name, value in fields.items():
         if value is not None and not isinstance(value, str) and name not in _PROMPT_FIELDS:
-            raise DatasetError(f"{sources[name]!r} is of type {type(value).__name__}, expected text{_hint(value)}.")
+            raise DatasetError(f"{sources[name]!r} is of type {type(value).__name__}, expected a string{_hint(value)}.")
     metadata = row.values.get(sources["metadata"]) or {}
     if not isinstance(metadata, Mapping):
         raise DatasetError(f"'metadata' is of type {type(metadata).__name__}, expected an object.")

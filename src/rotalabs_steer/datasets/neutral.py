@@ -1,4 +1,4 @@
-"""Text that has nothing to do with any behaviour: what steering should leave alone."""
+"""Text that has nothing to do with any behaviour, which steering should therefore leave unchanged."""
 
 from __future__ import annotations
 

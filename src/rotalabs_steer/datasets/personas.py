@@ -1,7 +1,7 @@
 """Pairs that differ in the system message only: a persona against its opposite.
 
-The contrast is in what the model is told to be, not in what it says, after the stimulus templates of representation
-engineering (Zou et al. 2023, arXiv:2310.01405, section 3.1).
+The contrast is in what the model is told to be, not in what it says. It follows the stimulus templates of
+representation engineering (Zou et al. 2023, arXiv:2310.01405, section 3.1).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ def persona_pairs(
     responses: Sequence[str] | Callable[[str], str] | None = None,
     behavior: str = "persona",
 ) -> ContrastPairDataset:
-    """One pair a prompt: the same prompt under a system message and under its opposite.
+    """One pair for each prompt, which both sides share: one with a system message, the other with its opposite.
 
     Args:
-        positive_system: the system message that shows the behaviour; "" for none on that side.
+        positive_system: the system message that asks for the behaviour; "" for none on that side.
         negative_system: its opposite; "" for none on that side.
         responses: the response to each prompt, the same on both sides, as a list or as a function of the prompt. None
-            for no response: then the last token of the prompt is read.
+            means no response; the last token of the prompt is then read.
 
     Raises:
         DatasetError: no prompts, an empty prompt or response, equal system messages, or one response too many or few.
     """
     if isinstance(prompts, str):
-        raise DatasetError(f"Prompts must be a list of texts, got one text ({prompts!r:.40}). Put it into a list.")
+        raise DatasetError(f"Prompts must be a list of strings, got one string ({prompts!r:.40}). Put it into a list.")
     prompts = list(prompts)
     if not prompts:
         raise DatasetError("There are no prompts: persona pairs need at least one.")

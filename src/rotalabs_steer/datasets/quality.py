@@ -1,7 +1,7 @@
 """Measures of a set of contrast pairs, and findings where one is out of bounds.
 
-A steering vector takes in everything that differs systematically between the sides, so the sides should differ in the
-behaviour alone: in length, topics and wording they should be alike, and the pairs should not repeat each other.
+A steering vector takes in everything that differs systematically between the sides. So the sides should differ in the
+behaviour alone and be alike in length, topics and wording, and the pairs should not repeat each other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MOST_SHARED_PERCENT = 60
 MOST_COMPARED_ROWS = 20_000
-"""Comparing more rows made from one template would take more than minutes."""
+"""Comparing this many rows takes about two minutes if all are made from one template."""
 FEWEST_CATEGORIES = 8
 LENGTH_RATIOS = (0.8, 1.25)
 TELLING_ACCURACY = 0.75
@@ -37,12 +37,12 @@ _EXTREMES = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """Something out of bounds.
+    """A measure that is out of bounds.
 
     Attributes:
         measure: "row", "prompts", "responses", "categories", "length" or "words".
         reason: what was found, the values and what to do.
-        rows: numbers of the rows it is about, from 1; none where it is about all.
+        rows: numbers of the rows that it concerns, from 1; empty if it concerns all.
     """
 
     measure: str
@@ -52,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """The measures of a set of pairs, and what is out of bounds.
+    """The measures of a set of pairs, and the findings.
 
     Attributes:
         splits, categories: number of pairs in each; empty where the pairs name none.
@@ -85,7 +85,7 @@ def check_pairs(
 
     Args:
         tokenizer: counts lengths in its tokens; without one they are counted in words.
-        markers: words that are the behaviour itself, as "sorry" is empathy's; see `measure_bag_of_words`.
+        markers: words that express the behaviour itself, such as "sorry" for empathy; see `measure_bag_of_words`.
         rows: row number of every pair, for the findings; 1, 2, 3, ... by default.
 
     Raises:
@@ -109,10 +109,11 @@ def check_pairs(
     bag = measure_bag_of_words(pairs, markers)
     lengths = _lengths(pairs, tokenizer)
     unit = "words" if tokenizer is None else "tokens"
+    prompts = [[prompt_text(prompt) for prompt in (pair.prompt, pair.negative_prompt) if prompt] for pair in compared]
     positive, negative = (float(mean) for mean in lengths.mean(axis=0))
     ratio = positive / negative if negative else None
     findings = [
-        *_overlap_findings("prompts", [_prompts(pair) for pair in compared], rows, pad=True),
+        *_overlap_findings("prompts", prompts, rows, pad=True),
         *_overlap_findings("responses", [(pair.positive, pair.negative) for pair in compared], rows, pad=False),
         *_category_findings(pairs, rows, len(categories)),
         *_length_findings(lengths, rows, ratio, unit),
@@ -134,10 +135,6 @@ def _overlap_findings(
             "or keep one.",
             tuple(rows[index] for index in overlap.rows),
         )
-
-
-def _prompts(pair: ContrastPair) -> tuple[str, ...]:
-    return tuple(prompt_text(prompt) for prompt in (pair.prompt, pair.negative_prompt) if prompt)
 
 
 def _category_findings(pairs: Sequence[ContrastPair], rows: Sequence[int], count: int) -> Iterator[Finding]:
@@ -162,12 +159,13 @@ def _category_findings(pairs: Sequence[ContrastPair], rows: Sequence[int], count
 
 
 def _lengths(pairs: Sequence[ContrastPair], tokenizer: Any) -> NDArray[np.int64]:
-    """Length of either side `[pairs, 2]`."""
-    sides = ([pair.positive for pair in pairs], [pair.negative for pair in pairs])
-    if tokenizer is None:
-        return np.array([[len(split_words(text)) for text in side] for side in sides]).T
-    chat = ChatTokenizer.of(tokenizer)
-    return np.array([[len(chat.ids(text, special=False)) for text in side] for side in sides]).T
+    """Lengths of the sides `[pairs, 2]`."""
+    chat = None if tokenizer is None else ChatTokenizer.of(tokenizer)
+
+    def length(text: str) -> int:
+        return len(split_words(text) if chat is None else chat.ids(text, special=False))
+
+    return np.array([[length(pair.positive), length(pair.negative)] for pair in pairs])
 
 
 def _length_findings(

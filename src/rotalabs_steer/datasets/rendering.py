@@ -1,7 +1,7 @@
-"""Pairs and prompts as the token ids that the model sees.
+"""Pairs as the token ids that the model sees.
 
-A prompt is rendered with the tokenizer's chat template, up to and with the header of the assistant's turn, exactly as
-for generation; the response's tokens follow. So a response stands where the model's own words would.
+A prompt is rendered with the tokenizer's chat template, including the header of the assistant's turn, exactly as for
+generation. The response's tokens follow, so a response stands where the model's own words would.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RenderedText:
-    """Token ids, where the response begins (0 where there is no prompt), and the tokens of the pair's span.
+    """A text as token ids.
 
-    Rendering packs the ids into arrays, a tenth of the size of a tuple of numbers.
+    Attributes:
+        ids: rendering packs them into an array, which takes a tenth of the memory of a tuple of numbers.
+        response_start: index of the response's first token; 0 if there is no prompt.
+        span: index of the first token of the pair's span and one past its last.
     """
 
     ids: Sequence[int]
@@ -53,11 +56,11 @@ def render_pair(
     Args:
         place: what to call the pair in an error.
         max_length: the model's context window in tokens.
-        truncate: cut a longer text at its beginning, so that the end of the response stays, instead of refusing it.
+        truncate: cut a longer text at its beginning, so that the end of the response stays; else it is an error.
 
     Raises:
-        ChatTemplateError: the pair has a prompt and the tokenizer no chat template that renders it, or the response
-            would stand inside a block of thoughts.
+        ChatTemplateError: the tokenizer has no chat template that renders the pair's prompt, or the response would
+            stand inside a block of thoughts.
         DatasetError: the sides have the same tokens, one has none, or one is longer than `max_length`.
     """
     chat = ChatTokenizer.of(tokenizer)
@@ -82,11 +85,6 @@ def render_pair(
     return RenderedPair(positive, negative)
 
 
-def render_prompt(tokenizer: Any, prompt: Prompt, system: str | None = None) -> tuple[int, ...]:
-    """A user's turn or a conversation, ready for the model to answer; see `ChatTokenizer.prompt`."""
-    return ChatTokenizer.of(tokenizer).prompt(prompt, system)
-
-
 def _render_side(
     chat: ChatTokenizer, prompt: Prompt | None, system: str | None, text: str, span: str | None
 ) -> RenderedText:
@@ -102,7 +100,7 @@ def _render_side(
 
 
 def _tokens_of(offsets: list[tuple[int, int]], begin: int, length: int, shift: int) -> tuple[int, int]:
-    """First and one past the last of the tokens that hold some of the characters."""
+    """The tokens that contain characters of the span: the first, and one past the last."""
     inside = [number for number, (low, high) in enumerate(offsets) if low < begin + length and high > begin]
     return shift + inside[0], shift + inside[-1] + 1
 

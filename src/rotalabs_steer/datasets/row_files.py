@@ -1,7 +1,7 @@
-"""Files as rows, one at a time: JSON Lines, CSV and JSON, each row with its place and what is wrong with it.
+"""The rows of JSON Lines, CSV and JSON files, one at a time, each with its place and what is wrong with it.
 
-A row that cannot be read does not end the reading, so that all faults of a file can be shown together; JSON Lines and
-CSV are never in memory as a whole.
+A row that cannot be read does not end the reading, so all faults of a file can be shown together. JSON Lines and CSV
+are never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
+_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
 _DELIMITERS = ",;\t"
 _SAVE_AS_UTF8 = "Save the file as UTF-8 (in Excel: 'CSV UTF-8')."
 
@@ -29,8 +29,9 @@ class Row:
     """One row of a file: its values by column, or the reason why it has none.
 
     Attributes:
-        number: 1 for the first row; the header of a CSV file is not counted, in JSON Lines it is the line.
+        number: 1 for the first row, not counting the header of a CSV file; in JSON Lines the number of the line.
         place: file and row, for a message.
+        problem: the reason, as a sentence without its subject.
     """
 
     number: int
@@ -41,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowFile:
-    """The rows of a file, and what it says about all of them."""
+    """The rows of a file, and the behaviour and description that it gives for all of them."""
 
     rows: Iterator[Row]
     behavior: str = ""
@@ -58,27 +59,23 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
 
 
 def open_rows(path: str | os.PathLike[str]) -> RowFile:
-    """The rows of a file with its own behaviour and description, which only our JSON layout has."""
+    """The rows of a file with its behaviour and description, which only JSON files have."""
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in _SUFFIXES:
         raise DatasetError(
-            f"{path} is not a kind of file that is read here: use {', '.join(SUFFIXES)}. Read other kinds with the "
+            f"{path} is not a kind of file that can be read: use {', '.join(_SUFFIXES)}. Read other kinds with the "
             "library `datasets` and pass the result to load_pairs."
         )
-    _check_beginning(path)
-    if suffix == ".json":
-        return _json_file(path)
-    return RowFile(_csv_rows(path) if suffix in {".csv", ".tsv"} else _json_lines(path))
-
-
-def _check_beginning(path: Path) -> None:
     with path.open("rb") as file:
         beginning = file.read(4)
     if not beginning:
         raise DatasetError(f"{path} is empty: it has no rows.")
     if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DatasetError(f"{path} is encoded as UTF-16. {_SAVE_AS_UTF8}")
+    if suffix == ".json":
+        return _json_file(path)
+    return RowFile(_csv_rows(path) if suffix in {".csv", ".tsv"} else _json_lines(path))
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -137,7 +134,7 @@ def _json_file(path: Path) -> RowFile:
 def _text(about: dict[str, Any], name: str, path: Path) -> str:
     value = about.get(name, "")
     if not isinstance(value, str):
-        raise DatasetError(f"{path}: {name!r} is {_kind(value)}, expected a text.")
+        raise DatasetError(f"{path}: {name!r} is {_kind(value)}, expected a string.")
     return value
 
 
@@ -150,12 +147,14 @@ def _begins_with_object(content: bytes) -> bool:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    """Empty cells are None. Bytes that are not UTF-8 pass the parser as surrogates, so that their row is known."""
+    """Rows whose empty cells are None. Bytes that are not UTF-8 become surrogates, so that their row is known."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:  # every kind of line end
         header_line = next(lines).removeprefix("\ufeff")
         delimiter = max(_DELIMITERS, key=header_line.count)
         header = [name.strip() for name in next(csv.reader([header_line], delimiter=delimiter), [])]
-        _check_header(path, header)
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise DatasetError(f"{path} has two columns with the name {twice[0]!r}. Rename one.")
         records = csv.reader(lines, delimiter=delimiter, strict=True)
         number = 0
         while True:
@@ -171,13 +170,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             if cells:
                 yield _csv_row(header, cells, number, place)
             else:
-                number -= 1  # a blank line is no row
-
-
-def _check_header(path: Path, header: list[str]) -> None:
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DatasetError(f"{path} has two columns with the name {twice[0]!r}. Rename one.")
+                number -= 1  # a blank line is not a row
 
 
 def _csv_row(header: list[str], cells: list[str], number: int, place: str) -> Row:
@@ -191,5 +184,5 @@ def _csv_row(header: list[str], cells: list[str], number: int, place: str) -> Ro
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

@@ -1,4 +1,4 @@
-"""Pairs to learn from, to choose on and to test on."""
+"""Splits: pairs to train on, to choose layers and strengths on (validation), and to test on."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def split_of(pair: ContrastPair) -> str | None:
     if found is None:
         known = "; ".join(f"{split}: {', '.join(names)}" for split, names in _NAMES.items())
         raise DatasetError(
-            f"A pair is in the split {name!r}, and it is not known what that is for. Rename it to one of these "
+            f"A pair is in the split {name!r}, whose purpose is unknown. Rename the split to one of these "
             f"({known}), or leave its pairs out. The pair's positive side is {pair.positive!r:.60}."
         )
     return found
 
 
 def split_pairs(dataset: ContrastPairDataset) -> dict[str, ContrastPairDataset]:
-    """The pairs by split: as their metadata say (see `split_of`), the rest shared out.
+    """The pairs by split, as their metadata name it (see `split_of`).
 
-    Pairs that name no split are pairs to train on. Where no pair is in the validation or the test split, that split is
-    taken from the pairs to train on, and from no others: a fifth of them for each where both are taken, a quarter for
-    one. Whole categories are taken where there are enough of them. Every pair is in exactly one split, and
-    pairs with the same prompt are shared out to the same one. Identical pairs in two splits that the pairs name are a
-    `SteeringWarning`.
+    Pairs that name no split are pairs to train on. If no pair names the validation or the test split, pairs to train on
+    are moved there: a fifth of them to each if both are missing, a quarter if one is. Whole categories are moved if
+    there are enough of them, and pairs with the same prompt stay together. Every pair is in exactly one split.
+
+    A `SteeringWarning` is given if the metadata put identical pairs into two splits.
 
     Raises:
         DatasetError: fewer than ten pairs, pairs without prompts, an unknown split, or too few pairs to train on.
@@ -71,16 +71,16 @@ def split_pairs(dataset: ContrastPairDataset) -> dict[str, ContrastPairDataset]:
     counts = {split: named.count(split) for split in SPLITS}
     if not all(counts.values()):
         raise DatasetError(
-            f"Tuning needs pairs to train on, to choose on and to test on; of the {len(dataset)} pairs of "
-            f"{dataset.behavior!r} there would be {', '.join(f'{n} for {split}' for split, n in counts.items())}. A "
-            "split that no pair names is taken from the pairs to train on: put more pairs there."
+            f"Tuning needs pairs to train on, to choose on and to test on. The {len(dataset)} pairs of "
+            f"{dataset.behavior!r} would be split into {', '.join(f'{n} for {split}' for split, n in counts.items())}. "
+            "A split that no pair names is taken from the pairs to train on: put more pairs there."
         )
     found = {split: [pair for pair, name in zip(dataset, named, strict=True) if name == split] for split in SPLITS}
     return {split: ContrastPairDataset(dataset.behavior, pairs, dataset.description) for split, pairs in found.items()}
 
 
 def _shared_out(pairs: Sequence[ContrastPair], missing: Sequence[str]) -> list[str]:
-    """A split for each pair: every fifth pair or category for each of two missing splits, every fourth for one."""
+    """A split for each pair: every fifth pair or category goes to each of two missing splits, every fourth to one."""
     turns = (TRAIN, TRAIN, missing[0], TRAIN, *missing[1:])
     keys = [pair.category for pair in pairs]
     if len(set(keys)) < len(turns):
@@ -93,12 +93,12 @@ def _shared_out(pairs: Sequence[ContrastPair], missing: Sequence[str]) -> list[s
 
 
 def _asked(pair: ContrastPair) -> str:
-    """What a pair's responses answer: pairs that share it are never shared out to different splits."""
+    """What a pair's responses answer. Pairs that have it in common are kept in one split."""
     return repr((pair.system, pair.prompt, pair.negative_prompt))
 
 
 def _check_apart(dataset: ContrastPairDataset, splits: Sequence[str]) -> None:
-    """Warns of pairs that the user has put into two splits: what is learnt by heart would look like a proof."""
+    """Warns if the user has put a pair into two splits: the test would then reward memorising it."""
     seen: dict[str, str] = {}
     shared: list[str] = []
     for pair, split in zip(dataset, splits, strict=True):
@@ -106,15 +106,15 @@ def _check_apart(dataset: ContrastPairDataset, splits: Sequence[str]) -> None:
             shared.append(f"{pair.positive!r:.60} ({split})")
     if shared:
         warnings.warn(
-            f"{len(shared)} pairs of {dataset.behavior!r} are in two splits, so that what is measured on one was seen "
-            f"in another: {', '.join(shared[:3])}. Remove them from one of the splits.",
+            f"{len(shared)} pairs of {dataset.behavior!r} are in two splits, so a measurement on one split uses pairs "
+            f"that were seen in the other: {', '.join(shared[:3])}. Remove them from one of the splits.",
             SteeringWarning,
             stacklevel=3,
         )
 
 
 def spread(pairs: Iterable[ContrastPair], count: int) -> list[ContrastPair]:
-    """About `count` pairs taken evenly, so that every topic has its share."""
+    """`count` pairs, or all if there are fewer, taken at even distances so that every topic has its share."""
     every = list(pairs)
     count = min(count, len(every))
     return [every[index * len(every) // count] for index in range(count)]
