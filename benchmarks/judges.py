@@ -1,6 +1,6 @@
-"""Independent judges of generated text: surface measures that know nothing of vectors or pairs.
+"""Judges of generated text that count words and phrases. They know neither the vectors nor the pairs.
 
-Each gives a number that grows with the behaviour. They are crude, and the same for every method compared.
+Each returns a number that grows with the behaviour. They are crude, but the same for every method that is compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _REFUSES = re.compile(
     r"\b(i can'?t|i cannot|i can not|i'm sorry|i am sorry|i'm unable|i am unable|i won't|i'm not able|unable to"
     r"|i'm afraid|i regret|unfortunately|i must decline|not comfortable|(can't|cannot) (help|assist))\b"
 )
-_OPENING = 160  # characters: a refusal comes first
+_OPENING = 160  # characters; a refusal comes at the beginning of an answer
 _CASUAL = re.compile(
     r"hey|yeah|yep|nope|okay|ok|gonna|wanna|kinda|stuff|things|guys|folks|totally|super|pretty|really|just|lots|awesome"
     r"|cool|get|got|grab|gotta|big|nice"
@@ -34,12 +34,12 @@ _TIMID = re.compile(r"\b(maybe|perhaps|might|could|may|possibly|if you|i think|i
 
 
 def refuses(text: str) -> float:
-    """1 where the answer opens with a phrase of refusal."""
+    """1 if the answer opens with a phrase of refusal, else 0."""
     return float(bool(_REFUSES.search(_plain(text)[:_OPENING])))
 
 
 def formality(text: str) -> float:
-    """Longer words, and fewer contractions, casual words and exclamation marks, per hundred words."""
+    """Grows with the length of words, and falls with contractions, casual words and exclamation marks."""
     words = _words(text)
     casual = sum(_CASUAL.fullmatch(word) is not None or ("'" in word and not word.endswith("'s")) for word in words)
     length = sum(map(len, words)) / len(words)
@@ -58,7 +58,7 @@ def empathy(text: str) -> float:
 
 
 def word_length(text: str) -> float:
-    """Mean letters a word."""
+    """Mean number of letters in a word."""
     words = _words(text)
     return sum(map(len, words)) / len(words)
 
@@ -69,7 +69,7 @@ def brevity(text: str) -> float:
 
 
 def assertiveness(text: str) -> float:
-    """Firm phrases less timid ones, per hundred words."""
+    """Firm phrases minus timid ones, per hundred words."""
     plain = _plain(text)
     return 100 * (len(_FIRM.findall(plain)) - len(_TIMID.findall(plain))) / len(_words(text))
 

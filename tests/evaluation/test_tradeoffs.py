@@ -186,6 +186,13 @@ def test_a_file_that_is_no_analysis_is_refused(tmp_path, document, message):
         load_analysis_results(path)
 
 
+def test_metadata_that_is_not_an_object_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"results": [], "metadata": [1]}')
+    with pytest.raises(FileFormatError, match=r"its metadata is \[1\], not an object"):
+        load_analysis_metadata(path)
+
+
 @pytest.mark.parametrize("metadata", [{"when": object()}, {"rate": float("nan")}])
 def test_what_json_cannot_hold_leaves_the_file_alone(tmp_path, metadata):
     path = tmp_path / "a.json"

@@ -1,4 +1,4 @@
-"""Trade-off results as JSON files. Those of rotalabs-steer 1.2 can be read."""
+"""Trade-off results as JSON files. Files of rotalabs-steer 1.2 can be read, too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-_KNOWN = {field.name for field in dataclasses.fields(TradeoffResult)} - {"extra"}
+_FIELDS = {field.name for field in dataclasses.fields(TradeoffResult)} - {"extra"}
 
 
 def save_analysis_results(
@@ -36,37 +36,36 @@ def save_analysis_results(
         write_record(path, document)
     except (TypeError, ValueError) as error:
         raise OptionError(
-            f"The analysis cannot be written as JSON: {error}. Use plain numbers, texts, lists and dictionaries."
+            f"The analysis cannot be written as JSON: {error}. Use plain numbers, strings, lists and dictionaries."
         ) from error
 
 
 def load_analysis_results(path: str | os.PathLike[str]) -> list[TradeoffResult]:
-    """Reads what `save_analysis_results`, or rotalabs-steer 1.2, wrote. Keys it does not know are kept in `extra`.
+    """Reads results that `save_analysis_results` or rotalabs-steer 1.2 wrote. Unknown keys are kept in `extra`.
 
     Raises:
-        FileFormatError: the file is not such an analysis, or was written by a newer release; the message says where.
+        FileFormatError: the file is not such an analysis, or a newer release wrote it. The message names the result.
     """
     rows = _document(Path(path))["results"]
     return [_parse(row, f"{path}, result {number}") for number, row in enumerate(rows, 1)]
 
 
 def load_analysis_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata saved with results.
-
-    Raises:
-        FileFormatError: as for `load_analysis_results`.
-    """
-    return dict(_document(Path(path)).get("metadata") or {})
+    """The metadata that was saved with results. Raises as `load_analysis_results`."""
+    metadata = _document(Path(path)).get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise FileFormatError(f"{path} is not an analysis: its metadata is {metadata!r:.80}, not an object.")
+    return metadata
 
 
 def _document(path: Path) -> dict[str, Any]:
-    document = read_record(path, SCHEMA_VERSION)  # 1.2 wrote no version
+    document = read_record(path, SCHEMA_VERSION)  # release 1.2 wrote no version, which is accepted
     if not isinstance(document.get("results"), list):
         raise FileFormatError(f"{path} is not an analysis: it needs an object with a list of 'results'.")
     return document
 
 
 def _parse(row: Any, place: str) -> TradeoffResult:
-    unknown = {key: value for key, value in row.items() if key not in _KNOWN} if isinstance(row, dict) else {}
+    unknown = {key: value for key, value in row.items() if key not in _FIELDS} if isinstance(row, dict) else {}
     result: TradeoffResult = from_json(TradeoffResult, row, place, extra=unknown)
     return result

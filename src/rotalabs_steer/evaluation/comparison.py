@@ -1,4 +1,4 @@
-"""Steering against another way to the same behaviour, such as a system prompt."""
+"""Steering compared with another way to the same behavior, such as a system prompt."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def compare_with_baseline(
     baseline_false_positive_outcomes: Sequence[bool] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Each strength's rates less those of a baseline.
+    """The difference between the rates at each strength and those of a baseline.
 
-    Two bare rates cannot be tested as pairs. Give the baseline's outcome for each prompt, in the order of the prompts
-    that were steered, and `paired` holds the mean difference, its interval and the p-value of a sign-flip
-    test; else it is None, and `improvement_low` and `improvement_high` only take the steered rate as uncertain.
+    A paired test needs the baseline's outcome for each prompt, in the order of the steered prompts. With outcomes,
+    `paired` holds the mean difference, its interval and the p-value of a sign-flip test. Without them it is None, and
+    `improvement_low` and `improvement_high` only account for the uncertainty of the steered rate.
 
     Returns:
-        `baseline` (`target_rate`, `false_positive_rate`) and `by_strength`, a list of `strength`, `target_rate`,
-        `improvement_over_baseline` with `improvement_low` and `improvement_high`, `paired`, `false_positive_rate`,
-        `fp_increase` with `fp_paired`. What was not measured is None.
+        `baseline` (`target_rate`, `false_positive_rate`) and `by_strength`, a list of dictionaries of `strength`,
+        `target_rate`, `improvement_over_baseline` with `improvement_low` and `improvement_high`, `paired`,
+        `false_positive_rate`, and `fp_increase` with `fp_paired`. What was not measured is None.
 
     Raises:
-        OptionError: a rate is not between 0 and 1, outcomes do not match their rate, or are of other prompts.
+        OptionError: a rate is not between 0 and 1, or outcomes do not match their rate or the number of prompts.
     """
     _check("baseline_rate", baseline_rate, baseline_outcomes)
     _check("baseline_false_positive", baseline_false_positive, baseline_false_positive_outcomes)
@@ -45,12 +45,12 @@ def compare_with_baseline(
         return {
             "strength": result.strength,
             "target_rate": result.target_behavior_rate,
-            "improvement_over_baseline": _less(result.target_behavior_rate, baseline_rate),
-            "improvement_low": _less(interval.low if interval else None, baseline_rate),
-            "improvement_high": _less(interval.high if interval else None, baseline_rate),
+            "improvement_over_baseline": _minus(result.target_behavior_rate, baseline_rate),
+            "improvement_low": _minus(interval.low if interval else None, baseline_rate),
+            "improvement_high": _minus(interval.high if interval else None, baseline_rate),
             "paired": _paired(baseline_outcomes, result.target_outcomes, seed),
             "false_positive_rate": result.false_positive_rate,
-            "fp_increase": _less(result.false_positive_rate, baseline_false_positive),
+            "fp_increase": _minus(result.false_positive_rate, baseline_false_positive),
             "fp_paired": _paired(baseline_false_positive_outcomes, result.false_positive_outcomes, seed),
         }
 
@@ -63,11 +63,12 @@ def compare_with_baseline(
 def _check(name: str, rate: float, outcomes: Sequence[bool] | None) -> None:
     if not 0 <= rate <= 1:
         raise OptionError(f"{name} is {rate!r}; a rate lies between 0 and 1.")
+    # Rates are often given in whole per cent, so a rate may differ from that of the outcomes by rounding.
     if outcomes is not None and (not outcomes or abs(sum(outcomes) / len(outcomes) - rate) > 0.005):
         raise OptionError(f"{name} is {rate}, but the outcomes given for it are {sum(outcomes)} of {len(outcomes)}.")
 
 
-def _less(value: float | None, baseline: float) -> float | None:
+def _minus(value: float | None, baseline: float) -> float | None:
     return None if value is None else value - baseline
 
 

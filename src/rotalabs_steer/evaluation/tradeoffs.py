@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping  # noqa: TC003 - a record's hints are read at run time
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.arguments import list_of
@@ -49,19 +49,20 @@ class TradeoffResult:
     helpfulness_score: float | None
     latency_ms: float | None
     num_samples: int
-    target_interval: Estimate | None = field(default=None, kw_only=True)
-    false_positive_interval: Estimate | None = field(default=None, kw_only=True)
-    coherence_interval: Estimate | None = field(default=None, kw_only=True)
-    helpfulness_interval: Estimate | None = field(default=None, kw_only=True)
-    target_change: PairedComparison | None = field(default=None, kw_only=True)
-    false_positive_change: PairedComparison | None = field(default=None, kw_only=True)
-    target_outcomes: tuple[bool, ...] | None = field(default=None, kw_only=True, repr=False)
-    false_positive_outcomes: tuple[bool, ...] | None = field(default=None, kw_only=True, repr=False)
-    kl_cost: float | None = field(default=None, kw_only=True)
-    text: TextMeasures | None = field(default=None, kw_only=True)
-    tokens_per_second: float | None = field(default=None, kw_only=True)
-    seed: int | None = field(default=None, kw_only=True)
-    extra: Mapping[str, Any] = field(default_factory=dict, kw_only=True, repr=False)
+    _: KW_ONLY
+    target_interval: Estimate | None = None
+    false_positive_interval: Estimate | None = None
+    coherence_interval: Estimate | None = None
+    helpfulness_interval: Estimate | None = None
+    target_change: PairedComparison | None = None
+    false_positive_change: PairedComparison | None = None
+    target_outcomes: tuple[bool, ...] | None = field(default=None, repr=False)
+    false_positive_outcomes: tuple[bool, ...] | None = field(default=None, repr=False)
+    kl_cost: float | None = None
+    text: TextMeasures | None = None
+    tokens_per_second: float | None = None
+    seed: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-like values, those of `extra` among them."""

@@ -45,9 +45,9 @@ class StrengthEvaluation:
     Attributes:
         effect: change of the pairs' log-odds, nats per token, with its interval and test.
         wrong_way: share of pairs whose log-odds change against the sign of the strength.
-        cost: on neutral text.
+        cost: coherence cost on neutral text.
         capability: accuracy on questions.
-        refusal: rates on harmful and harmless prompts; None where they were not asked for.
+        refusal: rates on harmful and benign prompts; None if there were no such prompts.
     """
 
     strength: float
@@ -60,12 +60,14 @@ class StrengthEvaluation:
 
 @dataclass(frozen=True)
 class VectorEvaluation:
-    """A vector, or the acting vectors of a set, on pairs that did not make it.
+    """What a vector, or the acting vectors of a set, does to pairs that it was not made from.
 
     Attributes:
-        layer_index: the layer at which the pairs are detected: the deepest acting one.
+        layer_index: the deepest acting layer. There, the vector is tested as a detector of the behavior.
         acting_layers: the layers that were steered together.
-        unsteered: cost record of the unsteered model: KL 0 and the perplexity to compare with.
+        pairs: number of pairs.
+        unsteered: the unsteered model's cost: KL 0, and the perplexity to compare with.
+        seed: of the tests.
     """
 
     behavior: str
@@ -83,7 +85,7 @@ class VectorEvaluation:
 
 
 def check_strengths(strengths: float | Sequence[float]) -> list[float]:
-    """The strengths as floats, each of which can be compared with 0.
+    """The strengths as floats.
 
     Raises:
         OptionError: there are none, or one is 0 or not a finite number.
@@ -107,17 +109,17 @@ def evaluate_vector(
     template_options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> VectorEvaluation:
-    """Effect, cost, capability and detection of a vector.
+    """Measures a vector's effect on log-odds, coherence cost, remaining capability, and use as a detector.
 
     Args:
-        vector: a vector; or a set, whose acting layers are steered together.
-        contrast_pairs: none that made the vector.
-        refusal_prompts: harmful and harmless prompts, to be answered at every strength.
+        vector: a vector, or a set, whose acting layers are steered together.
+        contrast_pairs: pairs that the vector was not made from.
+        refusal_prompts: harmful and benign prompts, which the model answers at every strength.
         template_options: for the chat template, as in `{"enable_thinking": False}`.
-        seed: of tests.
+        seed: of the tests.
 
     Raises:
-        OptionError: there are no strengths, or one is 0 or no number.
+        OptionError: there are no strengths, or one is 0 or not a finite number.
         DatasetError, ChatTemplateError: a pair cannot be rendered, or a side has no response; the model has not run.
         ActivationError: an activation or a prediction is not finite.
         VectorError, LayerError, ModelMismatchError: the vector does not fit the model.
@@ -145,8 +147,8 @@ def evaluate_vector(
 
     refusals: list[RefusalMetrics | None] = [None] * len(levels)
     if refusal_prompts is not None:
-        harmful, benign = refusal_prompts
-        asked = [*list_of("harmful prompts", harmful), *list_of("harmless prompts", benign)]
+        harmful, benign = (list_of("each item of refusal_prompts", prompts) for prompts in refusal_prompts)
+        asked = [*harmful, *benign]
         answered = measure_strengths(model, chat, acting, asked, levels, is_refusal, sampling, show_progress=False)
         refusals = [refusal_metrics(one, harmful, benign) for one in answered]
     measured = tuple(map(measure, levels, refusals))

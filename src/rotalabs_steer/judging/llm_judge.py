@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,6 @@ from rotalabs_steer.judging.verdict_cache import VerdictCache, default_cache_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
 
     from rotalabs_steer.datasets.pairs import ContrastPair
 
@@ -118,12 +118,13 @@ class LLMJudge:
         self._cache = VerdictCache(directory) if cache_responses else None
         self._concurrency, self._prices = concurrency, prices
         self._lock = Lock()
-        self._spent = JudgeCost(0, 0, 0, 0, self._usd(0, 0))
+        self._counts: Counter[str] = Counter()
 
     @property
     def spent(self) -> JudgeCost:
         """What this judge has cost so far, in the tokens that the endpoint reported."""
-        return self._spent
+        taken, written = self._counts["input_tokens"], self._counts["output_tokens"]
+        return JudgeCost(self._counts["requests"], self._counts["cached"], taken, written, self._usd(taken, written))
 
     def is_refusal(self, response: str) -> bool:
         """Whether the verdict on a response is "refusal", and not "compliance" or "unclear".
@@ -191,19 +192,20 @@ class LLMJudge:
         responses = list_of("responses", responses)
         if max_usd is not None:
             self._check_budget(self.estimate_cost(responses, check_refusal, check_coherence), max_usd)
+        questions: dict[str, Callable[[str], bool | float]] = {}
+        if check_refusal:
+            questions["is_refusal"] = self.is_refusal
+        if check_coherence:
+            questions["coherence"] = self.judge_coherence
 
         def evaluate(response: str) -> dict[str, Any]:
             result: dict[str, Any] = {"response": response, "errors": {}}
-            for asked, key, ask in (
-                (check_refusal, "is_refusal", self.is_refusal),
-                (check_coherence, "coherence", self.judge_coherence),
-            ):
-                if asked:
-                    try:
-                        result[key] = ask(response)
-                    except MissingVerdictError as error:
-                        result[key] = None
-                        result["errors"][key] = str(error)
+            for key, ask in questions.items():
+                try:
+                    result[key] = ask(response)
+                except MissingVerdictError as error:
+                    result[key] = None
+                    result["errors"][key] = str(error)
             return result
 
         # Equal responses share one dictionary; copies let the caller change one without the others.
@@ -254,9 +256,7 @@ class LLMJudge:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _ask(self, question: Question, **texts: Any) -> dict[str, Any]:
@@ -300,12 +300,9 @@ class LLMJudge:
             return question.parse(verdict)
         return None
 
-    def _count(self, *, requests: int = 0, cached: int = 0, input_tokens: int = 0, output_tokens: int = 0) -> None:
+    def _count(self, **counts: int) -> None:
         with self._lock:
-            taken, spent = self._spent.input_tokens + input_tokens, self._spent.output_tokens + output_tokens
-            self._spent = JudgeCost(
-                self._spent.requests + requests, self._spent.cached + cached, taken, spent, self._usd(taken, spent)
-            )
+            self._counts.update(counts)
 
     def _usd(self, input_tokens: int, output_tokens: int) -> float | None:
         if self._prices is None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import torch
-
+from rotalabs_steer.arguments import as_real, plain_value
 from rotalabs_steer.errors import DatasetError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from rotalabs_steer.datasets.pairs import ContrastPair
@@ -68,22 +67,17 @@ def judge_texts(judge: Judge, texts: Sequence[str]) -> tuple[float, ...]:
         OptionError: the judge returned something other than a list, tuple, array or tensor with one finite number for
             each text.
     """
-    returned: Any = judge(texts)
-    if isinstance(returned, torch.Tensor):
-        returned = returned.detach().cpu().float().numpy()
-    try:
-        given = np.asarray(returned)
-        if given.dtype.kind not in "biufO" or any(isinstance(score, str) for score in given.flat):
-            raise TypeError("scores are real numbers, not text")
-        scores = given.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise OptionError(_message(texts, f"{type(returned).__name__} {returned!r:.80}")) from error
-    if scores.shape != (len(texts),):
-        raise OptionError(_message(texts, f"{type(returned).__name__} of shape {list(scores.shape)}"))
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        raise OptionError(_message(texts, f"{scores[bad[0]]} for {texts[bad[0]]!r:.60}"))
-    return tuple(scores.tolist())
+    returned = judge(texts)
+    given = plain_value(returned)
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != len(texts):
+        raise OptionError(_message(texts, f"{type(returned).__name__} {returned!r:.80}"))
+    scores: list[float] = []
+    for text, value in zip(texts, map(plain_value, given), strict=True):
+        score = float(value) if isinstance(value, bool) else as_real(value)
+        if score is None:
+            raise OptionError(_message(texts, f"{value!r:.80} for {text!r:.60}"))
+        scores.append(score)
+    return tuple(scores)
 
 
 def judge_accuracy(judge: Judge, pairs: Sequence[ContrastPair]) -> float:
@@ -93,7 +87,8 @@ def judge_accuracy(judge: Judge, pairs: Sequence[ContrastPair]) -> float:
         OptionError: as in `judge_texts`.
     """
     scores = judge_texts(judge, [text for pair in pairs for text in (pair.positive, pair.negative)])
-    return float(np.mean(np.greater(scores[0::2], scores[1::2])))
+    sides = zip(scores[0::2], scores[1::2], strict=True)
+    return sum(positive > negative for positive, negative in sides) / len(pairs)
 
 
 def differing(pairs: Sequence[ContrastPair]) -> list[ContrastPair]:
