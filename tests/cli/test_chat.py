@@ -47,9 +47,10 @@ def chat(small_model, vectors):
 def test_it_greets_with_what_acts(chat, small_model):
     result = chat("/quit")
     assert result.exit_code == 0, result.output
-    first, second = result.stderr.splitlines()
+    first, warned, second = result.stderr.splitlines()
     assert first.startswith(f"{small_model} on ")
     assert first.endswith("; humor: layer 3, strength 5000, scope all")
+    assert warned.startswith("warning: humor=5000 costs ")
     assert "/help" in second
     assert "Ctrl-C" in second
 

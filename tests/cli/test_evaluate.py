@@ -86,7 +86,8 @@ def test_a_set_with_several_acting_layers_is_evaluated_as_it_steers(small_model,
     options = ["--pairs", pair_file, "--strength", 1, "--json"]
     found = json.loads(run("evaluate", small_model, tmp_path / "spread", *options).stdout)
     assert (found["acting_layers"], found["layer_index"]) == (layers, layers[1])
-    model, tokenizer = load_model(str(small_model))
+    loaded = load_model(str(small_model))
+    model, tokenizer = loaded.network, loaded.chat
     probe = CoherenceProbe(model, tokenizer)
     with ActivationInjector(model, [tuned[layer] for layer in layers]):
         assert found["strengths"][0]["cost"]["kl"] == pytest.approx(probe.measure().kl, rel=1e-4)

@@ -6,8 +6,8 @@ from typer.testing import CliRunner
 
 from rotalabs_steer import SteeringVectorSet
 from rotalabs_steer.cli.app import app
-from rotalabs_steer.cli.loading import resolve_model
 from rotalabs_steer.errors import ModelNameError
+from rotalabs_steer.model.loading import resolve_model
 from tiny import make_vector, tiny_llama
 
 
@@ -26,8 +26,8 @@ def test_the_hub_is_asked_once_for_a_mistyped_model(hub, vectors, tmp_path):
     result = CliRunner().invoke(app, ["bake", "org/nothing", vectors, str(tmp_path / "out")])
     assert result.exit_code == 1
     assert " ".join(result.output.split()) == (
-        "error: org/nothing is neither a folder nor a model that the Hugging Face Hub gives: there is no such "
-        "repository, or none that your token may see."
+        "error: org/nothing is neither a folder nor a model that can be read from the Hugging Face Hub: there is no "
+        "such repository, or none that your token may see."
     )
     assert asked(hub) == ["HEAD /org/nothing/resolve/main/config.json"]
 
@@ -45,8 +45,8 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path, monkeypatch, process
     result = CliRunner().invoke(app, tune)
     assert result.exit_code == 1
     assert " ".join(result.output.split()) == (
-        "error: ./empty has no config.json, so it is no model folder. Give the folder that save_pretrained wrote, or a "
-        "Hugging Face id."
+        "error: ./empty has no config.json, so it is not a model folder. Give the folder that save_pretrained wrote, "
+        "or a Hugging Face id."
     )
     assert not (tmp_path / "tuned").exists()
 
@@ -54,7 +54,7 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path, monkeypatch, process
 def test_nobody_is_asked_again_where_nobody_answers(hub, monkeypatch, caplog):
     for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
         monkeypatch.setattr(constants, name, getattr(constants, name).replace(hub.url, "http://127.0.0.1:9"))
-    with pytest.raises(ModelNameError, match=r"org/nothing is neither a folder nor .* gives: .*refused"):
+    with pytest.raises(ModelNameError, match=r"org/nothing is neither a folder nor .* Hub: .*refused"):
         resolve_model("org/nothing")
     assert "Retrying" not in caplog.text
 

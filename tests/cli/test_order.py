@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from rotalabs_steer import SteeringVector, SteeringVectorSet, __version__
 from rotalabs_steer.cli.app import app
 from rotalabs_steer.cli.layers import layers_of, name_layers
+from rotalabs_steer.cli.named_vectors import parse_steer
 from rotalabs_steer.cli.pairs import parse_columns, read_pairs_of
-from rotalabs_steer.cli.steering_options import parse_steer
 from rotalabs_steer.cli.tuning import _datasets
 from rotalabs_steer.errors import DatasetError, OptionError
 from rotalabs_steer.files.names import folded
@@ -78,7 +78,6 @@ NO_MODEL = "There is no folder ./none"
     (["evaluate", "./none", "calm", "--pairs", "broken.json"], "broken.json is not valid JSON"),
     (["evaluate", "./none", "calm", "--pairs", "pairs.json", "--strength", "0"], "cannot be compared with 0"),
     (["evaluate", "./none", "calm", "--pairs", "pairs.json", "--strength", "nan"], "Strength nan is not a finite"),
-    (["evaluate", "./none", "calm", "--pairs", "pairs.json", "--max-new-tokens", "0"], "max_new_tokens"),
     (["bake", "./none", "nothing", "o"], "There are no steering vectors at nothing"),
     (["bake", "./none", "calm", "o", "--strength", "inf"], "Strength inf is not a finite number"),
     (["export", "calm", "empty"], "empty is a folder; give the name of the GGUF file"),
@@ -104,6 +103,19 @@ def test_a_mistake_is_said_before_the_model_is_loaded(place, arguments, message)
     assert NO_MODEL not in result.output
     assert "Traceback" not in result.output
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", [["tune"], ["evaluate", "calm"], ["generate", "hi"]])
+def test_an_answer_has_at_least_one_token(place, verb):
+    result = run(verb[0], "./none", *verb[1:], "-n", 0, "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["message"].startswith("Invalid value for '--max-new-tokens'")
+
+
+def test_help_is_shown_without_torch():
+    """A shell asks for completions at each press of Tab."""
+    program = "import sys, rotalabs_steer.cli.app; print({'torch', 'transformers'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "set()"
 
 
 @pytest.mark.parametrize("arguments", [
@@ -145,7 +157,7 @@ def test_ordinary_names_of_behaviours_are_folders(tmp_path, behavior):
 @pytest.mark.parametrize("behavior", [7, None, ["calm"], {"a": 1}])
 def test_a_behaviour_that_is_no_text_is_a_fault_of_the_file(tmp_path, behavior):
     path = pair_file(tmp_path, behavior)
-    with pytest.raises(DatasetError, match=r"'behavior' is .*, expected a text"):
+    with pytest.raises(DatasetError, match=r"'behavior' is .*, expected a string"):
         read_pairs_of(str(path))
 
 

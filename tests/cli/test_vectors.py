@@ -190,7 +190,7 @@ def test_a_private_repository_is_asked_for_with_the_token(hub):
     (["show", "me/x@"], "me/x@ has no revision behind the @"),
     (["show", "good", "--revision", "v1"], "good is a local path and has no revision 'v1'"),
     (["convert", "good", "out", "--to", "pickle"], "Unknown format 'pickle'. Use one of native, pretrained"),
-    (["show", "text.txt"], "no vector file that can be read safely"),
+    (["show", "text.txt"], "not a vector file that can be read safely"),
 ])  # fmt: skip
 def test_mistakes_are_one_message_and_write_nothing(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)

@@ -24,8 +24,7 @@ from rotalabs_steer.cli import (
 )
 from rotalabs_steer.cli.consoles import output as results
 from rotalabs_steer.cli.failures import VerbGroup
-from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
-from rotalabs_steer.integrations.template_options import parse_template_options
+from rotalabs_steer.cli.options import Template
 
 _EXIT_CODES = (
     "Exit codes: 0, the work is done; 1, an error, or a file in which `datasets check` or `vectors verify` finds a "
@@ -83,7 +82,10 @@ def demo(
     ),
     template: Template = None,
 ) -> None:
-    """Extract, choose, steer, save: the whole way from contrast pairs to steered text, in a few minutes."""
+    """Go from contrast pairs to steered text.
+
+    The whole way in a few minutes: extract, choose layer and strength, steer, save, report.
+    """
     from rotalabs_steer.cli.demo import run_demo
 
-    run_demo(results(), model, behavior, output, parse_template_options(template))
+    run_demo(results(), model, behavior, output, template)

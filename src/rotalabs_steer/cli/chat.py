@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
-from rotalabs_steer.cli.consoles import Quiet, notes, output
+from rotalabs_steer.cli.consoles import notes, output
 from rotalabs_steer.cli.failures import explain
-from rotalabs_steer.cli.generation import Model, NewTokens, Seed, System, Temperature, write_now
-from rotalabs_steer.cli.steering_options import (
+from rotalabs_steer.cli.generation import write_now
+from rotalabs_steer.cli.options import (
     Intervention,
+    Model,
+    NewTokens,
+    Quiet,
     Scope,
+    Seed,
     Steer,
-    check_intervention,
-    load_sets,
-    parse_steer,
+    System,
+    Temperature,
+    Template,
 )
-from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
-from rotalabs_steer.integrations.template_options import parse_template_options
 
 if TYPE_CHECKING:
     from rotalabs_steer.cli.conversation import Conversation
@@ -35,30 +36,27 @@ def chat(
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Talks with a steered model. /help lists what can be done on the way; Ctrl-C stops an answer."""
-    from rotalabs_steer.steering.scopes import check_scope
+    """Talk with a steered model. /help lists the commands; Ctrl-C stops an answer.
 
-    check_scope(scope)
-    check_intervention(intervention)
-    sets, strengths = load_sets(parse_steer(steer))
+    Example: `rotalabs-steer chat sample --steer tuned/formality=-1`
+    """
     from rotalabs_steer.cli.conversation import Conversation, enable_line_editing
-    from rotalabs_steer.cli.loading import load_model
-    from rotalabs_steer.cli.what_acts import model_facts, name_model, name_vectors, vector_facts
+    from rotalabs_steer.cli.steered import open_steered
     from rotalabs_steer.generation.answers import Sampling
-    from rotalabs_steer.steering.injection import MultiVectorInjector
 
     sampling = Sampling(max_new_tokens, temperature, seed, system_prompt=system)
     console = notes(quiet)
-    loaded, tokenizer = load_model(model, parse_template_options(template), console)
-    injector = MultiVectorInjector(loaded, sets, strengths, scope, intervention=intervention) if sets else None
-    vectors = vector_facts(sets, strengths)
-    facts = model_facts(model, loaded)
-    saved = facts | {"vectors": vectors, "scope": scope, "intervention": intervention, "seed": seed}
-    conversation = Conversation(loaded, tokenizer, injector, sampling, saved, write_now)
-    console.print(f"{name_model(facts)}; {name_vectors(vectors, scope)}")
+    opened = open_steered(model, steer, scope, intervention, template, console)
+
+    def warn() -> None:
+        if not quiet:
+            opened.costs(console)
+
+    conversation = Conversation(opened, sampling, write_now, warn)
+    warn()
     console.print("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.", style="dim")
     enable_line_editing()
-    with injector or contextlib.nullcontext():
+    with opened.steering():
         _talk(conversation)
 
 

@@ -6,16 +6,14 @@ import json
 import logging
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text, also for an error.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors only.")]
 
 _LIBRARY = "rotalabs_steer"
 
@@ -30,6 +28,11 @@ def notes(quiet: bool = False) -> Console:
     return Console(
         stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True, color_system=_color_system()
     )
+
+
+def warning(message: str) -> Text:
+    """A warning as every verb shows one."""
+    return Text.assemble(("warning:", "bold yellow"), f" {message}")
 
 
 def print_json(document: Any) -> None:

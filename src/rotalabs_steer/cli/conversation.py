@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rotalabs_steer.cli.streaming import first_interrupt, stream_answer
 from rotalabs_steer.errors import OptionError
@@ -15,13 +15,10 @@ from rotalabs_steer.steering.active_steering import steering_of
 from rotalabs_steer.steering.plain_model import unsteered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from torch import nn
-
-    from rotalabs_steer.datasets import ChatTokenizer
+    from rotalabs_steer.cli.steered import Steered
     from rotalabs_steer.generation.answers import Sampling
-    from rotalabs_steer.steering.injection import MultiVectorInjector
 
 HELP = """\
 /strength BEHAVIOUR NUMBER   steer more or less from now on
@@ -39,10 +36,10 @@ class Conversation:
     """Messages so far, and how they are answered.
 
     Args:
-        injector: what steers the model, attached by the caller; None where nothing does.
+        steered: the model; the caller attaches its injector.
         sampling: how answers are generated; its system prompt stands first.
-        facts: what is saved with the messages.
         write: shows a part of an answer.
+        strengths_changed: is called after a command that changed them.
 
     Raises:
         ChatTemplateError: the model's chat template cannot render a conversation.
@@ -50,15 +47,14 @@ class Conversation:
 
     def __init__(
         self,
-        model: nn.Module,
-        chat: ChatTokenizer,
-        injector: MultiVectorInjector | None,
+        steered: Steered,
         sampling: Sampling,
-        facts: Mapping[str, Any],
         write: Callable[[str], None],
+        strengths_changed: Callable[[], None],
     ) -> None:
-        self._model, self._chat, self._injector = model, chat, injector
-        self._sampling, self._facts, self._write = sampling, dict(facts), write
+        self._model, self._chat, self._injector = steered.model.network, steered.model.chat, steered.injector
+        self._sampling, self._write, self._strengths_changed = sampling, write, strengths_changed
+        self._facts = steered.facts | {"seed": sampling.seed}
         self.messages: list[dict[str, str]] = []
         self.set_system(sampling.system_prompt or "")
 
@@ -94,13 +90,13 @@ class Conversation:
         start = [{"role": "system", "content": text}] if text else []
         talk = [message for message in self.messages if message["role"] != "system"]
         asked = talk if talk else [{"role": "user", "content": "Hello!"}]
-        self._chat.render([*start, *asked])  # what cannot be rendered is an error now, and changes nothing
+        self._chat.render([*start, *asked])  # raises before anything changes if the template cannot render it
         self.messages = [*start, *talk]
         return f"The system message is now: {text}" if text else "There is no system message now."
 
     def _answer(self, messages: list[dict[str, str]]) -> str:
         ids = self._chat.rendered_ids(messages)
-        turn = sum(message["role"] == "user" for message in messages)  # each turn has random numbers of its own
+        turn = sum(message["role"] == "user" for message in messages)  # so that each turn draws its own random numbers
         sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + turn - 1)
         with first_interrupt() as pressed:
             answer = stream_answer(self._model, self._chat, ids, sampling, self._write, pressed)
@@ -117,6 +113,7 @@ class Conversation:
                 self._injector.set_strength(behavior.strip(), float(number))
             except (KeyError, ValueError) as error:
                 return str(error.args[0])
+            self._strengths_changed()
         return self._strengths()
 
     def _strengths(self) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from pathlib import Path  # noqa: TC003 - typer reads it
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rotalabs_steer.cli.consoles import Json, Quiet, notes, output, print_json
+from rotalabs_steer.cli.consoles import notes, output, print_json
 from rotalabs_steer.cli.dataset_report import Checked, print_checked
-from rotalabs_steer.cli.pairs import Columns, pairs_file, parse_columns, read_pairs_of
+from rotalabs_steer.cli.options import Columns, Json, Quiet
+from rotalabs_steer.cli.pairs import pairs_file, parse_columns, read_pairs_of
 from rotalabs_steer.errors import DatasetError, OptionError
 
 if TYPE_CHECKING:
@@ -210,6 +211,6 @@ def _load_tokenizer(name: str | None) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    from rotalabs_steer.cli.loading import resolve_source
+    from rotalabs_steer.model.loading import resolve_source
 
     return AutoTokenizer.from_pretrained(resolve_source(name))

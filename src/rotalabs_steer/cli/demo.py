@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rotalabs_steer.chat.conversations import prompt_text
-from rotalabs_steer.cli.loading import SAMPLE, load_model
+from rotalabs_steer.cli.loading import load_model
 from rotalabs_steer.datasets import ContrastPairDataset, behavior_names, describe_behavior, load_behavior
 from rotalabs_steer.datasets.splits import split_pairs, spread
 from rotalabs_steer.extraction import extract_caa_vectors
@@ -18,13 +18,12 @@ from rotalabs_steer.measures.coherence import CoherenceProbe
 from rotalabs_steer.model.decoder import decoder_layers
 from rotalabs_steer.reporting.extra_measurements import gather_evidence
 from rotalabs_steer.reporting.html_report import write_report
-from rotalabs_steer.sample_model import SAMPLE_MODEL
 from rotalabs_steer.steering.injection import ActivationInjector, MultiVectorInjector
 from rotalabs_steer.tuning.tuner import tune
 from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -40,16 +39,16 @@ _NEW_TOKENS = 40
 
 
 def run_demo(
-    console: Console, model_name: str, behavior: str, output: Path, template_options: Mapping[str, Any] | None = None
+    console: Console, model_name: str, behavior: str, output: Path, template: Sequence[str] | None = None
 ) -> None:
     """Runs the demo, printing as it goes."""
     about = describe_behavior(behavior)  # an unknown behaviour is an error before a model is loaded
     started = time.perf_counter()
 
     console.rule("[bold]1  The model")
-    model, tokenizer = load_model(model_name, template_options)
-    shown_name = f"{SAMPLE_MODEL} (dequantised to fp32)" if model_name == SAMPLE else model_name
-    console.print(f"{shown_name}: {len(decoder_layers(model))} layers", highlight=False)
+    loaded = load_model(model_name, template)
+    model, tokenizer = loaded.network, loaded.chat
+    console.print(f"{loaded}: {len(decoder_layers(model))} layers", highlight=False)
 
     console.rule(f"[bold]2  Vectors of [cyan]{behavior}[/], their layer and their strength")
     console.print(f"positive: {about['positive']}\nnegative: {about['negative']}", highlight=False)

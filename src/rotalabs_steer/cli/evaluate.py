@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from rotalabs_steer.cli.consoles import Json, Quiet, notes, output, print_json, progress
-from rotalabs_steer.cli.layers import ActingLayers, layers_of, name_layers
-from rotalabs_steer.cli.pairs import Columns, PairsOption, parse_columns, read_pairs_of
-from rotalabs_steer.cli.steering_options import Vectors, layers_to_act, load_named, say_not_steering
-from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
+from rotalabs_steer.cli.consoles import notes, output, print_json, progress
+from rotalabs_steer.cli.layers import layers_of, name_layers
+from rotalabs_steer.cli.named_vectors import layers_to_act, load_named, say_not_steering
+from rotalabs_steer.cli.options import ActingLayers, Columns, Json, Model, NewTokens, Pairs, Quiet, Template, Vectors
+from rotalabs_steer.cli.pairs import parse_columns, read_pairs_of
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.integrations.template_options import parse_template_options
 from rotalabs_steer.steering.strengths_in_text import parse_vectors
 
 if TYPE_CHECKING:
@@ -26,29 +25,30 @@ if TYPE_CHECKING:
 
 _REFUSAL = "refusal"
 _COLUMNS = 2
-"""Strengths beside each other."""
+"""Strengths in one table, so that it fits 80 columns."""
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
+    model: Model,
     vectors: Vectors,
-    pairs: PairsOption = None,
+    pairs: Pairs = None,
     column: Columns = None,
     strength: Annotated[list[float] | None, typer.Option(help="Repeatable; by default −1 and 1.")] = None,
     layers: ActingLayers = None,
     refusal: Annotated[
         bool | None, typer.Option(help="Answer refusal prompts, too; by default where the behaviour is refusal.")
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", help="Maximum number of new tokens per answer.")
-    ] = 40,
+    max_new_tokens: NewTokens = 40,
     template: Template = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Effect on held-out pairs, coherence cost, what the model still knows, and the vector as a detector.
+    """Measure what vectors do, and what they cost.
 
-    The pairs are the test pairs of --pairs, by default those of the vectors' own behaviour.
+    The effect on held-out pairs, the coherence cost, what the model still knows, and the vector as a detector. The
+    pairs are the test pairs of --pairs, by default those of the vectors' own behaviour.
+
+    Example: `rotalabs-steer evaluate sample vectors/formality --strength -1 --strength 1`
     """
     from rotalabs_steer.datasets import load_evaluation
     from rotalabs_steer.evaluation.vector_evaluation import check_strengths, evaluate_vector
@@ -67,17 +67,15 @@ def evaluate(
         examples = load_evaluation(_REFUSAL)
         prompts = tuple([e.prompt for e in side] for side in (examples.positive_examples, examples.negative_examples))
     from rotalabs_steer.cli.loading import load_model
-    from rotalabs_steer.cli.what_acts import model_facts, name_model
 
     console = notes(quiet)
-    loaded, tokenizer = load_model(model, parse_template_options(template), console)
-    facts = model_facts(model, loaded)
+    loaded = load_model(model, template, console)
     acting = name_layers(found.acting_layers)
-    console.print(f"{name_model(facts)}; {found.behavior}: {acting}, {len(held_out)} pairs, scope all")
+    console.print(f"{loaded}; {found.behavior}: {acting}, {len(held_out)} pairs, scope all")
     with progress(console, "measuring the unsteered model"):
         evaluation = evaluate_vector(
-            loaded,
-            tokenizer,
+            loaded.network,
+            loaded.chat,
             found,
             held_out,
             strengths,
@@ -85,7 +83,7 @@ def evaluate(
             sampling=sampling,
         )
     if as_json:
-        print_json(facts | {"layers": found.acting_layers, "scope": "all"} | evaluation.to_dict())
+        print_json(loaded.facts | {"layers": found.acting_layers, "scope": "all"} | evaluation.to_dict())
     else:
         _print(output(), evaluation)
 
@@ -103,7 +101,6 @@ def _print(console: Console, found: VectorEvaluation) -> None:
 
 
 def _table(rows: Sequence[StrengthEvaluation]) -> Table:
-    """A column for each strength, so that the table fits 80 columns."""
     table = Table(box=None, pad_edge=False)
     table.add_column("strength", no_wrap=True)
     for row in rows:

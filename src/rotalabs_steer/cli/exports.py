@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path  # noqa: TC003 - typer reads it
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rotalabs_steer.cli.consoles import Json, Quiet, notes, print_json
-from rotalabs_steer.cli.layers import ActingLayers, layers_of, name_layers
-from rotalabs_steer.cli.steering_options import (
-    Vectors,
-    layers_to_act,
-    load_named,
-    one_strength,
-    say_not_steering,
-)
+from rotalabs_steer.cli.consoles import notes, print_json
+from rotalabs_steer.cli.layers import layers_of, name_layers
+from rotalabs_steer.cli.named_vectors import layers_to_act, load_named, one_strength, say_not_steering
+from rotalabs_steer.cli.options import ActingLayers, Json, Model, Quiet, Vectors
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.steering.strengths_in_text import parse_vectors
 
@@ -47,7 +42,10 @@ def export(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Writes vectors as a GGUF control vector for llama.cpp."""
+    """Write a GGUF control vector for llama.cpp.
+
+    Example: `rotalabs-steer export tuned/formality=0.8 formality.gguf`
+    """
     from rotalabs_steer.engines.control_vectors import export_control_vector
 
     if target.is_dir():
@@ -68,7 +66,7 @@ def export(
 
 
 def bake(
-    model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
+    model: Model,
     vectors: Vectors,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the steered model; it must be new.")],
     strength: Strength = None,
@@ -78,7 +76,10 @@ def bake(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Writes a model that is steered by its weights: an ordinary checkpoint for any engine."""
+    """Write a model with the steering in its weights. It is an ordinary checkpoint for any engine.
+
+    Example: `rotalabs-steer bake sample tuned/formality=0.8 formal-model`
+    """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OptionError(f"{target} exists and is not an empty folder. Name a new one.")
     named = parse_vectors(vectors)
@@ -87,18 +88,16 @@ def bake(
 
     from rotalabs_steer.baking import bake as bake_model
     from rotalabs_steer.cli.loading import load_model
-    from rotalabs_steer.cli.what_acts import model_facts, name_model
 
     console = notes(quiet)
-    loaded, tokenizer = load_model(model, console=console)
-    facts = model_facts(model, loaded)
-    console.print(f"{name_model(facts)}; {_describe(chosen)}, strength {factor:g}")
-    baked = bake_model(loaded, chosen, factor, intervention=intervention.value)
+    loaded = load_model(model, console=console)
+    console.print(f"{loaded}; {_describe(chosen)}, strength {factor:g}")
+    baked = bake_model(loaded.network, chosen, factor, intervention=intervention.value)
     baked.save_pretrained(target)
-    tokenizer.tokenizer.save_pretrained(target)
+    loaded.chat.tokenizer.save_pretrained(target)
     console.print(f"{type(baked).__name__} with {_describe(chosen)} at strength {factor:g} written to {target}")
     if as_json:
-        print_json(facts | _facts(chosen, factor) | {"intervention": intervention.value, "folder": str(target)})
+        print_json(loaded.facts | _facts(chosen, factor) | {"intervention": intervention.value, "folder": str(target)})
 
 
 def _load(named: NamedVectors, layers: list[str] | None, all_layers: bool) -> list[SteeringVector]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.text import Text
 from typer.core import TyperGroup
 
-from rotalabs_steer.cli.consoles import notes, print_json
+from rotalabs_steer.cli.consoles import notes, print_json, warning
 from rotalabs_steer.errors import SteeringError, SteeringWarning
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _short_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
             if issubclass(category, SteeringWarning):
-                notes().print(Text.assemble(("warning:", "bold yellow"), f" {message}"))
+                notes().print(warning(str(message)))
             else:
                 shown(message, category, *place)
 

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from rotalabs_steer.cli.consoles import Json, Quiet, notes, output, print_json, progress
-from rotalabs_steer.cli.steering_options import (
+from rotalabs_steer.cli.consoles import notes, output, print_json, progress
+from rotalabs_steer.cli.options import (
     Intervention,
+    Json,
+    Model,
+    NewTokens,
+    Quiet,
     Scope,
+    Seed,
     Steer,
-    check_intervention,
-    load_sets,
-    parse_steer,
+    System,
+    Temperature,
+    Template,
 )
-from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.integrations.template_options import parse_template_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+    from typing import Any
 
-    from torch import nn
-
-    from rotalabs_steer.datasets import ChatTokenizer
+    from rotalabs_steer.cli.loading import LoadedModel
     from rotalabs_steer.generation.answers import Sampling
-    from rotalabs_steer.steering.injection import MultiVectorInjector
-
-Model = Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")]
-NewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", "-n", min=1, help="Maximum number of new tokens per answer.")
-]
-Temperature = Annotated[float, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy decoding.")]
-System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
-Seed = Annotated[int, typer.Option(help="Seed of the random numbers, for a temperature above 0.")]
 
 
 def generate(
@@ -55,62 +48,58 @@ def generate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answers prompts, steered. The answer to a single prompt is shown while it is generated."""
-    from rotalabs_steer.steering.scopes import check_scope
+    """Answer prompts, steered. The answer to a single prompt is shown while it is generated.
 
-    parsed = parse_steer(steer)
+    Example: `rotalabs-steer generate sample "Hello!" --steer tuned/formality=-1 --compare`
+    """
+    from contextlib import nullcontext
+
+    from rotalabs_steer.cli.steered import open_steered
+    from rotalabs_steer.generation.answers import Sampling, answer_prompts
+
     asked = [line.strip() for line in sys.stdin if line.strip()] if prompts == ["-"] else prompts
     if not asked:
         raise OptionError("There are no prompts on standard input.")
-    if compare and not parsed:
+    if compare and not steer:
         raise OptionError("--compare needs something to compare with: name vectors with --steer.")
-    check_scope(scope)  # what is cheap to know comes before the model, which takes its time
-    check_intervention(intervention)
-    sets, strengths = load_sets(parsed)
-    from rotalabs_steer.cli.loading import load_model
-    from rotalabs_steer.cli.what_acts import model_facts, name_model, name_vectors, vector_facts
-    from rotalabs_steer.generation.answers import Sampling
-    from rotalabs_steer.steering.injection import MultiVectorInjector
-
     sampling = Sampling(max_new_tokens, temperature, seed, system_prompt=system)
     console = notes(quiet)
-    loaded, tokenizer = load_model(model, parse_template_options(template), console)
-    injector = MultiVectorInjector(loaded, sets, strengths, scope, intervention=intervention) if sets else None
-    facts, vectors = model_facts(model, loaded), vector_facts(sets, strengths)
-    console.print(f"{name_model(facts)}; {name_vectors(vectors, scope)}")
+    opened = open_steered(model, steer, scope, intervention, template, console)
+    costs = [] if quiet and not as_json else opened.costs(console)
 
-    plain: dict[str, MultiVectorInjector | None] = {"unsteered": None} if compare or injector is None else {}
-    wanted = plain | ({} if injector is None else {"steered": injector})
+    wanted: dict[str, AbstractContextManager[Any]] = {}
+    if compare or opened.injector is None:
+        wanted["unsteered"] = nullcontext()
+    if opened.injector is not None:
+        wanted["steered"] = opened.injector
     if not as_json and len(asked) == 1:
-        _stream(loaded, tokenizer, asked[0], sampling, wanted)
+        _stream(opened.model, asked[0], sampling, wanted)
         return
+    answers: dict[str, tuple[str, ...]] = {}
     with progress(console, f"answering {len(asked)} prompt{'' if len(asked) == 1 else 's'}"):
-        answers = {label: _answers(loaded, tokenizer, asked, sampling, one) for label, one in wanted.items()}
+        for label, steering in wanted.items():
+            with steering:
+                answers[label] = answer_prompts(opened.model.network, opened.model.chat, asked, sampling).texts
     if not as_json:
         _print(asked, answers)
         return
     rows = [{"prompt": prompt, **{label: answers[label][n] for label in answers}} for n, prompt in enumerate(asked)]
-    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    steering = {"vectors": vectors, "strengths": strengths, "scope": scope, "intervention": intervention}
-    print_json(facts | steering | settings | {"system": system, "answers": rows})
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "system": system}
+    print_json(opened.facts | {"costs": [cost.to_record() for cost in costs]} | settings | {"answers": rows})
 
 
 def _stream(
-    model: nn.Module,
-    chat: ChatTokenizer,
-    prompt: str,
-    sampling: Sampling,
-    wanted: dict[str, MultiVectorInjector | None],
+    model: LoadedModel, prompt: str, sampling: Sampling, wanted: dict[str, AbstractContextManager[Any]]
 ) -> None:
     from rotalabs_steer.cli.streaming import stream_answer
 
     console = output()
-    ids = chat.prompt(prompt, sampling.system_prompt)
-    for label, injector in wanted.items():
+    ids = model.chat.prompt(prompt, sampling.system_prompt)
+    for label, steering in wanted.items():
         if len(wanted) > 1:
             console.print(Text(f"{label}: ", "cyan"), end="")
-        with injector or contextlib.nullcontext():
-            stream_answer(model, chat, ids, sampling, write_now)
+        with steering:
+            stream_answer(model.network, model.chat, ids, sampling, write_now)
         typer.echo()
 
 
@@ -118,19 +107,6 @@ def write_now(text: str) -> None:
     """Writes part of an answer to standard output, where it can be read at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _answers(
-    model: nn.Module,
-    chat: ChatTokenizer,
-    prompts: Sequence[str],
-    sampling: Sampling,
-    injector: MultiVectorInjector | None,
-) -> tuple[str, ...]:
-    from rotalabs_steer.generation.answers import answer_prompts
-
-    with injector or contextlib.nullcontext():
-        return answer_prompts(model, chat, prompts, sampling).texts
 
 
 def _print(prompts: Sequence[str], answers: dict[str, tuple[str, ...]]) -> None:

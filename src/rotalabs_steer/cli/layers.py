@@ -1,26 +1,13 @@
-"""Decoder layers as they are typed: `--layers 8-10,14`."""
+"""Decoder layers as they are typed and shown: `--layers 8-10,14`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING
 
 from rotalabs_steer.steering.strengths_in_text import parse_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-def layers_option(purpose: str) -> Any:
-    """The option that names layers, spelled alike in every command; `purpose` is its help text there."""
-    return typer.Option("--layers", "--layer", "-l", metavar="LAYERS", help=purpose)
-
-
-ActingLayers = Annotated[
-    list[str] | None,
-    layers_option("0-based layers that act together, such as 14 or 8-10,14, instead of the set's acting layers."),
-]
 
 
 def layers_of(options: Sequence[str] | None) -> list[int] | None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from rotalabs_steer.cli.consoles import Json, output, print_json
+from rotalabs_steer.cli.consoles import output, print_json
+from rotalabs_steer.cli.options import Json
 
 
 def models(
@@ -17,7 +18,10 @@ def models(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Known models: their shape, and the layers at which behaviours steer well. Any other model works, too."""
+    """List known models and their layers.
+
+    Shows the shape of a model and the layers at which behaviours steer well. Any other model works, too.
+    """
     from rotalabs_steer.model.configs import MODEL_CONFIGS, get_model_config
 
     chosen = list(MODEL_CONFIGS.values()) if name is None else [get_model_config(name)]

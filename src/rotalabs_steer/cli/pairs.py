@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from rotalabs_steer.errors import DatasetError, OptionError
 
@@ -13,18 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rotalabs_steer.datasets import ContrastPairDataset
-
-
-_PAIRS = "A built-in behaviour, or a file of pairs."
-PairsOption = Annotated[str | None, typer.Option("--pairs", "--behavior", "-b", metavar="NAME_OR_FILE", help=_PAIRS)]
-SeveralPairsOption = Annotated[
-    list[str] | None,
-    typer.Option("--pairs", "--behavior", "-b", metavar="NAME_OR_FILE", help=f"{_PAIRS} Repeatable."),
-]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option("--column", metavar="FIELD=COLUMN", help="Column of a field, as in positive=chosen. Repeatable."),
-]
 
 
 def read_pairs_of(name: str, split: str | None = None, columns: Mapping[str, str] | None = None) -> ContrastPairDataset:

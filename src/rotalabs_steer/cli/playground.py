@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rotalabs_steer.cli.consoles import notes
-from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
+from rotalabs_steer.cli.options import ServedVectors, Template
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.integrations.template_options import parse_template_options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rotalabs_steer.datasets import ChatTokenizer
 
 
 def playground(
     model: Annotated[
         str | None, typer.Argument(help="Model folder, Hugging Face id, or `sample`. Can be chosen on the page, too.")
     ] = None,
-    vectors: Annotated[
-        str | None,
-        typer.Option(
-            "--vectors", "-v", help="Folder of vector sets, one set, or the id of one on the Hugging Face Hub."
-        ),
-    ] = None,
+    vectors: Annotated[str | None, ServedVectors] = None,
     server: Annotated[
         str | None, typer.Option(help="Address of a `rotalabs-steer serve` to ask instead of a model in this process.")
     ] = None,
@@ -35,7 +33,10 @@ def playground(
         str | None, typer.Option(envvar="VLLM_API_KEY", help="The server's key; better set in VLLM_API_KEY.")
     ] = None,
 ) -> None:
-    """Shows a page with a slider for each behaviour, and the steered answer beside the unsteered one."""
+    """Open a page with a slider for each behaviour. It shows the steered answer beside the unsteered one.
+
+    Example: `rotalabs-steer playground sample --vectors tuned`
+    """
     from rotalabs_steer.cli.loading import load_model
     from rotalabs_steer.playground.opening import TRANSFORMERS, VLLM, Choice
     from rotalabs_steer.playground.running import run_playground
@@ -44,13 +45,16 @@ def playground(
         raise OptionError("A server has its own model and vectors: give --server, or a model and --vectors.")
     if (model is None) is not (vectors is None):
         raise OptionError("A model and its vectors go together: give both, as in: playground sample --vectors tuned")
-    options = parse_template_options(template)
-    if server is not None and options:
+    if server is not None and template:
         raise OptionError("A server renders the prompts itself: start it with the template options instead.")
-    engine = TRANSFORMERS if server is None else VLLM
+
+    def load(name: str) -> tuple[nn.Module, ChatTokenizer]:
+        loaded = load_model(name, template, notes())
+        return loaded.network, loaded.chat
+
     run_playground(
-        partial(load_model, template_options=options, console=notes()),
-        Choice(engine, model or "", vectors or "", server or ""),
+        load,
+        Choice(TRANSFORMERS if server is None else VLLM, model or "", vectors or "", server or ""),
         host=host,
         port=port,
         api_key=api_key,

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rotalabs_steer.cli.consoles import Quiet, notes, print_json, progress
-from rotalabs_steer.cli.pairs import Columns, PairsOption, parse_columns, read_pairs_of
+from rotalabs_steer.cli.consoles import notes, print_json, progress
+from rotalabs_steer.cli.options import Columns, Pairs, Quiet
+from rotalabs_steer.cli.pairs import parse_columns, read_pairs_of
 
 
 def report(
@@ -21,14 +22,16 @@ def report(
             "the model still knows. Kept beside the tuning, for the next report."
         ),
     ] = None,
-    pairs: PairsOption = None,
+    pairs: Pairs = None,
     column: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Also print every number as JSON.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """One self-contained HTML file with the evidence of a tuning.
+    """Write the evidence of a tuning as an HTML page.
 
-    With --model, --pairs names pairs whose test pairs the vector tells apart.
+    With --model, the report also shows how well the vector tells the test pairs of --pairs apart.
+
+    Example: `rotalabs-steer report tuned/formality --output report.html`
     """
     from rotalabs_steer.datasets import behavior_names, describe_behavior
     from rotalabs_steer.errors import OptionError
@@ -48,12 +51,11 @@ def report(
     if model is not None:
         given = None if pairs is None else read_pairs_of(pairs, "test", parse_columns(column))
         from rotalabs_steer.cli.loading import load_model
-        from rotalabs_steer.cli.what_acts import model_facts, name_model
 
-        loaded, tokenizer = load_model(model, console=console)
-        console.print(f"{name_model(model_facts(model, loaded))}; {tuned.behavior}: layer {tuned.layer_index}")
+        loaded = load_model(model, console=console)
+        console.print(f"{loaded}; {tuned.behavior}: layer {tuned.layer_index}")
         with progress(console, "measuring what the report shows"):
-            evidence = gather_evidence(loaded, tokenizer, tuned, given)
+            evidence = gather_evidence(loaded.network, loaded.chat, tuned, given)
         evidence.save(folder)
     sides = describe_behavior(tuned.behavior) if tuned.behavior in behavior_names() else None
     write_report(output, tuned, sides, evidence)

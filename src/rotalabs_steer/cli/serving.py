@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rotalabs_steer.cli.layers import layers_of, layers_option
-from rotalabs_steer.cli.loading import SAMPLE, resolve_source
+from rotalabs_steer.cli.layers import layers_of
+from rotalabs_steer.cli.options import Model, ServedVectors, layers_option
 from rotalabs_steer.errors import missing_dependency
 
 _SERVED_NAME = "--served-model-name"
@@ -16,13 +16,8 @@ _SERVED_NAME = "--served-model-name"
 
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
-    vectors: Annotated[
-        str,
-        typer.Option(
-            "--vectors", "-v", help="Folder of vector sets, one set, or the id of one on the Hugging Face Hub."
-        ),
-    ],
+    model: Model,
+    vectors: Annotated[str, ServedVectors],
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but this machine's own needs --api-key.")
     ] = "127.0.0.1",
@@ -37,8 +32,12 @@ def serve(
     ] = None,
     any_model: Annotated[bool, typer.Option("--any-model", help="Take vectors made from another model.")] = False,
 ) -> None:
-    """Serve a model with vLLM and steer each request as it asks. Takes the options of `vllm serve`, too."""
+    """Serve a model with vLLM; each request says how. Takes the options of `vllm serve`, too.
+
+    Example: `rotalabs-steer serve Qwen/Qwen3-8B --vectors tuned`
+    """
     from rotalabs_steer.engines.vllm.server import serve as run_server
+    from rotalabs_steer.model.loading import SAMPLE, resolve_source
 
     chosen = layers_of(layers)
     place, options = model, context.args

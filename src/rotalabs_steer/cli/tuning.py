@@ -1,4 +1,4 @@
-"""The verb `tune`: behaviours in, vectors at a strength that is known to work out."""
+"""The verb `tune`: behaviours in, vectors at a calibrated strength out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from rotalabs_steer.cli.consoles import Json, Quiet, notes, print_json, progress
+from rotalabs_steer.cli.consoles import notes, print_json, progress
 from rotalabs_steer.cli.consoles import output as results
 from rotalabs_steer.cli.failures import if_stopped
-from rotalabs_steer.cli.pairs import Columns, SeveralPairsOption, parse_columns, read_pairs_of
-from rotalabs_steer.cli.template_options import Template  # noqa: TC001 - typer reads the annotation
+from rotalabs_steer.cli.options import Columns, Json, Model, NewTokens, Quiet, SeveralPairs, Template
+from rotalabs_steer.cli.pairs import parse_columns, read_pairs_of
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.files.names import check_behavior_folder, folded
 from rotalabs_steer.integrations.template_options import parse_template_options
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 
 
 def tune(
-    model: Annotated[str, typer.Argument(help="Model folder, Hugging Face id, or `sample`.")],
+    model: Model,
     pairs: Annotated[
         list[str] | None,
         typer.Argument(help="Built-in behaviours, or files of pairs with prompts; by default all built-in behaviours."),
     ] = None,
-    named_pairs: SeveralPairsOption = None,
+    named_pairs: SeveralPairs = None,
     column: Columns = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder; each behaviour gets one of its own in it.")
     ] = Path("tuned"),
-    budget: Annotated[float, typer.Option(help="KL on neutral text that strength 1.0 may cost, nats per token.")] = 0.2,
+    budget: Annotated[
+        float, typer.Option(help="Coherence budget: the KL on neutral text that strength 1 costs, nats per token.")
+    ] = 0.2,
     candidates: Annotated[
         int,
         typer.Option("--candidates", "--finalists", help="How many candidate layers to steer before choosing one."),
     ] = 3,
     prompts: Annotated[int, typer.Option(help="How many prompts of a split to answer.")] = 12,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", help="Maximum number of new tokens per answer.")
-    ] = 32,
+    max_new_tokens: NewTokens = 32,
     processes: Annotated[
         int, typer.Option(help="Behaviours tuned at once, each with a model of its own; for processor cores.", min=1)
     ] = 1,
@@ -52,9 +52,12 @@ def tune(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Chooses layer and strength by what the model writes, and checks the choice on pairs used for nothing else.
+    """Choose a layer and a strength that steer.
 
-    Stopped, it goes on where it was when it is called again.
+    What the model writes decides, and pairs that were used for nothing else check the choice. If it is stopped, the
+    same command continues it.
+
+    Example: `rotalabs-steer tune sample formality --output tuned`
     """
     from rotalabs_steer.tuning.tuner import Tuner, TuningOptions
 
@@ -68,9 +71,9 @@ def tune(
     datasets = _datasets([*(pairs or ()), *(named_pairs or ())], parse_columns(column))
     if output.exists() and not output.is_dir():
         raise OptionError(f"{output} is a file; each behaviour gets a folder of its own in --output. Name a folder.")
-    from rotalabs_steer.cli.loading import load_model, resolve_model
+    from rotalabs_steer.cli.loading import load_model
     from rotalabs_steer.cli.tuning_processes import tune_side_by_side
-    from rotalabs_steer.cli.what_acts import model_facts, name_model
+    from rotalabs_steer.model.loading import resolve_model
 
     console = notes(quiet)
 
@@ -82,15 +85,14 @@ def tune(
     found: list[TunedSteering] = []
     with if_stopped("Run the same command again to go on from the last finished step."):
         if processes > 1:
-            place = resolve_model(model)  # here, since making the sample model is not work for two processes at once
+            place = resolve_model(model)  # two processes must not make the sample model at once
             with progress(console, f"tuning {len(datasets)} behaviours on {model}, {processes} at once"):
                 found = tune_side_by_side(place, options, datasets, output, processes, say)
         else:
-            loaded, tokenizer = load_model(model, options.template_options, console)
-            facts = model_facts(model, loaded)
-            behaviors = ", ".join(dataset.behavior for dataset in datasets)
-            console.print(f"{name_model(facts)}; tuning {behaviors}")
-            tuner = Tuner(loaded, tokenizer, options, show_progress=False)
+            loaded = load_model(model, options.template_options, console)
+            facts = loaded.facts
+            console.print(f"{loaded}; tuning {', '.join(dataset.behavior for dataset in datasets)}")
+            tuner = Tuner(loaded.network, loaded.chat, options, show_progress=False)
             for dataset in datasets:
                 step = partial(_step, dataset.behavior)
                 with progress(console, step("extracting the vectors of all layers"), step):

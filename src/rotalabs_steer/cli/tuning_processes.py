@@ -28,11 +28,11 @@ def tune_side_by_side(
     processes: int,
     finished: Callable[[TunedSteering], None],
 ) -> list[TunedSteering]:
-    """Each behaviour in its folder under `output`, as one process after another would have tuned it.
+    """Tunes each behaviour into its folder under `output`, to the same result as one process after another.
 
     Args:
         model: a folder or Hugging Face id, as `resolve_model` gives it.
-        finished: is told of each as it is done.
+        finished: is called with each result.
     """
     from rotalabs_steer.tuning.result import TunedSteering
 
@@ -61,13 +61,14 @@ def _tune(model: str, options: TuningOptions, processes: int, dataset: ContrastP
 
 @functools.cache
 def _tuner(model: str, options: TuningOptions, processes: int) -> Tuner:
-    """The one of this process, made for its first behaviour."""
+    """The tuner of this process, made for its first behaviour."""
     import torch
 
     from rotalabs_steer.tuning.tuner import Tuner
 
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    return Tuner(*load_model(model, options.template_options), options, show_progress=False)
+    loaded = load_model(model, options.template_options)
+    return Tuner(loaded.network, loaded.chat, options, show_progress=False)
 
 
 def _length(dataset: ContrastPairDataset) -> int:

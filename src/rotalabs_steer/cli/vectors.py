@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path  # noqa: TC003 - typer reads it
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rotalabs_steer.cli.consoles import Json, Quiet, notes, output, print_json
+from rotalabs_steer.cli.consoles import notes, output, print_json
 from rotalabs_steer.cli.layers import layers_of, name_layers
+from rotalabs_steer.cli.options import Json, Quiet
 from rotalabs_steer.errors import OptionError, SteeringError
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def _about_acting(vectors: SteeringVectorSet) -> str:
 def _check_fits(vectors: SteeringVectorSet, model: str) -> None:
     from transformers import AutoConfig
 
-    from rotalabs_steer.cli.loading import resolve_model
+    from rotalabs_steer.model.loading import resolve_model
 
     config = AutoConfig.from_pretrained(resolve_model(model)).get_text_config(decoder=True)
     layers, hidden = config.num_hidden_layers, config.hidden_size

@@ -1,10 +1,8 @@
-"""Which vectors act on a verb's model, where and how strongly: `--steer VECTORS:LAYERS=STRENGTH`."""
+"""The vectors that a verb is told to steer with: `VECTORS:LAYERS=STRENGTH`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from rotalabs_steer.cli.consoles import notes
 from rotalabs_steer.errors import OptionError
@@ -14,27 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rotalabs_steer.vectors import SteeringVectorSet
-
-Steer = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--steer",
-        "-s",
-        metavar="VECTORS[:LAYERS][=STRENGTH]",
-        help="A vector set, its layers (by default its acting layers) and its strength (by default 1), as in "
-        "tuned/humor:14=0.8. A set is a path, or OWNER/NAME or OWNER/NAME@REVISION on the Hub. Repeatable.",
-    ),
-]
-Vectors = Annotated[
-    str,
-    typer.Argument(
-        metavar="VECTORS[:LAYERS][=STRENGTH]",
-        help="A vector set: a path, or OWNER/NAME or OWNER/NAME@REVISION on the Hub. Layers and strength can be named "
-        "here or by options.",
-    ),
-]
-Scope = Annotated[str, typer.Option(help="Which tokens are steered: all, first, last, prompt or generated.")]
-Intervention = Annotated[str, typer.Option(help="add, add_keeping_norm, ablate, clamp or rotate.")]
 
 
 def load_named(named: NamedVectors) -> SteeringVectorSet:
@@ -91,14 +68,6 @@ def layers_to_act(named: NamedVectors, layers: list[int] | None) -> NamedVectors
     if named.layers is not None:
         raise OptionError("VECTORS names layers and --layers does, too. Give one of them.")
     return NamedVectors(named.place, tuple(layers), named.strength)
-
-
-def check_intervention(name: str) -> None:
-    """Refuses a name that no intervention has, before anything is loaded."""
-    from rotalabs_steer.steering.interventions import INTERVENTIONS
-
-    if name not in INTERVENTIONS:
-        raise OptionError(f"Unknown intervention {name!r}. Use one of: {', '.join(INTERVENTIONS)}.")
 
 
 def load_sets(steer: Sequence[NamedVectors]) -> tuple[dict[str, SteeringVectorSet], dict[str, float]]:
