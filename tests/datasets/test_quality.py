@@ -88,6 +88,13 @@ def test_too_few_pairs_are_not_measured():
     assert findings(report, "words") == []
 
 
+def test_pairs_without_words_besides_the_markers_are_not_measured():
+    pairs = [ContrastPair("Yes.", "No.")] * 12
+    assert check_pairs(pairs).bag_of_words.accuracy == 1.0
+    assert check_pairs(pairs, markers=["yes", "no"]).bag_of_words is None
+    assert check_pairs([ContrastPair("😀", "😢")] * 12).bag_of_words is None
+
+
 def test_lengths():
     pairs = [*random_pairs(20), ContrastPair("long " * 200, "short one")]
     report = check_pairs(pairs, rows=range(101, 122))

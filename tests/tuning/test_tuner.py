@@ -60,6 +60,8 @@ def test_the_judge_learns_the_sides_from_their_words():
     assert formal > 0 > casual
     with pytest.raises(DatasetError, match="do not differ, so no judge can learn"):
         TextJudge.fit([ContrastPair("same", "same", prompt="a", negative_prompt="b")])
+    with pytest.raises(DatasetError, match="no words by which to tell the sides apart: '😀'"):
+        TextJudge.fit([ContrastPair("😀", "😢")])
 
 
 @pytest.mark.real_model

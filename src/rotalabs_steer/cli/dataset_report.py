@@ -94,7 +94,7 @@ def _measures(report: QualityReport | None) -> list[tuple[str, str]]:
             f"{report.positive_length:.1f} {report.length_unit} positive, {report.negative_length:.1f} negative, "
             f"ratio {report.length_ratio:.2f}"
         )
-    words = "not measured: fewer than ten pairs with different responses"
+    words = "not measured: fewer than ten pairs with different responses, or no words besides the markers"
     bag = report.bag_of_words
     if bag is not None:
         words = (

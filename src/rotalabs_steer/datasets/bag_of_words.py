@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rotalabs_steer.errors import missing_dependency
+from rotalabs_steer.errors import DatasetError, missing_dependency
 from rotalabs_steer.intervals import wilson_interval
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class BagOfWords:
 
 
 def measure_bag_of_words(pairs: Sequence[ContrastPair], markers: Sequence[str] = ()) -> BagOfWords | None:
-    """The measurement, or None where there are fewer than ten pairs.
+    """The measurement; None if there are fewer than ten pairs, or no words in their responses besides the markers.
 
     The classifier is trained on the split "train" and tested on "test" where the metadata of the pairs name these. Else
     five-fold cross-validation keeps the pairs of a category together, or the sides of a pair if none has a category.
@@ -76,7 +76,10 @@ def measure_bag_of_words(pairs: Sequence[ContrastPair], markers: Sequence[str] =
     tested: list[int] = []
     scores: list[NDArray[np.float64]] = []
     for training, testing in folds:
-        classifier = fit_classifier(_texts(pairs, training, pattern))
+        try:
+            classifier = fit_classifier(_texts(pairs, training, pattern))
+        except DatasetError:
+            return None
         scores.append(classifier.decision_function(_texts(pairs, testing, pattern)))
         tested.extend(testing)
     if len(folds) > 1:  # every pair has been tested: the words to report are those that all pairs give
@@ -104,6 +107,9 @@ def fit_classifier(texts: Sequence[str], *, word_pairs: bool = False) -> Any:
     Args:
         texts: positive and negative texts in turn.
         word_pairs: weigh words and pairs of words by TF-IDF; else words are counted.
+
+    Raises:
+        DatasetError: there are no words in the texts.
     """
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer  # type: ignore[import-untyped]
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
@@ -113,7 +119,12 @@ def fit_classifier(texts: Sequence[str], *, word_pairs: bool = False) -> Any:
     if word_pairs:  # so many features, few of them in a text, that a weak penalty (a large C) scores better
         vectorizer, penalty = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_TOKEN), 10.0
     classifier = make_pipeline(vectorizer, LogisticRegression(C=penalty, max_iter=2000))
-    return classifier.fit(texts, [1, 0] * (len(texts) // 2))
+    try:
+        return classifier.fit(texts, [1, 0] * (len(texts) // 2))
+    except ValueError as error:  # scikit-learn's "empty vocabulary"
+        raise DatasetError(
+            f"The responses have no words by which to tell the sides apart: {texts[0]!r:.60}."
+        ) from error
 
 
 def require_scikit_learn(feature: str) -> None:

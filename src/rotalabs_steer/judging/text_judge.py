@@ -35,7 +35,7 @@ class TextJudge:
         """Fits a judge to pairs.
 
         Raises:
-            DatasetError: the responses of the pairs do not differ.
+            DatasetError: the responses of the pairs do not differ, or have no words.
             MissingDependencyError: scikit-learn is not installed.
         """
         require_scikit_learn("Judging texts by their pairs")
