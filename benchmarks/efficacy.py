@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -154,16 +154,20 @@ class Bench:
         return [json.loads(line) for line in self.records.read_text().splitlines()] if self.records.exists() else []
 
 
-def gradients(bench: Bench, rendered: list[RenderedPair], **options: int) -> dict[int, torch.Tensor]:
+def gradients(bench: Bench, rendered: list[RenderedPair]) -> dict[int, torch.Tensor]:
     """The mean gradient of pairs, by layer."""
-    found = pair_gradients(bench.model, rendered, bench.layers, **options).mean(dim=1)
+    found = pair_gradients(bench.model, rendered, bench.layers).mean(dim=1)
     return dict(zip(bench.layers, found, strict=True))
 
 
 def opening_gradient(bench: Bench, behavior: Behavior, *_: object) -> SteeringVectorSet:
     """The gradient of the first four tokens of the responses: those that decide how an answer goes on."""
     rendered = [render_pair(bench.tokenizer, pair) for pair in behavior.train]
-    return vector_set(behavior, gradients(bench, rendered, first_tokens=4))
+    openings = []
+    for pair in rendered:
+        sides = (replace(side, ids=side.ids[: side.response_start + 4]) for side in (pair.positive, pair.negative))
+        openings.append(RenderedPair(*sides))
+    return vector_set(behavior, gradients(bench, openings))
 
 
 def blended_gradient(
