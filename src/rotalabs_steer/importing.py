@@ -24,7 +24,7 @@ import torch
 
 from rotalabs_steer.arguments import as_integer, plain_value
 from rotalabs_steer.errors import OptionError, VectorError
-from rotalabs_steer.files.formats import find_format
+from rotalabs_steer.files.formats import is_set
 from rotalabs_steer.files.gguf import ControlVector
 from rotalabs_steer.files.other_tools import read_other_tool
 from rotalabs_steer.files.reading import check_carried, is_part
@@ -98,7 +98,7 @@ def _own_set(source: Any) -> SteeringVectorSet | None:
     if isinstance(source, Path):
         if source.suffix == ".json" or (source.suffix == ".pt" and source.with_suffix(".json").exists()):
             source = SteeringVector.load(source)
-        elif find_format(source) is not None:
+        elif source.is_dir() or is_set(source):
             source = SteeringVectorSet.load(source)
     if isinstance(source, SteeringVector):
         return SteeringVectorSet(source.behavior, [source])

@@ -28,15 +28,11 @@ def sample_model_path() -> Path:
 
     # A tokenizer that one major release of transformers saved cannot be read by another.
     major = transformers.__version__.partition(".")[0]
-    folder = _cache_directory() / f"transformers-{major}" / SAMPLE_MODEL
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "rotalabs-steer" / f"transformers-{major}" / SAMPLE_MODEL
     if not (folder / "config.json").exists():
         _convert(_gguf_file(), folder)
     return folder
-
-
-def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "rotalabs-steer"
 
 
 def _gguf_file() -> Path:

@@ -119,14 +119,17 @@ def parse_control_vector(content: bytearray, path: Path, layer_offset: int = 0) 
     """The control vector in the bytes of a file; `path` is for errors. See `read_control_vector`."""
     try:
         metadata, tensors, data_start = _read_header(_Cursor(memoryview(content)))
-    except (_MalformedError, struct.error, UnicodeDecodeError) as error:
+    except (ValueError, struct.error) as error:
         raise FileFormatError(f"{path} is not a GGUF control vector: {error}") from error
     architecture = metadata.pop("general.architecture", None)
     if architecture != ARCHITECTURE:
         raise FileFormatError(f"{path} is a GGUF file of {architecture!r:.80}, expected {ARCHITECTURE!r}.")
     directions: dict[int, torch.Tensor] = {}
     for name, (shape, kind, offset) in tensors.items():
-        layer = _layer(name, path) + layer_offset
+        match = _DIRECTION.fullmatch(name)
+        if match is None:
+            raise FileFormatError(f"{path} holds a tensor {name!r:.80}, expected only direction.0, direction.1, …")
+        layer = int(match[1]) + layer_offset
         if not 0 <= layer <= _MAX_LAYER:
             raise FileFormatError(
                 f"{path}: {name} with layer offset {layer_offset} is layer {layer}, which does not exist."
@@ -141,10 +144,6 @@ def parse_control_vector(content: bytearray, path: Path, layer_offset: int = 0) 
     return ControlVector(dict(sorted(directions.items())), str(hint), metadata)
 
 
-class _MalformedError(Exception):
-    """The bytes are not what the format says."""
-
-
 @dataclass
 class _Cursor:
     """A position in the file's bytes, which never goes past their end."""
@@ -155,7 +154,7 @@ class _Cursor:
     def take(self, count: int) -> memoryview:
         end = self.position + count
         if end > len(self.content):
-            raise _MalformedError("it ends in the middle of its header")
+            raise ValueError("it ends in the middle of its header")
         taken = self.content[self.position : end]
         self.position = end
         return taken
@@ -169,7 +168,7 @@ class _Cursor:
     def count(self, what: str) -> int:
         count = int(self.number("<Q"))
         if count > _MAX_ENTRIES:
-            raise _MalformedError(f"it claims {count} {what}, more than {_MAX_ENTRIES}")
+            raise ValueError(f"it claims {count} {what}, more than {_MAX_ENTRIES}")
         return count
 
 
@@ -179,10 +178,10 @@ _Tensors = dict[str, tuple[tuple[int, ...], int, int]]
 def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], _Tensors, int]:
     """Key-value pairs, tensors by name as (shape, type, offset), and the byte at which the tensors' data starts."""
     if cursor.take(4) != _MAGIC:
-        raise _MalformedError("it does not begin with GGUF")
+        raise ValueError("it does not begin with GGUF")
     version = cursor.number("<I")
     if version not in _VERSIONS:
-        raise _MalformedError(f"its format version is {version}, not {_VERSIONS[0]} or {_VERSIONS[1]}, little-endian")
+        raise ValueError(f"its format version is {version}, not {_VERSIONS[0]} or {_VERSIONS[1]}, little-endian")
     tensor_count, pair_count = cursor.count("tensors"), cursor.count("header entries")
     metadata: dict[str, Any] = {}
     for _ in range(pair_count):
@@ -193,14 +192,14 @@ def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], _Tensors, int]:
     for _ in range(tensor_count):
         name, dimensions = cursor.text(), cursor.number("<I")
         if dimensions > 4:
-            raise _MalformedError(f"a tensor claims {dimensions} dimensions")
+            raise ValueError(f"a tensor claims {dimensions} dimensions")
         shape = tuple(cursor.number("<Q") for _ in range(dimensions))
         if name in tensors:
-            raise _MalformedError(f"it has two tensors {name!r:.80}")
+            raise ValueError(f"it has two tensors {name!r:.80}")
         tensors[name] = (shape, cursor.number("<I"), cursor.number("<Q"))
     alignment = metadata.pop("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= _MAX_ALIGNMENT:
-        raise _MalformedError(f"its alignment is {alignment!r:.80}")
+        raise ValueError(f"its alignment is {alignment!r:.80}")
     return metadata, tensors, math.ceil(cursor.position / alignment) * alignment
 
 
@@ -212,7 +211,7 @@ def _read_value(cursor: _Cursor) -> Any:
     if kind in _SCALARS:
         return cursor.number(_SCALARS[kind])
     if kind != _ARRAY:
-        raise _MalformedError(f"a header entry has type {kind}, which does not exist")
+        raise ValueError(f"a header entry has type {kind}, which does not exist")
     inner = cursor.number("<I")
     if inner in _SCALARS:
         cursor.take(cursor.number("<Q") * struct.calcsize(_SCALARS[inner]))  # a view, so a false length costs nothing
@@ -220,15 +219,8 @@ def _read_value(cursor: _Cursor) -> Any:
         for _ in range(cursor.count("texts in a list")):
             cursor.text()
     else:
-        raise _MalformedError(f"a list has elements of type {inner}")
+        raise ValueError(f"a list has elements of type {inner}")
     return None
-
-
-def _layer(name: str, path: Path) -> int:
-    match = _DIRECTION.fullmatch(name)
-    if match is None:
-        raise FileFormatError(f"{path} holds a tensor {name!r:.80}, expected only direction.0, direction.1, …")
-    return int(match[1])
 
 
 def _direction(content: bytearray, shape: tuple[int, ...], kind: int, start: int, source: str) -> torch.Tensor:

@@ -198,12 +198,17 @@ def _could_be_id(text: str) -> bool:
 def _download(
     repo_id: str, subfolder: str | None, revision: str | None, token: str | bool | None, options: Mapping[str, Any]
 ) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     path = Path()
     for name, limit in _LIMITS.items():
-        _check_remote_size(repo_id, name, subfolder, revision, token, limit)
+        size = None
+        with contextlib.suppress(Exception):  # the download then reports the error, or finds the file in the cache
+            url = hf_hub_url(repo_id, name, subfolder=subfolder, revision=revision)
+            size = get_hf_file_metadata(url, token=token).size
+        if size is not None and size > limit:
+            raise FileFormatError(f"{repo_id}: {name} has {size:,} bytes, more than {limit:,}. Not downloaded.")
         try:
             path = Path(hf_hub_download(repo_id, name, subfolder=subfolder, revision=revision, token=token, **options))
         except LocalEntryNotFoundError:
@@ -218,18 +223,6 @@ def _download(
         commit = path.parents[len(check_relative(subfolder or ""))].name
         revision = commit if _COMMIT.fullmatch(commit) else revision
     return path.parent
-
-
-def _check_remote_size(
-    repo_id: str, name: str, subfolder: str | None, revision: str | None, token: str | bool | None, limit: int
-) -> None:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    size = None
-    with contextlib.suppress(Exception):  # the download then reports the error, or finds the file in the cache
-        size = get_hf_file_metadata(hf_hub_url(repo_id, name, subfolder=subfolder, revision=revision), token=token).size
-    if size is not None and size > limit:
-        raise FileFormatError(f"{repo_id}: {name} has {size:,} bytes, more than {limit:,}. Not downloaded.")
 
 
 def _may_replace_card(api: Any, repo_id: str, card: str, revision: str | None) -> bool:

@@ -184,7 +184,8 @@ class SteeringVectorSet:
             path: a folder, which gets `metadata.json` and `layer_N.json` / `layer_N.pt`; or a `.safetensors` file.
             format: "native", "safetensors" or "pretrained" (as `save_pretrained`); by default, `path` decides.
         """
-        check_target(Path(path), format).write(Path(path), self._stored())
+        write = check_target(Path(path), format)
+        write(Path(path), self._stored())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SteeringVectorSet:
