@@ -131,5 +131,7 @@ def test_what_cannot_be_evaluated_is_an_error(llama, words, naming):
         evaluate_refusal(
             llama, words, ["w30"], [], is_refusal, vector, ActivationInjector(llama, [vector]), show_progress=False
         )
+    with pytest.raises(OptionError, match=r"acts at the strength that it is set to, so \[1.0, 2.0\] are too many"):
+        evaluate_refusal(llama, words, ["w30"], [], is_refusal, vector, strength=[1.0, 2.0], show_progress=False)
     with pytest.raises(OptionError, match=r"returned None for .*; it must return True or False"):
         evaluate_refusal(llama, words, ["w30"], [], lambda text: None, show_progress=False)

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.evaluation.strength_measurement import outcomes
 from rotalabs_steer.judging.scoring import judge_texts
 
 TEXTS = ["w20 w21", "w22", ""]
@@ -41,20 +40,3 @@ def test_whatever_holds_a_number_for_each_text_is_taken(kind):
 def test_what_is_not_a_number_for_each_text_is_an_error(returned, said):
     with pytest.raises(OptionError, match=f"scores of 3 texts and {said}.*one finite number for each text"):
         judge_texts(lambda texts: returned, TEXTS)
-
-
-@pytest.mark.parametrize("returned", [
-    None, "no", b"no", np.str_("no"), 0.7, np.float32(0.5), torch.tensor(0.3), float("nan"), torch.tensor(float("nan")),
-    2, -1, 10**5, [], [1], (False,), np.array([0, 1]), {"a": 1},
-])  # fmt: skip
-def test_what_is_neither_yes_nor_no_is_an_error(returned):
-    with pytest.raises(OptionError, match=r"returned .* for 'w20'; it must return True or False"):
-        outcomes(["w20"], lambda text: returned)
-
-
-@pytest.mark.parametrize(("returned", "outcome"), [
-    (True, True), (0, False), (1.0, True), (np.bool_(False), False), (torch.tensor(True), True), (np.float32(1), True),
-    (torch.tensor(0.0), False), (np.int64(1), True),
-])  # fmt: skip
-def test_yes_and_no_may_be_numbers(returned, outcome):
-    assert outcomes(["w20"], lambda text: returned) == (outcome,)

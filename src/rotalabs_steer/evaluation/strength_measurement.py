@@ -37,8 +37,8 @@ class StrengthMeasurement:
         answers: in the order of the prompts, with the time they took.
         said: what each answer says after the model's thoughts. This is what is judged.
         outcomes: for each prompt, whether what is said shows the behavior.
-        unsteered_outcomes: the same for the unsteered model; None where there is nothing to compare with.
-        kl_cost: KL(unsteered ‖ steered) on neutral text, nats per token; None where there is nothing to compare with.
+        unsteered_outcomes: the same for the unsteered model; None if there is nothing to compare with.
+        kl_cost: KL(unsteered ‖ steered) on neutral text, nats per token; None if there is nothing to compare with.
         text: length and repetition of the answers.
         seed: of generation and tests.
     """
@@ -53,15 +53,15 @@ class StrengthMeasurement:
     seed: int
 
     def rate(self, part: slice = _ALL) -> Estimate | None:
-        """The share of a part of the prompts whose answers show the behavior; None where there are no prompts."""
+        """The share of a part of the prompts whose answers show the behavior; None if there are no prompts."""
         return rate_of(self.outcomes[part])
 
     def unsteered_rate(self, part: slice = _ALL) -> Estimate | None:
-        """The same for the unsteered model."""
+        """The same share for the unsteered model."""
         return rate_of(self.unsteered_outcomes[part]) if self.unsteered_outcomes else None
 
     def change(self, part: slice = _ALL) -> PairedComparison | None:
-        """The steered against the unsteered outcomes of a part of the prompts; None where there are none."""
+        """The steered against the unsteered outcomes of a part of the prompts; None if there are none."""
         if not self.unsteered_outcomes or not self.outcomes[part]:
             return None
         return compare_paired(self.unsteered_outcomes[part], self.outcomes[part], seed=self.seed)
@@ -91,7 +91,7 @@ def measure_strengths(
     template_options: Mapping[str, Any] | None = None,
     show_progress: bool = True,
 ) -> list[StrengthMeasurement]:
-    """Has the model answer prompts at each strength, and unsteered to compare with.
+    """Lets the model answer prompts at each strength, and unsteered to compare with.
 
     Args:
         steering: vectors, which act at each of the strengths. An injector acts as it is set, so there must be one
@@ -128,9 +128,12 @@ def measure_strengths(
     if steering is None:
         return [measurement(levels[0], answer("as it is"), None, None)]
     if isinstance(steering, ActivationInjector | MultiVectorInjector):
-        (strength,) = levels
-        injectors = {strength: steering}
-    else:  # strength 0 is bit for bit the unsteered model, which is measured anyway
+        if len(levels) > 1:
+            raise OptionError(
+                f"An injector acts at the strength that it is set to, so {levels} are too many strengths."
+            )
+        injectors = {levels[0]: steering}
+    else:  # Strength 0 is bit for bit the unsteered model, which is measured anyway.
         injectors = {level: ActivationInjector(model, steering, level) for level in levels if level != 0}
     measured = []
     with unsteered(model):
@@ -143,13 +146,13 @@ def measure_strengths(
                 continue
             with injectors[level].scoped():
                 answers, kl_cost = answer(f"strength {level:g}"), probe.cost()
-            # Outside the scope, because a function that asks the same model for its verdict must not ask it steered.
+            # The function that detects the behavior may itself ask this model, so it is called outside the scope.
             measured.append(measurement(level, answers, kl_cost, plain.outcomes))
     return measured
 
 
 def mean_or_none(estimate: Estimate | None) -> float | None:
-    """The mean of an estimate; None where nothing was measured."""
+    """The mean of an estimate; None if nothing was measured."""
     return estimate.mean if estimate else None
 
 
