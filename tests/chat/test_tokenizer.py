@@ -80,7 +80,7 @@ def test_a_template_that_takes_texts_is_given_texts(template):
     (LAST_ONLY, [{"role": "user", "content": "Hi"}, TURNS[1], TURNS[0]], "user message 'Hi'"),
 ])  # fmt: skip
 def test_a_lost_message_is_an_error(template, messages, lost):
-    with pytest.raises(ChatTemplateError, match=f"loses the {lost}.*neither as a text nor as a list of parts"):
+    with pytest.raises(ChatTemplateError, match=f"loses the {lost}.*as a string and as a list of parts"):
         chat(template).render(messages)
 
 
@@ -121,7 +121,9 @@ def test_a_shown_tool_call_is_rendered_and_lost_arguments_are_an_error():
         chat(TOOLS.replace("({{ call.function.arguments | tojson }})", "")).render(CALLED)
     beside = [CALLED[0], CALLED[1] | {"content": "Let me look."}, CALLED[2]]
     assert "Let me look.find(" in chat(TOOLS).render(beside)
-    with pytest.raises(ChatTemplateError, match=r"loses the assistant message 'Let me look\.'.*leave it out"):
+    with pytest.raises(
+        ChatTemplateError, match=r"loses the assistant message 'Let me look\.'.*remove it from the message"
+    ):
         chat(TOOLS.replace("{{ m.content }}", "{{ m.content if not m.tool_calls }}")).render(beside)
     with pytest.raises(ChatTemplateError, match=r"The tool call {'type': 'function'} does not name a function"):
         chat(TOOLS).render([CALLED[0], CALLED[1] | {"tool_calls": [{"type": "function"}]}, CALLED[2]])
@@ -344,12 +346,12 @@ def test_one_of_several_templates_is_chosen_by_name():
 @pytest.mark.parametrize(("options", "message"), [
     ({"enable_thinkin": False}, "never mentions the option 'enable_thinkin'.*Did you mean 'enable_thinking'"),
     ({"date_string": "1 May"}, "never mentions the option 'date_string', so it would do nothing.$"),
-    ({"enable_thinking": "False"}, "is the text 'False', which templates take for true"),
+    ({"enable_thinking": "False"}, "is the string 'False', which templates take for true"),
     ({"add_generation_prompt": False}, "add_generation_prompt is not an option of a chat template"),
     ({"continue_final_message": True}, "continue_final_message is not an option"),
     ({"tokenize": True}, "tokenize is not an option"),
-    ({"enable_thinking": "no"}, "is the text 'no', which templates take for true"),
-    ({"enable_thinking": " Off"}, "is the text ' Off', which templates take for true"),
+    ({"enable_thinking": "no"}, "is the string 'no', which templates take for true"),
+    ({"enable_thinking": " Off"}, "is the string ' Off', which templates take for true"),
     ({"enable_thinking": 0}, "enable_thinking is 0, but the template expects a boolean"),
     ({"enable_thinking": 1.0}, "enable_thinking is 1.0, but the template expects a boolean"),
     ({"role": "x"}, "never mentions the option 'role'"),
@@ -359,7 +361,7 @@ def test_one_of_several_templates_is_chosen_by_name():
     ({"messages": []}, "messages is not an option of a chat template"),
     ({"raise_exception": None}, "raise_exception is not an option of a chat template"),
     ({"chat_template": 3}, "chat_template is 3; give a template or its name"),
-    ({"enable_thinking": object()}, "a value that JSON does not have"),
+    ({"enable_thinking": object()}, "a value that JSON cannot represent"),
     (["enable_thinking"], "give a mapping"),
 ])  # fmt: skip
 def test_options_that_would_do_nothing_are_refused(options, message):
@@ -372,7 +374,7 @@ def test_texts_and_numbers_that_a_template_compares_an_option_with_are_its_value
     assert chat(template, {"effort": "off"}).render(QUESTION).endswith("!")
     assert chat(template, {"budget": 0}).render(QUESTION).endswith("!")
     assert not chat(template, {"effort": "high", "budget": 3}).render(QUESTION).endswith("!")
-    with pytest.raises(OptionError, match="effort is the text 'no', which"):
+    with pytest.raises(OptionError, match="effort is the string 'no', which"):
         chat(template, {"effort": "no"})
     with pytest.raises(OptionError, match="strict is 1, but the template expects a boolean"):
         chat(template, {"strict": 1})
@@ -397,7 +399,7 @@ def test_only_the_template_in_use_knows_options():
 
 
 def test_options_need_a_template():
-    with pytest.raises(ChatTemplateError, match="has no chat template, as those of base models have none"):
+    with pytest.raises(ChatTemplateError, match="has no chat template, as is usual for base models"):
         chat(None, {"enable_thinking": False})
 
 

@@ -63,6 +63,6 @@ def test_ids_that_are_none_and_no_network_allowed(hub, monkeypatch):
     with pytest.raises(ModelNameError, match="it is not the id of a repository"):
         resolve_model("a/b/c")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelNameError, match=r"gives: .*offline"):
+    with pytest.raises(ModelNameError, match=r"Hub: .*offline"):
         resolve_model("org/nothing")
     assert asked(hub) == []

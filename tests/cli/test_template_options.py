@@ -35,7 +35,7 @@ def reasoner(small_model, tmp_path_factory):
 
 @pytest.mark.parametrize(("option", "message"), [
     ("enable_thinkin=false", "never mentions the option 'enable_thinkin', so it would do nothing. Did you mean"),
-    ("enable_thinking=False", "is the text 'False', which templates take for true"),
+    ("enable_thinking=False", "is the string 'False', which templates take for true"),
     ("tokenize=true", "tokenize is not an option of a chat template"),
 ])  # fmt: skip
 @pytest.mark.parametrize("verb", ["generate MODEL hi", "chat MODEL", "extract MODEL humor --output x"])
@@ -79,7 +79,7 @@ def test_a_base_model_without_a_chat_template_is_one_sentence(small_model, tmp_p
     result = run(*[word.replace("MODEL", str(base)) for word in verb], input="hello\n/quit\n")
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
-    assert "error: The tokenizer has no chat template, as those of base models have none" in result.output
+    assert "error: The tokenizer has no chat template, as is usual for base models" in result.output
 
 
 def test_chat_says_at_once_that_a_system_message_would_be_lost(small_model, tmp_path):

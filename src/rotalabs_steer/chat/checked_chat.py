@@ -1,8 +1,8 @@
 """A conversation as its chat template renders it, with a check that no message is lost on the way.
 
-A template is a program of its author's, and many do not say what they cannot render: they drop a system message, or
-render a text where they expect a list of parts as nothing. So the conversation is rendered a second time with a mark
-behind each message's text, which shows what became of it.
+A template is a program, and many do not say what they cannot render: they drop a system message, or render nothing for
+a string where they expect a list of parts. So the conversation is rendered a second time with a mark after each
+message's text, and the marks show which texts are there and where.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 _THINK_SWITCH = re.compile(r"/(?:no_?)?think\b")  # templates take these words out of a message as a switch
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-_TOLD = ("name", *_THOUGHTS)
-_MOST_FORMS = 32
+_MOST_ATTEMPTS = 32
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class CheckedChat:
 
     Attributes:
         thought: the tag of a block of thoughts that is open at the end; "" where none is.
-        missing_header: what the template writes before an answer, but not at the end of a prompt; "" where that is the
-            same.
+        missing_header: what the template writes before an answer, but not at the end of a prompt; "" where it writes
+            the same.
     """
 
     text: str
@@ -48,7 +47,7 @@ class CheckedChat:
 
 
 def render_checked(template: Template, messages: Sequence[Mapping[str, Any]]) -> CheckedChat:
-    """Renders a conversation with the contents as texts, or as lists of parts for the roles whose template wants these.
+    """Renders a conversation, with contents as strings, or as lists of parts for the roles that need them.
 
     Raises:
         ChatTemplateError: the template refuses the messages, or loses one or a part of one.
@@ -56,37 +55,37 @@ def render_checked(template: Template, messages: Sequence[Mapping[str, Any]]) ->
     texts = [
         dict(message) | ({"content": content_text(message)} if "content" in message else {}) for message in messages
     ]
-    problem = None
+    marked, problems = _marked(texts), []
     for roles in _roles_in_parts(texts):
-        asked = _in_parts(_marked(texts), roles)
+        asked = _in_parts(marked, roles)
         try:
-            marked = template(asked, True)
-            _refuse_lost(marked, texts, roles)
+            shown = template(asked, True)
+            _refuse_lost(shown, texts, marked, roles)
             break
         except ChatTemplateError as error:
-            problem = problem or error
+            problems.append(error)
     else:
-        raise problem or ChatTemplateError("There are no messages to render.")
+        raise problems[0]  # the one about strings, which is what most templates expect
     chat = _in_parts(texts, roles)
     rendered = template(chat, True)
     for number in range(len(chat)):
         _refuse_lost_fields(template, chat, number, rendered)
         _refuse_lost_arguments(template, chat, number, rendered)
-    end = _behind(marked, _mark(len(texts) - 1))
+    end = _after_mark(shown, _mark(len(texts) - 1))
     return CheckedChat(rendered, open_thought(end), _missing_header(template, asked, end))
 
 
 def _mark(number: int | str) -> str:
-    return f"zqx{number}xqz"
+    return f"zqx{number}xqz"  # letters that no text has in this order, and no template escapes
 
 
-def _behind(rendered: str, mark: str) -> str:
-    """What the template writes behind a mark, whose case it may have changed."""
+def _after_mark(rendered: str, mark: str) -> str:
+    """What the template writes after a mark, whose case it may have changed."""
     return re.split(mark, rendered, flags=re.IGNORECASE)[-1]
 
 
 def _marked(messages: Sequence[Message]) -> list[Message]:
-    """The messages with a mark behind each text and the name of each function that is called."""
+    """The messages with a mark after each text and after the name of each function that is called."""
     marked = []
     for number, message in enumerate(messages):
         calls = message.get("tool_calls")
@@ -100,7 +99,7 @@ def _marked(messages: Sequence[Message]) -> list[Message]:
 
 
 def _function(call: Any) -> Any:
-    """The name and arguments of a call, which stand in it or in its `function`."""
+    """The mapping that has the name and arguments of a call: the call itself or its `function`."""
     return call["function"] if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping) else call
 
 
@@ -126,10 +125,10 @@ def _renamed(call: Any, mark: str) -> Any:
 
 
 def _roles_in_parts(messages: Sequence[Message]) -> Iterator[Sequence[str]]:
-    """The roles whose contents are given as parts, one attempt after another: none, all, and some of them."""
+    """The roles whose contents are lists of parts, for one attempt after another: no role, all roles, some of them."""
     roles = sorted({str(message.get("role")) for message in messages if "content" in message})
     some = chain.from_iterable(combinations(roles, count) for count in range(1, len(roles)))
-    return chain([(), roles], islice(some, _MOST_FORMS))
+    return chain([(), roles], islice(some, _MOST_ATTEMPTS))
 
 
 def _in_parts(messages: Sequence[Message], roles: Sequence[str]) -> list[Message]:
@@ -141,70 +140,70 @@ def _in_parts(messages: Sequence[Message], roles: Sequence[str]) -> list[Message
     ]
 
 
-def _refuse_lost(marked: str, messages: Sequence[Message], roles: Sequence[str]) -> None:
-    """Raises where a text or a call is missing in the rendering, or a list of parts is written out.
-
-    Templates strip blanks and may escape texts as JSON does. Of answers they may leave out the thoughts.
-    """
-    squeezed = _squeeze(marked)
-    for number, (message, sent) in enumerate(zip(messages, _marked(messages), strict=True)):
+def _refuse_lost(shown: str, messages: Sequence[Message], marked: Sequence[Message], roles: Sequence[str]) -> None:
+    """Raises where a text or a call is missing in the rendering of the marked messages, or a list is written out."""
+    squeezed = _squeeze(shown)
+    for number, (message, sent) in enumerate(zip(messages, marked, strict=True)):
         content = sent.get("content", "")
+        # Templates may leave the thoughts out of an earlier answer.
         wanted = after_last_tag(content) if message["role"] == "assistant" else content
-        is_list = message["role"] in roles and re.search(rf"""{_mark(number)}['"](?:\}}|,\s*['"]type)""", marked)
+        # A template that expects strings writes a list of parts as Python shows it.
+        is_list = message["role"] in roles and re.search(rf"""{_mark(number)}['"](?:\}}|,\s*['"]type)""", shown)
         if is_list or not _shows(squeezed, wanted):
             raise _losing(message)
         for call, marked_call in zip(message.get("tool_calls") or (), sent.get("tool_calls") or (), strict=True):
             if not _shows(squeezed, _function_name(marked_call)):
                 raise ChatTemplateError(
                     f"The tokenizer's chat template loses the call of {_function_name(call)!r}, message {number + 1}: "
-                    "it is not in what the template makes of the conversation. Write the call into the content of the "
-                    "message as the model writes it, or set another tokenizer.chat_template."
+                    "the rendered conversation lacks it. Write the call into the content of the message as the model "
+                    "writes it, or set another tokenizer.chat_template."
                 )
 
 
 def _shows(squeezed: str, wanted: str) -> bool:
+    """Whether a rendering has a text, as it is or escaped as JSON does."""
     return _squeeze(wanted) in squeezed or any(
         _squeeze(json.dumps(wanted, ensure_ascii=ascii_only)[1:-1]) in squeezed for ascii_only in (False, True)
     )
 
 
 def _squeeze(text: str) -> str:
+    """A text without what templates change: blanks, the case of letters, and the words that switch thinking."""
     return "".join(_THINK_SWITCH.sub("", text.replace("zqx", " zqx")).split()).casefold()
 
 
 def _losing(message: Message) -> ChatTemplateError:
     advice = (
-        "Templates may leave out a text beside tool calls: leave it out of the message"
+        "Many templates leave out a text beside tool calls: remove it from the message"
         if message.get("tool_calls")
         else f"If the template has no {message['role']} role, put the message into the prompt"
     )
     return ChatTemplateError(
-        f"The tokenizer's chat template loses the {message['role']} message {message['content']!r:.60}: it is not in "
-        f"what the template makes of the conversation, neither as a text nor as a list of parts. {advice}; otherwise "
-        "set another tokenizer.chat_template."
+        f"The tokenizer's chat template loses the {message['role']} message {message['content']!r:.60}: the rendered "
+        f"conversation lacks it, as a string and as a list of parts. {advice}; otherwise set another "
+        "tokenizer.chat_template."
     )
 
 
 def _refuse_lost_fields(template: Template, chat: list[Message], number: int, rendered: str) -> None:
-    """Raises where the rendering is the same without a name or thoughts.
-
-    Old thoughts may be left out if the template shows those of the last message. A tool's name is that of its call.
-    """
+    """Raises where the rendering is the same without a name or thoughts."""
     message = chat[number]
-    for field in _TOLD:
+    for field in ("name", *_THOUGHTS):
+        # The name of a tool is that of its call, which has been looked for.
         if not message.get(field) or (field == "name" and message["role"] == "tool"):
             continue
         without = {key: value for key, value in message.items() if key != field}
         until = [*chat[:number], without]
         if _or_nothing(template, [*until, *chat[number + 1 :]], True) != rendered:
             continue
+        # Templates may leave out old thoughts, if they render those of a last message.
         if field in _THOUGHTS and _or_nothing(template, until, False) != _or_nothing(
             template, chat[: number + 1], False
         ):
             continue
         raise ChatTemplateError(
             f"The tokenizer's chat template loses {field!r} of message {number + 1} ({message['role']}), which is "
-            f"{message[field]!r:.60}: the conversation is rendered alike without it. Write it into the content, or "
+            f"{message[field]!r:.60}: the rendered conversation is the same without it. Write it into the content, or "
             "leave it out."
         )
 
@@ -235,10 +234,10 @@ def _or_nothing(template: Template, chat: Sequence[Message], is_asked: bool) -> 
 
 
 def _missing_header(template: Template, asked: list[Message], end: str) -> str:
-    """What an answered conversation has between the last message and the answer, and the end of a prompt has not.
+    """What the template writes between the last message and an answer, but not at the end of a prompt.
 
-    Thoughts are not part of a header: a model may write them or not. Neither is what the template writes before the
-    user's messages as well, since it does not say who speaks.
+    Thoughts are not part of such a header, because a model may write them or not. Neither is what the template writes
+    before messages of the user as well, because it does not say who speaks.
     """
     content = _mark(len(asked))
     user_turn = re.split(content, _or_nothing(template, [{"role": "user", "content": content}], False))[0]
@@ -246,8 +245,8 @@ def _missing_header(template: Template, asked: list[Message], end: str) -> str:
         answered = _or_nothing(template, [*asked, {"role": "assistant", "content": form}], False)
         before = re.split(content, answered, flags=re.IGNORECASE)[0]
         if before != answered:
-            header = without_blocks(_behind(before, _mark(len(asked) - 1)))
+            header = without_blocks(_after_mark(before, _mark(len(asked) - 1)))
             rest = without_blocks(end)
             missing = "" if header in rest else header.removeprefix(rest).strip()
             return "" if user_turn.strip().endswith(missing) else missing
-    return ""  # The template does not render such conversations, which are not what is asked for.
+    return ""  # a template that does not render answers after these messages has no header to miss

@@ -1,4 +1,4 @@
-"""The tags around a model's thoughts, and what a text says behind them."""
+"""The tags around a model's thoughts, and the text after them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _CHANNEL = re.compile(r"<\|channel\|?>", re.IGNORECASE)
 
 
 def open_thought(text: str) -> str:
-    """The tag of the block of thoughts in which a text ends, or "" where it does not end in one."""
+    """The tag of the block of thoughts that a text ends in, or "" where it does not end in one."""
     tags = _TAG.findall(text)
     return tags[-1] if tags and not _CLOSING.search(tags[-1]) else ""
 
 
 def closes_thought(text: str) -> bool:
-    """Whether a text that begins inside a block of thoughts comes to an end of it."""
+    """Whether a text that begins inside a block of thoughts closes the block."""
     tags = _TAG.findall(text)
     return bool(tags) and _CLOSING.search(tags[0]) is not None
 
 
 def without_thoughts(text: str) -> str | None:
-    """What an answer says after the thoughts that it begins with; None where these do not come to an end."""
+    """An answer without the thoughts that it begins with; None where these do not end."""
     begin = _TAG.match(text.lstrip())
     if begin is None:
         return text
@@ -43,12 +43,15 @@ def without_thoughts(text: str) -> str | None:
 
 
 def after_last_tag(text: str) -> str:
-    """What stands behind the last tag of a text: all that a chat template keeps of an earlier answer, at the least."""
+    """The part of a text after its last tag, which every chat template keeps of an earlier answer."""
     return _TAG.split(text)[-1]
 
 
 def without_blocks(text: str) -> str:
-    """A text without its closed blocks of thoughts, and without tags that close none. The names of channels stay."""
+    """A text without its closed blocks of thoughts, and without closing tags that have no opening one.
+
+    Tags that name a channel stay, because an answer has one as well.
+    """
     kept, position, opened = "", 0, None
     for tag in _TAG.finditer(text):
         if not _CLOSING.search(tag[0]):
@@ -61,5 +64,5 @@ def without_blocks(text: str) -> str:
 
 
 def is_tag(token: str) -> bool:
-    """Whether a special token is a tag of thoughts, or the beginning of one that names a channel."""
+    """Whether a special token is a tag of thoughts, or begins a tag that names a channel."""
     return _TAG.fullmatch(token) is not None

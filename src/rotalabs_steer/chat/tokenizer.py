@@ -1,4 +1,4 @@
-"""A tokenizer with the options of its chat template: all that turns prompts and texts into token ids."""
+"""A tokenizer with the options of its chat template, which turns prompts and texts into token ids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,20 +23,19 @@ if TYPE_CHECKING:
     from rotalabs_steer.chat.conversations import Message, Prompt
 
 _USABLE_ARGUMENTS = ("chat_template", "tools", "documents")
-_MISSPELT = ("true", "false", "none", "null", "yes", "no", "on", "off")
 _MARKUP_OF_ANSWERS = re.compile("tool|function|call|python", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
 class ChatTokenizer:
-    """A tokenizer and the options of its chat template. Every function that takes a tokenizer takes one of these, too.
+    """A tokenizer and the options of its chat template. Every function that takes a tokenizer also takes one of these.
 
     tokenizer = ChatTokenizer.of(AutoTokenizer.from_pretrained("Qwen/Qwen3-4B"), {"enable_thinking": False})
 
     Attributes:
         tokenizer: a tokenizer of transformers.
-        template_options: what `apply_chat_template` is given besides the messages.
-        processor_template: the chat template of a processor, which goes before the tokenizer's own.
+        template_options: further arguments of `apply_chat_template`.
+        processor_template: the chat template of a processor, used instead of the tokenizer's own.
     """
 
     tokenizer: Any
@@ -49,7 +47,7 @@ class ChatTokenizer:
         """A tokenizer, a processor's tokenizer or another `ChatTokenizer`, with options added to those it has.
 
         Raises:
-            OptionError: that is not a tokenizer, or an option cannot be passed or is not known to the template.
+            OptionError: the object is not a tokenizer, or the template does not read an option or its value.
             ChatTemplateError: there are options, but the tokenizer has no chat template.
         """
         if isinstance(tokenizer, cls):
@@ -74,10 +72,10 @@ class ChatTokenizer:
         return chat
 
     def prompt(self, prompt: Prompt, system: str | None = None, response: str = "") -> tuple[int, ...]:
-        """A user's text or a conversation as token ids, up to and with the header of the assistant's answer.
+        """A user's text or a conversation as token ids, including the header of the assistant's answer.
 
         Args:
-            response: the text that will stand behind it.
+            response: the text that will follow.
 
         Raises:
             DatasetError: the prompt is empty or a malformed conversation.
@@ -91,15 +89,15 @@ class ChatTokenizer:
         return self.ids(chat.text, special=False)
 
     def open_thought(self, prompt: Prompt, system: str | None = None) -> str:
-        """The tag of the block of thoughts that the template opens for the answer; "" where it opens none."""
+        """The tag of the block of thoughts that the template opens for the answer; "" without such a block."""
         return self._render(as_messages(prompt, system), {}).thought
 
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """A conversation as a text, up to and with the header of the assistant's answer.
+        """A conversation as a string, including the header of the assistant's answer.
 
         Args:
-            messages: dicts with `role` and `content`, and what else the template knows.
-            options: for the template, besides `template_options`.
+            messages: dicts with `role`, `content` and any other fields that the template reads.
+            options: further options of the template.
 
         Raises:
             ChatTemplateError: the template cannot render it.
@@ -114,26 +112,27 @@ class ChatTokenizer:
         """A text as token ids, without a chat template.
 
         Args:
-            special: add the special tokens that the tokenizer adds to a text, but not those that the text begins with,
-                as one that went through a chat template does. False for a text that stands behind a prompt.
+            special: add the special tokens that the tokenizer adds to a text, such as the beginning of the sequence.
+                False for a text that follows a prompt.
         """
         bare = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not special:
             return tuple(bare)
         whole = list(self.tokenizer(text)["input_ids"])
+        # A text that a chat template has rendered begins with special tokens already, which must not come twice.
         for added in range(len(whole) - len(bare), 0, -1):
             if whole[added : added + len(bare)] == bare:
                 return tuple(whole[added:] if bare[:added] == whole[:added] else whole)
         return tuple(whole)
 
     def with_offsets(self, text: str, *, special: bool) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-        """As `ids`, with where each token stands in the text. The tokenizer must be a fast one."""
+        """As `ids`, and where each token begins and ends in the text. The tokenizer must be a fast one."""
         ids = self.ids(text, special=special)
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
         return ids, [tuple(place) for place in encoded["offset_mapping"]][len(encoded["input_ids"]) - len(ids) :]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens; but thoughts keep theirs, which tell them from an answer."""
+        """The text of token ids without special tokens, except in thoughts, whose tags tell them from the answer."""
         numbers = [int(number) for number in ids]
         tags = {number for number, token in self._special_tokens.items() if is_tag(token)}
         if any("channel" in self._special_tokens[number] for number in tags):
@@ -144,7 +143,7 @@ class ChatTokenizer:
 
     @cached_property
     def _special_tokens(self) -> dict[int, str]:
-        """The special tokens by id, with those that were added for the chat template."""
+        """The special tokens by id, including those that were added for the chat template."""
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         return {number: str(token) for number, token in added.items() if getattr(token, "special", False)}
 
@@ -168,7 +167,7 @@ class ChatTokenizer:
         return render_checked(apply, messages)
 
     def _refuse_rendered(self, messages: Sequence[Message]) -> None:
-        """A prompt that went through a template already would be put into another one."""
+        """Refuses messages that a template has rendered already, because they would be rendered twice."""
         listed = {*getattr(self.tokenizer, "all_special_tokens", ()), *self._special_tokens.values()}
         special = sorted(token for token in listed if len(token) > 1 and not is_tag(token))
         for message in messages:
@@ -191,7 +190,7 @@ class ChatTokenizer:
 
     @cached_property
     def _user_turn(self) -> tuple[str, str]:
-        """What the template writes before and behind a user's text, without the beginning of the sequence."""
+        """What the template writes before and after a user's text, without the beginning of the sequence."""
         try:
             before, _, after = self.render([{"role": "user", "content": "zqx"}]).partition("zqx")
         except ChatTemplateError:  # it wants more messages than one
@@ -199,7 +198,7 @@ class ChatTokenizer:
         return before.removeprefix(getattr(self.tokenizer, "bos_token", None) or "").strip(), after.strip()
 
     def _check_place(self, chat: CheckedChat, response: str) -> None:
-        """A response must stand where the model would write its answer."""
+        """Refuses a response that would stand where the model does not write its answer."""
         if not without_blocks(response).startswith(chat.missing_header):  # thoughts may go before it
             raise ChatTemplateError(
                 f"The tokenizer's chat template writes {chat.missing_header!r} before an answer, but not at the end of "
@@ -225,7 +224,7 @@ class ChatTokenizer:
         try:
             json.dumps(dict(self.template_options))
         except (TypeError, ValueError) as error:
-            raise OptionError(f"template_options hold a value that JSON does not have: {error}.") from error
+            raise OptionError(f"template_options hold a value that JSON cannot represent: {error}.") from error
         chosen = self.template_options.get("chat_template")
         if not isinstance(chosen, str | None):
             raise OptionError(f"The template option chat_template is {chosen!r:.60}; give a template or its name.")
@@ -234,32 +233,14 @@ class ChatTokenizer:
         for name, value in self.template_options.items():
             if name in template.set_by_rendering or (name in arguments and name not in _USABLE_ARGUMENTS):
                 raise OptionError(f"{name} is not an option of a chat template. It is set where a prompt is rendered.")
-            if name == "chat_template":
-                continue
-            if name not in template.options:
-                close = get_close_matches(str(name), template.options, 1)
-                raise OptionError(
-                    f"The tokenizer's chat template never mentions the option {name!r}, so it would do nothing."
-                    + (f" Did you mean {close[0]!r}?" if close else "")
-                )
-            if value is None or isinstance(value, bool) or template.compares(name, value):
-                continue
-            if isinstance(value, str) and (template.takes_boolean(name) or value.strip().lower() in _MISSPELT):
-                raise OptionError(
-                    f"The template option {name} is the text {value!r}, which templates take for true. Give a boolean "
-                    "or None (false, true or null on the command line)."
-                )
-            if template.takes_boolean(name):
-                raise OptionError(
-                    f"The template option {name} is {value!r:.60}, but the template expects a boolean. Give one, or "
-                    "None (false, true or null on the command line)."
-                )
+            if name != "chat_template":
+                template.check_option(name, value)
 
     def _parsed(self) -> TemplateSource:
         return TemplateSource(self._source(self.template_options.get("tools")))
 
     def _source(self, tools: Any) -> str:
-        """The text of the chat template in use: the one that is chosen, or the one that transformers would take.
+        """The source of the chat template in use: the chosen one, or the one that transformers would take.
 
         Raises:
             ChatTemplateError: there is none.
@@ -276,9 +257,9 @@ class ChatTokenizer:
             return str(named.get(chosen or usual, chosen))
         if not (chosen or named):
             raise ChatTemplateError(
-                "The tokenizer has no chat template, as those of base models have none, so a prompt cannot be rendered "
-                "as the model expects it. Use the model's chat version, or set tokenizer.chat_template (for example "
-                "\"{% for m in messages %}{{ m['content'] }}\\n{% endfor %}\"). Pairs without prompts, two plain "
-                "texts, need none."
+                "The tokenizer has no chat template, as is usual for base models, so a prompt cannot be rendered as "
+                "the model expects it. Use the model's chat version, or set tokenizer.chat_template (for example "
+                "\"{% for m in messages %}{{ m['content'] }}\\n{% endfor %}\"). Pairs without prompts, which are "
+                "two plain texts, need none."
             )
         return str(chosen or named)

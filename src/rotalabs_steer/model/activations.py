@@ -44,7 +44,7 @@ class ActivationCache:
     def extend(self, name: str, activation: torch.Tensor) -> None:
         """Appends columns `[batch, more, hidden]` to what is kept under this name.
 
-        They are joined when they are asked for: joining them at every token would take quadratic time.
+        `get` joins them, because joining at every token would take quadratic time.
         """
         chunks = self._chunks.get(name)
         if chunks is None or chunks[0].shape[0] != activation.shape[0]:
@@ -66,7 +66,7 @@ class ActivationCache:
         self._chunks.clear()
 
     def keys(self) -> list[str]:
-        """The names, in the order in which they came."""
+        """The names, in the order in which they were stored."""
         return list(self._chunks)
 
     def __len__(self) -> int:
@@ -79,18 +79,18 @@ class ActivationCache:
 class ActivationHook:
     """Captures activations of some layers while the model runs.
 
-    What is captured is what the next layer sees: where the model is steered too, the steered activation. A call
-    that continues a KV cache adds to what the calls before it left, so after `generate` the activations cover prompt
-    and generated tokens; a fresh call starts anew.
+    The hook captures what the next layer sees, so on a steered model it captures steered activations. A call that
+    continues a KV cache adds to the activations of the calls before it, so after `generate` they cover prompt and
+    generated tokens. A call without a cache starts anew.
 
     Args:
         model: a transformers model, or a PEFT model around one.
         layer_indices: 0-based decoder layers.
         component: "residual" (the layer's output), "mlp" or "attn" (what that part adds to the residual stream).
-        token_position: "last" or "first" *real* token of each row, padding skipped, or "all" columns of the call.
+        token_position: the "last" or "first" *real* token of each row, without padding, or "all" columns of the call.
 
     Raises:
-        OptionError, LayerError, ArchitectureError: an option or layer does not exist; the model is untouched.
+        OptionError, LayerError, ArchitectureError: an option or layer does not exist. The model stays unchanged.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ActivationHook:
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> Self:
-        """Starts capturing; what an earlier use captured is forgotten."""
+        """Starts capturing, and forgets earlier activations."""
         if not self._handles:
             self.cache.clear()
             self._tracker.acquire(self.model)
@@ -122,7 +122,7 @@ class ActivationHook:
         return self
 
     def detach(self) -> None:
-        """Stops capturing; what was captured stays."""
+        """Stops capturing, and keeps the activations."""
         if self._handles:
             for handle in self._handles:
                 handle.remove()
@@ -130,7 +130,7 @@ class ActivationHook:
             self._tracker.release(self.model)
 
     def get_activations(self) -> dict[int, Float[torch.Tensor, "batch seq hidden"]]:
-        """By layer, `[batch, seq, hidden]`; seq is 1 for "last" and "first".
+        """The activations `[batch, seq, hidden]` of each layer; seq is 1 for "last" and "first".
 
         Raises:
             ActivationError: the model has not run while the hook was attached.
@@ -179,10 +179,10 @@ def extract_activations(
     """The activations of one forward call, without gradients and without changing the model's mode.
 
     Args:
-        inputs: what the tokenizer returned, moved to the model's device if it is not there.
+        inputs: the output of the tokenizer, which is moved to the model's device.
 
     Returns:
-        By layer, `[batch, seq, hidden]`; seq is 1 for "last" (the default) and "first".
+        Activations `[batch, seq, hidden]` by layer; seq is 1 for "last" (the default) and "first".
     """
     if not isinstance(inputs, Mapping):
         raise OptionError(
@@ -198,7 +198,7 @@ def extract_activations(
 def _pick(
     hidden: Float[torch.Tensor, "batch seq hidden"], columns: torch.Tensor | bool
 ) -> Float[torch.Tensor, "batch one hidden"]:
-    """One token of each row: `columns` marks it, or is True where the call has one column only."""
+    """One token of each row: the one that `columns` marks, or the only one where `columns` is True."""
     if columns is True:
         return hidden[:, -1:]
     assert isinstance(columns, torch.Tensor)

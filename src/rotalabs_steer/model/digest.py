@@ -1,6 +1,6 @@
-"""What tells a model and a tokenizer from others of the same name, so that saved work is continued with the right one.
+"""Digests of a model and a tokenizer, so that saved work is continued only with the same ones.
 
-A path or a name says too little: the weights under it are trained further, merged, quantised, or get an adapter.
+A path or a name says too little: the weights under it may be trained further, merged, quantised, or get an adapter.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ _NOT_OF_THE_WEIGHTS = ("_name_or_path", "transformers_version", "_from_model_con
 def model_digest(model: nn.Module) -> str:
     """A SHA-256 of a model's configurations, weights, dtypes, adapters and attention implementation.
 
-    The generation configuration counts, since a penalty or a stop token changes what the model writes.
-
-    Every weight is read, which takes about a second for each gigabyte.
+    The generation configuration counts, because a penalty or a stop token changes what the model writes. Every weight
+    is read, which takes about a second for each gigabyte.
     """
     inner: Any = transformers_model(model)
     configs = [inner.config, getattr(inner, "generation_config", None)]
@@ -51,7 +50,7 @@ def model_digest(model: nn.Module) -> str:
 
 
 def adapters_of(model: nn.Module) -> str:
-    """Which adapters of PEFT's act in a model, where and how strongly; empty where there are none."""
+    """The PEFT adapters that act in a model, with their places and scales; empty without adapters."""
     parts = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
     return "".join(
         f"{name} {[getattr(module, part, None) for part in parts]}\n"
@@ -61,36 +60,36 @@ def adapters_of(model: nn.Module) -> str:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """A SHA-256 of how a tokenizer turns texts and chats into ids: its vocabulary, special tokens and chat template.
+    """A SHA-256 of what turns texts and chats into ids: vocabulary, rules, special tokens, chat template and options.
 
     Args:
-        tokenizer: a tokenizer, a processor or a `ChatTokenizer`, whose options and whose processor's template count.
+        tokenizer: a tokenizer, a processor or a `ChatTokenizer`.
     """
     chat = ChatTokenizer.of(tokenizer)
     words = chat.tokenizer
     backend = getattr(words, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
-        rules |= {"truncation": None, "padding": None}  # what the last call asked for
+        rules |= {"truncation": None, "padding": None}  # these are the last call's
     else:
         get_vocab = getattr(words, "get_vocab", dict)
         rules = [type(words).__name__, get_vocab(), getattr(words, "init_kwargs", None)]
-    told = [getattr(words, name, None) for name in ("chat_template", "special_tokens_map")]
-    told += [chat.processor_template, dict(chat.template_options)]
-    return hashlib.sha256(json.dumps([rules, told], sort_keys=True, default=str).encode()).hexdigest()
+    settings = [getattr(words, name, None) for name in ("chat_template", "special_tokens_map")]
+    settings += [chat.processor_template, dict(chat.template_options)]
+    return hashlib.sha256(json.dumps([rules, settings], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and buffers by name; where accelerate has offloaded them, from where it keeps them."""
+    """Parameters and buffers by name. Those that accelerate has offloaded are read from where it keeps them."""
     for path, module in model.named_modules():
         offloaded: Any = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            kept = tensor.device.type == "meta" and offloaded is not None
-            yield f"{path}.{name}", offloaded[name] if kept else tensor
+            is_offloaded = tensor.device.type == "meta" and offloaded is not None
+            yield f"{path}.{name}", offloaded[name] if is_offloaded else tensor
 
 
 def tensor_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    """What a tensor holds, as bytes."""
+    """The numbers of a tensor as bytes."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     try:
         found: NDArray[np.uint8] = flat.view(torch.uint8).numpy()

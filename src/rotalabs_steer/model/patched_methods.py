@@ -1,4 +1,4 @@
-"""Something put in front of a method of one module, and taken off again, whatever others do to the module meanwhile."""
+"""Replacing a method of one module, and undoing it, whatever others do to the module meanwhile."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class PatchedMethod:
-    """Stands in a module's own dictionary for one of its methods.
+    """A wrapper that replaces a method in a module's own dictionary.
 
     It holds the module weakly, so that a model that is dropped while it is patched can be freed. It can be put in place
-    again after it was removed: compiled code knows it by its identity. A copy of the module gets its own method: the
-    copy is another model, which nobody has attached to.
+    again after it was removed, because compiled code knows it by its identity. A copy of the module is another model,
+    which nobody has attached to, so it gets its own method back.
 
     Args:
-        around: called with the original and the arguments by name, those that were passed by position too.
+        around: called with the original method, and with all arguments by name.
     """
 
     def __init__(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
@@ -32,14 +32,14 @@ class PatchedMethod:
         self.__signature__ = inspect.signature(getattr(module, name))
 
     def put(self) -> None:
-        """Puts it in front of the method."""
+        """Replaces the method."""
         module = self._module()
         assert module is not None
         self._replaced, self._in_place = module.__dict__.get(self._name), True
         module.__dict__[self._name] = self
 
     def remove(self) -> None:
-        """Gives the module its method back. Where somebody has put something in front meanwhile, that stays."""
+        """Gives the module its method back, unless somebody else has replaced it meanwhile."""
         module, self._in_place = self._module(), False
         if module is None or module.__dict__.get(self._name) is not self:
             return
@@ -49,9 +49,10 @@ class PatchedMethod:
             module.__dict__[self._name], self._replaced = self._replaced, None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the original, through `around` while this has not been removed."""
+        """Calls `around`, or the original once this has been removed: somebody may still hold a reference."""
         original = self._function.__get__(self._module()) if self._replaced is None else self._replaced
         by_position = dict(zip(self._names, args, strict=False))
+        # Arguments that do not fit the signature reach the original, which raises the usual error.
         if not self._in_place or len(by_position) < len(args) or by_position.keys() & kwargs.keys():
             return original(*args, **kwargs)
         return self._around(original, **by_position, **kwargs)
@@ -64,7 +65,7 @@ class PatchedMethod:
 def _positional_names(module: nn.Module, name: str) -> list[str]:
     """The names of the parameters that may be passed by position.
 
-    A method that passes `*args` on to that of its base class takes what the base class takes.
+    A method that passes `*args` on to its base class has the parameters of the base class.
     """
     inherited = [vars(base)[name] for base in type(module).__mro__ if name in vars(base)]
     for method in (getattr(module, name), *inherited):
