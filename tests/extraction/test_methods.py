@@ -8,6 +8,7 @@ from rotalabs_steer.errors import OptionError, VectorError
 from rotalabs_steer.extraction import METHODS, extract_vectors, read_statistics, register_method
 from rotalabs_steer.extraction.methods import get_method
 from rotalabs_steer.extraction.statistics import MOST_SAMPLES, LayerStatistics, PairSums
+from rotalabs_steer.model.layer_outputs import first_tensor
 
 HIDDEN, COUNT = 12, 300
 SAMPLES = frozenset({"samples"})
@@ -178,6 +179,24 @@ def test_one_pass_serves_many_methods_positions_and_components(llama):
         everything.vectors()
     with pytest.raises(OptionError, match="needs gradient, not read: pass methods="):
         everything.vectors("gradient", "last")
+
+
+def test_neutral_text_is_read_in_the_component_of_the_pairs(llama):
+    options = {"methods": ["mean_centred"], "neutral_texts": ["abcd"], "show_progress": False}
+    found = read_statistics(llama, Letters(), PAIRS, [1, 2], components=["residual", "mlp"], **options)
+    outputs = {}
+    parts = {("residual", 2): llama.model.layers[2], ("mlp", 2): llama.model.layers[2].mlp}
+    handles = [
+        part.register_forward_hook(lambda *call, place=place: outputs.update({place: first_tensor(call[2])}))
+        for place, part in parts.items()
+    ]
+    with torch.no_grad():
+        llama(torch.tensor([Letters()("abcd")["input_ids"]]))
+    for handle in handles:
+        handle.remove()
+    for (component, layer), output in outputs.items():
+        expected = output[0, 1:].mean(dim=0).double()
+        torch.testing.assert_close(found.layers[component, "last"][layer].neutral_mean, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_what_to_read_may_be_a_generator_but_not_nothing(llama):

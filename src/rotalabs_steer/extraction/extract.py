@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rotalabs_steer.datasets.loading import PairSource
     from rotalabs_steer.datasets.pairs import ContrastPairDataset
     from rotalabs_steer.datasets.rendering import RenderedPair
+    from rotalabs_steer.extraction.forward_pass import Place
     from rotalabs_steer.extraction.readout import Readout
     from rotalabs_steer.extraction.statistics import LayerStatistics
 
@@ -214,7 +215,7 @@ def read_statistics(
             f"{type(plain_model).__name__} has an encoder: pairs are read by decoder-only models. "
             "Capture activations with ActivationHook and make SteeringVectors of their differences."
         )
-    methods, components = _some("methods", methods), _some("components", components)
+    methods, components = _some("methods", methods), list(dict.fromkeys(_some("components", components)))
     token_positions = _some("token_positions", token_positions)
     neutral_texts = neutral_passages() if neutral_texts is None else _some("neutral_texts", neutral_texts)
     for component in components:
@@ -233,16 +234,16 @@ def read_statistics(
     sums = sum_over_pairs(
         model, texts, places, needs, batch_size=batch_size, resume=resume, show_progress=show_progress
     )
-    fields: dict[str, torch.Tensor] = {}
+    fields: dict[str, torch.Tensor] = {}  # with a row for each place: methods by gradient are for the residual stream
     if NEUTRAL in needs:
-        fields["neutral_mean"] = _neutral_means(model, neutral_ids, layers)
+        fields["neutral_mean"] = _neutral_means(model, neutral_ids, places)
     if GRADIENT in needs:
         fields["gradient"] = _mean_gradient(model, pairs, layers, show_progress=show_progress)
     if FISHER in needs:
         fields["fisher_scores"] = fisher_scores(model, neutral_ids, layers).double()
     found: dict[tuple[str, str], dict[int, LayerStatistics]] = {}
     for place, (layer, component) in enumerate(places):
-        others: dict[str, Any] = {name: value[layers.index(layer)] for name, value in fields.items()}
+        others: dict[str, Any] = {name: value[place] for name, value in fields.items()}
         for position in texts.position_names:
             statistics = replace(sums[position].layer(place, layer), **others)
             found.setdefault((component, position), {})[layer] = statistics
@@ -289,8 +290,8 @@ def _neutral_ids(chat: ChatTokenizer, texts: Sequence[str]) -> list[tuple[int, .
     return found
 
 
-def _neutral_means(model: nn.Module, texts: Sequence[tuple[int, ...]], layers: Sequence[int]) -> torch.Tensor:
-    """`[layers, hidden]`: the mean over all tokens but the first, whose norm would outweigh all others."""
+def _neutral_means(model: nn.Module, texts: Sequence[tuple[int, ...]], places: Sequence[Place]) -> torch.Tensor:
+    """`[places, hidden]`: the mean over all tokens but the first, whose norm would outweigh all others."""
     total: list[torch.Tensor] = []
 
     def receive(indices: list[int], activations: torch.Tensor) -> None:
@@ -299,9 +300,7 @@ def _neutral_means(model: nn.Module, texts: Sequence[tuple[int, ...]], layers: S
     def weights(index: int) -> list[torch.Tensor]:
         return [token_weights(RenderedText(texts[index], 1), "response")]
 
-    read_activations(
-        model, texts, plan_batches(model, texts), [(layer, "residual") for layer in layers], weights, receive
-    )
+    read_activations(model, texts, plan_batches(model, texts), places, weights, receive)
     return torch.stack(total).sum(dim=0) / len(texts)
 
 
