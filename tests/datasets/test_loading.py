@@ -256,12 +256,12 @@ def test_line_ends_inside_a_cell_stay(tmp_path):
 
 
 @pytest.mark.parametrize(("make", "error", "message"), [
-    (lambda: load_pairs(None), DatasetError, "Expected a file or rows, got a NoneType"),
+    (lambda: load_pairs(None), DatasetError, "Expected a list of pairs, got a NoneType"),
     (lambda: load_pairs(5), DatasetError, "got a int"),
     (lambda: load_pairs([("a", "b")], columns="positive"), OptionError, "columns is 'positive'; give the column"),
     (lambda: as_dataset("formality"), DatasetError, "got 'formality'. Load them first"),
     (lambda: as_dataset(Path("x.jsonl")), DatasetError, r"load_pairs\(path\) reads a file"),
-    (lambda: as_dataset({"positive": ["a"]}), DatasetError, "Expected a list of contrast pairs, got a dict"),
+    (lambda: as_dataset({"positive": ["a"]}), DatasetError, "Expected a list of pairs, got a mapping with 'positive'"),
     (lambda: as_dataset(None), DatasetError, "got a NoneType"),
     (lambda: as_dataset(ContrastPairDataset("b", ["x"])), DatasetError, "pair 0 of the dataset is a str"),
     (lambda: as_dataset(iter(())), DatasetError, "dataset of 'custom' is empty"),

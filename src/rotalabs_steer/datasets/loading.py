@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rotalabs_steer.chat.conversations import prompt_key
 from rotalabs_steer.datasets.builtin import behavior_names, load_behavior
-from rotalabs_steer.datasets.pairs import TEXT_FIELDS, ContrastPair, ContrastPairDataset, as_dataset
+from rotalabs_steer.datasets.pairs import TEXT_FIELDS, ContrastPair, ContrastPairDataset, as_dataset, check_rows
 from rotalabs_steer.datasets.row_files import Row, RowFile, open_rows
 from rotalabs_steer.errors import DatasetError, OptionError
 
@@ -152,15 +152,7 @@ def _open(source: str | os.PathLike[str] | Iterable[Any]) -> tuple[str, RowFile]
         return str(source), dataclasses.replace(file, behavior=file.behavior or Path(source).stem)
     if isinstance(source, ContrastPairDataset):
         return "The dataset", RowFile(_given_rows(source), source.behavior, source.description)
-    if isinstance(source, Mapping):
-        raise DatasetError(
-            f"Expected rows, got a mapping with {', '.join(map(repr, list(source)[:5]))}. Choose one of its splits, "
-            "as in load_pairs(dataset['train'])."
-        )
-    if hasattr(source, "iterrows"):  # iterating over a pandas DataFrame gives its column names
-        raise DatasetError("Expected rows, got a table. Pass its rows: load_pairs(table.to_dict('records')).")
-    if not isinstance(source, Iterable):
-        raise DatasetError(f"Expected a file or rows, got a {type(source).__name__}.")
+    check_rows(source)
     return "The list", RowFile(_given_rows(source))
 
 

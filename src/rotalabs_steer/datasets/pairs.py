@@ -302,19 +302,31 @@ def as_dataset(pairs: ContrastPairDataset | Iterable[ContrastPair | Mapping[str,
             f"Expected contrast pairs, got {os.fspath(pairs)!r:.80}. Load them first: load_pairs(path) reads a file, "
             "load_behavior(name) gives built-in pairs."
         )
-    elif hasattr(pairs, "iterrows"):  # iterating over a pandas DataFrame gives its column names
-        raise DatasetError("Expected contrast pairs, got a table. Pass its rows: load_pairs(table.to_dict('records')).")
-    elif isinstance(pairs, Mapping) or not isinstance(pairs, Iterable):
-        raise DatasetError(
-            f"Expected a list of contrast pairs, got a {type(pairs).__name__}. A pair is a ContrastPair or a mapping "
-            "with 'positive' and 'negative'."
-        )
     else:
+        check_rows(pairs)
         rows = [row if isinstance(row, ContrastPair) else parse_pair(row, f"pair {n}") for n, row in enumerate(pairs)]
         dataset = ContrastPairDataset("custom", rows)
     if len(dataset) == 0:
         raise DatasetError(f"The dataset of {dataset.behavior!r} is empty: a steering vector needs at least one pair.")
     return dataset
+
+
+def check_rows(rows: Any) -> None:
+    """Raises a `DatasetError` unless rows can be read from this by iterating over it."""
+    if hasattr(rows, "iterrows"):  # iterating over a pandas DataFrame gives its column names
+        raise DatasetError(
+            "Expected a list of pairs, got a table. Pass its rows: load_pairs(table.to_dict('records'))."
+        )
+    if isinstance(rows, Mapping):
+        raise DatasetError(
+            f"Expected a list of pairs, got a mapping with {', '.join(map(repr, list(rows)[:5]))}. Choose one split of "
+            "a dataset, as in load_pairs(dataset['train']); put a single pair into a list."
+        )
+    if not isinstance(rows, Iterable):
+        raise DatasetError(
+            f"Expected a list of pairs, got a {type(rows).__name__}. A pair is a ContrastPair or a mapping with "
+            "'positive' and 'negative'."
+        )
 
 
 def json_text(document: Any, indent: int | None = None) -> str:
