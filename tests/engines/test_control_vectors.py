@@ -75,7 +75,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
         export_control_vector([], path)
     with pytest.raises(VectorError, match=r"The vectors have \[8, 9\] numbers"):
         export_control_vector([vector(3), vector(4, dim=9)], path)
-    with pytest.raises(OptionError, match="Strength 0 folded"):
+    with pytest.raises(OptionError, match="With strength 0 folded into it, the file would do nothing"):
         export_control_vector(vector(3), path, 0.0)
     with pytest.raises(OptionError, match="A control vector has one strength for all rows"):
         export_control_vector(vector(3), path, [1.0, 2.0])

@@ -1,4 +1,4 @@
-"""Steering vectors as the GGUF control vectors that llama.cpp applies, and back."""
+"""Converts steering vectors to the GGUF control vectors of llama.cpp, and back."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ def export_control_vector(
     *,
     fold_strength: bool = True,
 ) -> None:
-    """Writes vectors as one GGUF control vector: what llama.cpp does with it is what `ActivationInjector` does.
+    """Writes vectors to one GGUF control vector, with which llama.cpp does what `ActivationInjector` does.
 
     Args:
-        vectors: any number of vectors, or vector sets. Of a set the vectors of its `acting_layers` are written, since
-            llama.cpp applies all that a file has; `list(vector_set)` gives them all. Those of one layer add up.
+        vectors: any number of vectors, or vector sets. A set is written at its `acting_layers`, because llama.cpp
+            applies everything in a file; `list(vector_set)` gives all its vectors. Vectors of one layer add up.
         strength: multiplier of every vector.
         fold_strength: True writes `strength · vector`, for `--control-vector FILE`. False writes the vectors as they
-            are, for `--control-vector-scaled FILE:STRENGTH`, and the strength into the header only. The header's
-            `rotalabs_steer.strength_folded` says which.
+            are, for `--control-vector-scaled FILE:STRENGTH`, and records the strength in the header. The header's
+            `rotalabs_steer.strength_folded` says which of the two was done.
 
     Raises:
         LayerError: a vector is of layer 0, which llama.cpp cannot steer.
-        VectorError: no vector, vectors of different models' sizes, or ones that are zero or infinite at this strength.
-        OptionError: the strength is not one finite number, or 0 and folded: a file that does nothing.
+        VectorError: there is no vector, their lengths differ, or one is zero or infinite at this strength.
+        OptionError: the strength is not one finite number, or it is 0 and folded, so that the file would do nothing.
     """
     given = acting_vectors(vectors)
     if len({vector.dim for vector in given}) > 1:
-        raise VectorError(f"The vectors have {sorted({v.dim for v in given})} numbers: they are not of one model.")
+        raise VectorError(f"The vectors have {sorted({v.dim for v in given})} numbers, so they are not of one model.")
     factor = check_strength(strength)
     if not isinstance(factor, float):
         raise OptionError(f"A control vector has one strength for all rows, not {strength!r}.")
     if fold_strength and factor == 0.0:
-        raise OptionError("Strength 0 folded into the file would make one that does nothing.")
+        raise OptionError("With strength 0 folded into it, the file would do nothing. Use another strength.")
     items = [
         PlanItem(vector.layer_index, Add(vector.vector), "all", factor if fold_strength else 1.0) for vector in given
     ]
@@ -78,17 +78,18 @@ def export_control_vector(
 def import_control_vector(
     path: str | os.PathLike[str], layer_offset: int = 0, behavior: str | None = None
 ) -> SteeringVectorSet:
-    """The vectors of a GGUF control vector, each as the file has it: strength 1 is what `--control-vector` does.
+    """The vectors of a GGUF control vector. Strength 1 has the effect of `--control-vector`.
 
     All layers of the set act, as they do in llama.cpp.
 
     Args:
-        layer_offset: added to each layer's number; -1 for the files of llama.cpp's own generator, which calls the layer
-            that it measured by the number after it.
-        behavior: its name; by default what our export recorded, else the file's name.
+        layer_offset: added to each layer's number. Use -1 for the files of llama.cpp's own generator, whose layer
+            numbers are one higher than those of the layers it measured.
+        behavior: the name of the set. By default it is the name that `export_control_vector` recorded, or else the
+            file's name.
 
     Raises:
-        FileNotFoundError, FileFormatError: there is no such file, or it is damaged, unsafe or no control vector.
+        FileNotFoundError, FileFormatError: there is no such file, or it is damaged, unsafe or not a control vector.
         VectorError: a vector is zero.
     """
     stored = read_control_vector(Path(path), layer_offset)

@@ -1,1 +1,1 @@
-"""Other frameworks, steered: LangChain, lm-evaluation-harness and Inspect."""
+"""Steered models in other frameworks: LangChain, lm-evaluation-harness and Inspect."""

@@ -1,9 +1,9 @@
-"""Any Inspect task on a steered model.
+"""Runs any Inspect task on a steered model.
 
 inspect eval task.py --model rotalabs_steer/MODEL -M vectors=FOLDER -M strength=1.0
 
-Inspect finds this module through the entry point group `inspect_ai` and loads it at every start, so it imports nothing
-heavy before a model is asked for.
+Inspect finds this module through the entry point group `inspect_ai` and imports it at every start. The module therefore
+imports large libraries only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def rotalabs_steer() -> type[ModelAPI]:
                 given = {"chat_template": self.chat_template, **given}
             self._chat = ChatTokenizer.of(self.tokenizer, given)
             if self.use_chat_template is not False and (self.chat_template or self.tokenizer.chat_template):
-                # The template writes the beginning of the sequence, to which Inspect would add a second one.
+                # The template writes the first special token itself, and Inspect would add a second one.
                 self.tokenizer_call_args = {"add_special_tokens": False} | (self.tokenizer_call_args or {})
             self.injector = steer_model(
                 self.model, vectors, strength, layer=layer, injection_mode=injection_mode, check_model=check_model
@@ -69,8 +69,8 @@ def rotalabs_steer() -> type[ModelAPI]:
         def _apply_chat_template(
             self, hf_messages: list[ChatMessage], tools_list: list[dict[str, Any]], chat_template: str | None
         ) -> str:
-            """The conversation as a text, in which no message is lost."""
-            messages = [_in_usual_form(message.model_dump(exclude_none=True)) for message in hf_messages]
+            """The conversation as a string. It is an error if the template drops a message."""
+            messages = [_with_usual_calls(message.model_dump(exclude_none=True)) for message in hf_messages]
             return self._chat.render(messages, tools=tools_list or None)
 
         def close(self) -> None:
@@ -80,8 +80,8 @@ def rotalabs_steer() -> type[ModelAPI]:
     return SteeredHuggingFaceAPI
 
 
-def _in_usual_form(message: dict[str, Any]) -> dict[str, Any]:
-    """A message with its tool calls as chat templates read them; Inspect's have the function's name in `function`."""
+def _with_usual_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with tool calls in the form that chat templates read. Inspect has another one."""
     calls = [
         {"id": call["id"], "type": "function", "function": {"name": call["function"], "arguments": call["arguments"]}}
         for call in message.get("tool_calls") or ()

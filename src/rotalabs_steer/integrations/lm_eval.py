@@ -1,10 +1,10 @@
-"""Any task of lm-evaluation-harness on a steered model.
+"""Runs any task of lm-evaluation-harness on a steered model.
 
 python -m rotalabs_steer.integrations.lm_eval run --model rotalabs_steer \\
     --model_args pretrained=MODEL,vectors=FOLDER,strength=1.0 --tasks TASKS
 
-The harness finds models in its own package only, so this module registers one and hands over to the harness's own
-command line. In Python, importing it is enough: `simple_evaluate(model="rotalabs_steer", ...)`.
+The harness only finds models of its own package, so this module registers a model and then calls the harness's command
+line. In Python, import the module before `simple_evaluate(model="rotalabs_steer", ...)`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SAME_WHEN_SCORED = ("all", "first")
+# A score is computed in one call on the whole text. In it, the other scopes would mean other tokens than in generation.
+_SCOPES_DEFINED_FOR_SCORING = ("all", "first")
 
 
 @register_model("rotalabs_steer")
@@ -34,12 +35,12 @@ class SteeredLM(HFLM):  # type: ignore[misc]
 
     Args:
         pretrained: a model's id or folder, or a loaded one.
-        vectors: path of a vector set, a single vector, or a folder of sets.
-        strength: one number for every behaviour; or by behaviour, as a dict or as "formality:1.0;refusal:-0.5".
+        vectors: the path of a vector set, of a single vector, or of a folder of sets.
+        strength: one number for every behaviour; or numbers by behaviour, as a dict or as "formality:1.0;refusal:-0.5".
         layer: the one layer at which every behaviour acts; by default each acts at its set's acting layers.
-        injection_mode, check_model: as in `MultiVectorInjector`. Tasks that score given answers take "all" or "first".
+        injection_mode, check_model: as in `MultiVectorInjector`. Tasks that score given answers need "all" or "first".
         template_options: for the chat template, as a dict or as "enable_thinking=false;reasoning_effort=high".
-        options: for the harness's own model.
+        options: arguments of the harness's own model.
     """
 
     def __init__(
@@ -62,23 +63,31 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         self._vectors = vectors
 
     def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
-        """A conversation as a text, in which no message is lost; the harness calls it with `--apply_chat_template`."""
+        """A conversation as a string. The harness calls it with `--apply_chat_template`.
+
+        Raises:
+            ChatTemplateError: the template drops or refuses a message.
+        """
         if add_generation_prompt:
             return self._chat.render(chat_history)
         return str(super().apply_chat_template(chat_history, add_generation_prompt))
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
-        """Scores are of whole texts in one call, so "the last token" or "the prompt" would mean another place there
-        than when the model writes."""
-        if self.injector.injection_mode not in _SAME_WHEN_SCORED:
+        """Scores given answers.
+
+        Raises:
+            OptionError: the scope is not defined for scoring.
+        """
+        if self.injector.injection_mode not in _SCOPES_DEFINED_FOR_SCORING:
             raise OptionError(
-                f"injection_mode is {self.injector.injection_mode!r}, but this task scores given answers, where there "
-                f"is no telling prompt from answer. Use one of {_SAME_WHEN_SCORED}."
+                f"injection_mode is {self.injector.injection_mode!r}, but this task scores given answers. Prompt and "
+                f"answer then run in one call, for which only {_SCOPES_DEFINED_FOR_SCORING} are defined. Use one of "
+                "these."
             )
         return super()._loglikelihood_tokens(requests, *args, **options)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes into its results, and how the model was steered."""
+        """The facts about the model that the harness writes into its results, and how it was steered."""
         info: dict[str, Any] = super().get_model_info()
         info["steering"] = {
             "vectors": str(self._vectors),
@@ -90,7 +99,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
 
 
 def main() -> None:
-    """The harness's command line, with the model registered."""
+    """Runs the harness's command line. The model is registered by the import of this module."""
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()

@@ -1,4 +1,4 @@
-"""Options of a chat template as a command line or a harness gives them."""
+"""Parses options of a chat template from the arguments of a command line or a harness."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ def parse_template_options(given: Mapping[str, Any] | Sequence[str] | str | None
     """The options by name.
 
     Args:
-        given: a mapping, texts `NAME=VALUE`, or one text with `;` between them. A value is JSON, or else a text.
+        given: a mapping; strings `NAME=VALUE`; or one string with `;` between these. A value that is not JSON is a
+            string.
 
     Raises:
-        OptionError: a text is not of that form, or a name is given twice.
+        OptionError: a string has another form, or a name is given twice.
     """
     if given is None or isinstance(given, Mapping):
         return dict(given or {})

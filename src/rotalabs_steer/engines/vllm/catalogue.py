@@ -199,8 +199,7 @@ class Catalogue:
 
     def _set(self, name: str) -> SteeringVectorSet:
         if name not in self.sets:
-            shown = name if len(name) <= 80 else f"{name[:77]}..."
-            raise OptionError(f"Unknown behaviour {shown!r}. This server has: {', '.join(sorted(self.sets))}.")
+            raise OptionError(f"Unknown behaviour {name!r:.80}. This server has: {', '.join(sorted(self.sets))}.")
         return self.sets[name]
 
     def _check_layer(self, vectors: SteeringVectorSet, layer: int) -> None:

@@ -109,11 +109,17 @@ def _refusing_steering(to_beam_search_params: Any) -> Any:
 def _change_workers() -> None:
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
+    from rotalabs_steer.engines.vllm.capture import CaptureWorker
+    from rotalabs_steer.engines.vllm.worker import SteeringWorker
+
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
         loaded = self.worker.load_model(*args, **kwargs)
         settings = SteeringSettings.of(self.vllm_config)
         if settings is not None:
-            self.steering = _steer(self.worker.model_runner, self.vllm_config, settings)
+            runner, config = self.worker.model_runner, self.vllm_config
+            self.steering = (
+                CaptureWorker(runner, config) if settings.capture else SteeringWorker(runner, config, settings)
+            )
         return loaded
 
     WorkerWrapperBase.load_model = load_model
@@ -136,15 +142,6 @@ def _change_reloads() -> None:
         return collective_rpc(self, method, timeout, args, kwargs)
 
     EngineCore.collective_rpc = rpc
-
-
-def _steer(runner: Any, vllm_config: Any, settings: SteeringSettings) -> Any:
-    from rotalabs_steer.engines.vllm.capture import CaptureWorker
-    from rotalabs_steer.engines.vllm.worker import SteeringWorker
-
-    if settings.capture:
-        return CaptureWorker(runner, vllm_config)
-    return SteeringWorker(runner, vllm_config, settings)
 
 
 def _change_cache_keys() -> None:
