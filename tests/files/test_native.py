@@ -101,7 +101,7 @@ def edit(path, **changes):
     ({"schema_version": "3.0"}, "schema version '3.0'; this release reads up to 2. Upgrade"),
     ({"schema_version": {}}, "schema version"),
     ({"sha256": "0" * 64}, "changed or damaged after it was saved"),
-    ({"sha256": "../../etc/passwd"}, "which is not a SHA-256"),
+    ({"sha256": "../../etc/passwd"}, "it must have 64 hexadecimal digits"),
 ])  # fmt: skip
 def test_metadata_that_does_not_hold_is_refused(tmp_path, changes, message):
     vector().save(tmp_path / "calm")

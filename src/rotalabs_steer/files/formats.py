@@ -42,7 +42,8 @@ def read_set(path: Path) -> StoredSet:
 
     Raises:
         FileNotFoundError: there is nothing at the path, or a folder that is not a set.
-        FileFormatError: it is not a vector set, or a damaged or unsafe one.
+        FileFormatError: it is not a vector set, it is damaged, unsafe or of a newer version, or its files do not belong
+            together.
     """
     if path.is_dir():
         is_pretrained = (path / CONFIG_FILE).exists() and not (path / SET_FILE).exists()

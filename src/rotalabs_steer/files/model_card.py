@@ -58,12 +58,13 @@ def _facts(stored: StoredSet) -> dict[str, str]:
         "Norm": ", ".join(f"{float(tensor.double().norm()):.3g}" for _, (_, tensor) in sorted(stored.vectors.items())),
         "Acting layers": _acting(stored),
         "Tuned layer": "not tuned" if chosen is None else str(chosen),
-        "Strength": "not tuned: try 0.5 to 2",
+        "Strength": "raw: the cost of strength 1 was not measured; rotalabs-steer generate measures it",
         "Effect": "not measured",
     }
     if isinstance(calibration, dict):
         rows["Strength"] = (
-            f"1.0 costs {calibration.get('budget_kl')} nats of KL per token of neutral text; more may break coherence"
+            f"calibrated: 1.0 costs {calibration.get('budget_kl')} nats of KL per token of neutral text; at 2 or more "
+            "the text may fall apart"
         )
     effect, answers = found.get("effect"), found.get("answers")
     if isinstance(effect, dict):

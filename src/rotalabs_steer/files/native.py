@@ -49,12 +49,7 @@ def save_vector(path: Path, metadata: Mapping[str, Any], vector: Float[torch.Ten
 
 
 def load_vector(path: Path) -> tuple[dict[str, Any], Float[torch.Tensor, " hidden"]]:
-    """Metadata and tensor of `path.json` and `path.pt`; `path` may carry either ending.
-
-    Raises:
-        FileNotFoundError: one of the files is missing.
-        FileFormatError: a file is damaged, unsafe, of a newer version, or not a vector.
-    """
+    """Reads `path.json` and `path.pt`; `path` may have either ending. Raises as `SteeringVector.load`."""
     path = strip_suffix(path)
     return read_while_written(lambda: _load_vector_once(path))
 
@@ -83,7 +78,7 @@ def save_vector_set(directory: Path, stored: StoredSet) -> None:
 
 
 def load_vector_set(directory: Path) -> StoredSet:
-    """Set metadata and, by layer, metadata and tensor. Reads folders of rotalabs-steer 1.2 too."""
+    """Reads such a folder, also one of rotalabs-steer 1.2. Raises as `read_set`."""
     return read_while_written(lambda: _load_vector_set_once(directory))
 
 

@@ -95,12 +95,7 @@ def save_pretrained_folder(directory: Path, stored: StoredSet) -> None:
 
 
 def load_pretrained_folder(directory: Path) -> StoredSet:
-    """Reads such a folder.
-
-    Raises:
-        FileNotFoundError: it has no `steering_config.json`.
-        FileFormatError: a file is damaged, unsafe, of a newer version, or the two do not belong together.
-    """
+    """Reads such a folder. Raises as `read_set`."""
     return read_while_written(lambda: _load_once(directory))
 
 

@@ -42,19 +42,14 @@ def save_safetensors_set(path: Path, stored: StoredSet) -> None:
 
 
 def load_safetensors_set(path: Path) -> StoredSet:
-    """Reads such a file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FileFormatError: it is damaged, unsafe, of a newer version, or not a vector set.
-    """
+    """Reads such a file. Raises as `read_set`."""
     return parse_safetensors_set(read_bytes(path, MAX_TENSOR_BYTES), path)
 
 
 def safetensors_set_bytes(stored: StoredSet) -> bytes:
     """The content of a file that holds the set."""
     document = stamp(stored.metadata) | {"vectors": {str(n): about for n, (about, _) in sorted(stored.vectors.items())}}
-    tensors = {
+    tensors = {  # copies, because safetensors refuses tensors that share memory
         f"layer_{layer}": tensor.detach().to("cpu").contiguous().clone()
         for layer, (_, tensor) in sorted(stored.vectors.items())
     }

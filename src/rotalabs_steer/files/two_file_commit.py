@@ -65,7 +65,9 @@ def read_by_digest(path: Path, sha256: object) -> bytearray:
         FileFormatError: `sha256` is not a digest.
     """
     if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise FileFormatError(f"The metadata of {path} names it by {sha256!r:.80}, which is not a SHA-256.")
+        raise FileFormatError(
+            f"The metadata gives {sha256!r:.80} as the SHA-256 of {path}; it must have 64 hexadecimal digits."
+        )
     for candidate in (path, _old_data_path(path, sha256)):
         with contextlib.suppress(FileNotFoundError):
             content = read_bytes(candidate, MAX_TENSOR_BYTES)
