@@ -38,6 +38,7 @@ def test_the_model_sees_both_system_messages(tokenizer):
     ((PROMPTS, "a", "b", ["one"]), "There are 1 responses for 2 prompts. Give one for each, or a function"),
     ((PROMPTS, "a", "b", "ab"), "There are 1 responses for 2 prompts"),
     ((PROMPTS, "a", "b", ["one", " "]), r"The response to prompt 2 \('Plan my day.'\) is empty"),
+    ((PROMPTS, "a", "b", lambda prompt: None), r"The response to prompt 1 .* not a string \(None\)"),
     ((["Who?", " "], "a", "b"), "Prompt 2: The prompt of a pair is empty"),
 ])  # fmt: skip
 def test_mistakes_are_errors(arguments, message):

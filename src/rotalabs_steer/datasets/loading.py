@@ -33,7 +33,7 @@ _SHOWN_REASONS = 5
 _SHOWN_ROWS = 5
 
 PairSource: TypeAlias = str | os.PathLike[str] | ContrastPairDataset | Iterable[ContrastPair | Mapping[str, Any]]
-"""What extraction and tuning accept as pairs; see `pairs_from`."""
+"""The forms of pairs that extraction and tuning accept; see `pairs_from`."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,13 @@ def pairs_from(source: PairSource) -> ContrastPairDataset:
     path = Path(source).expanduser()
     if path.is_file():
         return load_pairs(path)
-    if source not in behavior_names():
+    name = os.fspath(source)
+    if name not in behavior_names():
         raise DatasetError(
-            f"There is no file {os.fspath(source)!r:.200}, and no built-in behaviour of that name. Built in are: "
+            f"There is no file {name!r:.200}, and no built-in behaviour of that name. Built in are: "
             f"{', '.join(behavior_names())}."
         )
-    return load_behavior(os.fspath(source))
+    return load_behavior(name)
 
 
 def _open(source: str | os.PathLike[str] | Iterable[Any]) -> tuple[str, RowFile]:

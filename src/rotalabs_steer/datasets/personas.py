@@ -42,35 +42,30 @@ def persona_pairs(
         raise DatasetError(
             f"Both system messages are {positive_system!r:.40}, so the sides would not differ. Give two different ones."
         )
-    answers = _answers(prompts, responses)
+    if responses is None:
+        answers = [""] * len(prompts)
+    elif callable(responses):
+        answers = [responses(prompt) for prompt in prompts]
+    else:
+        answers = [responses] if isinstance(responses, str) else list(responses)
+        if len(answers) != len(prompts):
+            raise DatasetError(
+                f"There are {len(answers)} responses for {len(prompts)} prompts. Give one for each, or a function of "
+                "the prompt."
+            )
     pairs = []
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1):
-        if responses is not None and not answer.strip():
+        if responses is not None and (not isinstance(answer, str) or not answer.strip()):
             raise DatasetError(
-                f"The response to prompt {number} ({prompt!r:.40}) is empty. Give a text for every prompt."
+                f"The response to prompt {number} ({prompt!r:.40}) is empty or not a string ({answer!r:.40}). Give a "
+                "string for every prompt."
             )
         try:
-            pair = ContrastPair(
-                answer,
-                answer,
-                prompt=prompt,
-                system=positive_system or None,
-                negative_system=negative_system,
+            pairs.append(
+                ContrastPair(
+                    answer, answer, prompt=prompt, system=positive_system or None, negative_system=negative_system
+                )
             )
         except DatasetError as error:
             raise DatasetError(f"Prompt {number}: {error}") from error
-        pairs.append(pair)
     return ContrastPairDataset(behavior, pairs, positive_system)
-
-
-def _answers(prompts: Sequence[str], responses: Sequence[str] | Callable[[str], str] | None) -> list[str]:
-    if responses is None:
-        return [""] * len(prompts)
-    if callable(responses):
-        return [responses(prompt) for prompt in prompts]
-    if isinstance(responses, str) or len(responses) != len(prompts):
-        count = 1 if isinstance(responses, str) else len(responses)
-        raise DatasetError(
-            f"There are {count} responses for {len(prompts)} prompts. Give one for each, or a function of the prompt."
-        )
-    return list(responses)

@@ -7,7 +7,7 @@ behaviour alone and be alike in length, topics and wording, and the pairs should
 from __future__ import annotations
 
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ class QualityReport:
         splits, categories: number of pairs in each; empty where the pairs name none.
         positive_length, negative_length: mean length of a response in `length_unit` ("tokens" or "words").
         length_ratio: positive over negative; None where there are no responses.
-        bag_of_words: whether words give the side away; None where there are fewer than ten pairs with responses.
+        bag_of_words: whether words give the side away; None if that cannot be measured (see `measure_bag_of_words`).
     """
 
     pairs: int
@@ -144,17 +144,18 @@ def _category_findings(pairs: Sequence[ContrastPair], rows: Sequence[int], count
             f"{count} {'category' if count == 1 else 'categories'}, at least {FEWEST_CATEGORIES} are good: with few "
             "topics the vector learns the topics.",
         )
-    splits: dict[str, dict[str, list[int]]] = {}
+    rows_and_splits: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for row, pair in zip(rows, pairs, strict=True):
         if pair.category and pair.metadata.get("split"):
-            splits.setdefault(pair.category, {}).setdefault(str(pair.metadata["split"]), []).append(row)
-    for category, by_split in splits.items():
-        if len(by_split) > 1:
+            rows_and_splits[pair.category].append((row, str(pair.metadata["split"])))
+    for category, found in rows_and_splits.items():
+        splits = sorted({split for _, split in found})
+        if len(splits) > 1:
             yield Finding(
                 "categories",
-                f"category {category!r} is in the splits {', '.join(sorted(by_split))}: what is measured on one split "
-                "has then been seen in another. Keep a category in one split.",
-                tuple(sorted(row for of_split in by_split.values() for row in of_split)),
+                f"category {category!r} is in the splits {', '.join(splits)}, so a measurement on one split uses a topic "
+                "that was seen in another. Keep a category in one split.",
+                tuple(sorted(row for row, _ in found)),
             )
 
 
