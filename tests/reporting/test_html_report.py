@@ -71,7 +71,7 @@ def test_a_page_to_show_names_the_model_without_the_machines_path(tmp_path, mode
 @pytest.mark.parametrize(("slope", "change", "said"), [
     (0.0, 0.0, "Neither the log-odds of held-out pairs nor what the model writes"),
     (-1.0, 1.0, "The log-odds of held-out pairs do not move the right way"),
-    (1.0, -1.0, "what the model writes does not, beyond doubt"),
+    (1.0, -1.0, "but what the model writes does not: the 95 % interval"),
 ])  # fmt: skip
 def test_what_does_not_steer_is_said_to_the_reader(tmp_path, slope, change, said):
     page = page_of(tmp_path, tuned_steering(slope, change))
@@ -142,10 +142,11 @@ def test_evidence_is_kept_beside_the_tuning(tmp_path):
 def test_evidence_is_measured_at_the_chosen_layer(small_model, tmp_path):
     model, tokenizer = (kind.from_pretrained(small_model) for kind in (AutoModelForCausalLM, AutoTokenizer))
     tuned = tuned_steering(hidden=32)
-    spoken = tuple(JudgedTexts(sign, ("Boil it.", ""), (sign, 2 * sign)) for sign in (-1.0, 0.0, 1.0))
+    said = {-1.0: ("", ""), 0.0: ("Boil it.", ""), 1.0: ("Boil it.", "")}
+    spoken = tuple(JudgedTexts(sign, texts, (sign, 2 * sign)) for sign, texts in said.items())
     tuned = dataclasses.replace(tuned, answers=Answers(("An egg?", "And now?"), spoken))
     found = gather_evidence(model, tokenizer, tuned, [{"prompt": "Well?", "positive": "Yes, sir.", "negative": "Yep."}])
     assert found.detection.layer_index == tuned.layer_index
-    assert [len(row.texts) for row in found.projected] == [1, 1, 1], "an empty answer has no tokens"
+    assert [len(row.texts) for row in found.projected] == [0, 1, 1], "an empty answer has no tokens"
     assert found.capability.change.pairs == len(found.capability.log_odds)
     page_of(tmp_path, tuned, found)

@@ -100,7 +100,7 @@ def project(
         ids, offsets = chat.with_offsets(text, special=prompt is None)
         rendered.append(RenderedText((*start, *ids), len(start)))
         where.append(offsets)
-    projections = _project(model, rendered, vectors, "text {}".format, show_progress=show_progress)
+    projections = _project(model, rendered, _as_list(vectors), "text {}".format, show_progress=show_progress)
     found = []
     for text, given, offsets, scores in zip(texts, rendered, where, projections, strict=True):
         # A special token has no characters in the text, so it goes by its name.
@@ -215,13 +215,15 @@ def _edge(outside: Callable[[float], bool], end: float, inside: float) -> float:
 def _project(
     model: nn.Module,
     texts: Sequence[RenderedText],
-    vectors: SteeringVector | Iterable[SteeringVector],
-    name: Any,
+    vectors: Sequence[SteeringVector],
+    name: Callable[[int], str],
     *,
     show_progress: bool,
 ) -> list[Float[torch.Tensor, "vectors tokens"]]:
-    vectors = _as_list(vectors)
+    """The projections of each text's tokens on the vectors at norm 1."""
     check_vectors(model, vectors)
+    if not texts:
+        return []
     longest = getattr(text_config(transformers_model(model)), "max_position_embeddings", None)
     for index, text in enumerate(texts):
         if not _counting(text):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rotalabs_steer.errors import missing_dependency
 from rotalabs_steer.intervals import Estimate, mean_interval
@@ -41,11 +41,11 @@ def first_order_figure(tuned: TunedSteering) -> Figure:
     heights = [tuned.first_order_scores[layer] for layer in layers]
     axes.bar(layers, heights, color=[ACCENT if layer in candidates else PALE for layer in layers], width=0.8)
     axes.axhline(0, color=INK, linewidth=0.8)
-    _leave_room(axes, above=0.3)
+    _leave_room_for_legend(axes)
     top = max(tuned.first_order_scores[tuned.layer_index], 0.0)
-    mark = {"marker": "v", "markersize": 9, "color": ORANGE, "linestyle": ""}
-    axes.plot(tuned.layer_index, top + 0.05 * (axes.get_ylim()[1] - axes.get_ylim()[0]), **mark)  # type: ignore[arg-type]
-    handles = [Line2D([], [], **mark), Line2D([], [], marker="s", markersize=9, color=ACCENT, linestyle="")]  # type: ignore[arg-type]
+    mark: dict[str, Any] = {"marker": "v", "markersize": 9, "color": ORANGE, "linestyle": ""}
+    axes.plot(tuned.layer_index, top + 0.05 * (axes.get_ylim()[1] - axes.get_ylim()[0]), **mark)
+    handles = [Line2D([], [], **mark), Line2D([], [], **mark | {"marker": "s", "color": ACCENT})]
     _legend(axes, handles, [f"chosen: layer {tuned.layer_index}", "candidates"], columns=2)
     axes.set_xlabel("layer")
     axes.set_ylabel("score")
@@ -109,7 +109,7 @@ def tradeoff_figure(tuned: TunedSteering) -> Figure:
     ]
     axes.errorbar(costs, means, errors, color=ACCENT, linewidth=2, elinewidth=1.2, capsize=3, marker="o", markersize=4)
     axes.plot(costs[-1], means[-1], marker="*", markersize=15, color=ACCENT, markeredgecolor="white")
-    _leave_room(axes, above=0.3)
+    _leave_room_for_legend(axes)
     axes.set_xlim(left=0)
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("cost on neutral text, KL in nats per token")
@@ -170,9 +170,9 @@ def _line(color: str, style: str) -> Line2D:
     return Line2D([], [], color=color, linestyle=style, linewidth=2.5)  # type: ignore[arg-type]
 
 
-def _leave_room(axes: Axes, above: float) -> None:
+def _leave_room_for_legend(axes: Axes) -> None:
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high + above * (high - low))
+    axes.set_ylim(low, high + 0.3 * (high - low))
 
 
 def _signed(value: float, digits: int | None = None) -> str:

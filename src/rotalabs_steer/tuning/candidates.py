@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from rotalabs_steer.chat.conversations import Prompt  # noqa: TC001 - a record's hints are read at run time
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.intervals import Estimate, mean_interval
 from rotalabs_steer.tuning.curves import LayerCurve  # noqa: TC001 - a record's hints are read at run time
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -60,15 +54,10 @@ class Answers:
         return {row.strength: row.scores for row in self.by_strength}
 
     @property
-    def changes(self) -> NDArray[np.float64]:
-        """`[prompts]`: half the difference between the scores at strength 1 and at strength −1."""
-        changes: NDArray[np.float64] = np.subtract(self.scores[1.0], self.scores[-1.0]) / 2
-        return changes
-
-    @property
     def change(self) -> Estimate:
-        """The mean change, in the judge's own unit."""
-        return mean_interval(self.changes.tolist())
+        """Half the difference between the scores at strengths 1 and −1, mean over prompts, in the judge's own unit."""
+        pairs = zip(self.scores[1.0], self.scores[-1.0], strict=True)
+        return mean_interval([(plus - minus) / 2 for plus, minus in pairs])
 
 
 @dataclass(frozen=True, eq=False)
