@@ -92,7 +92,7 @@ def test_layers_that_are_no_sum_of_parts_are_refused_and_left_as_they_were():
     config = BertConfig(**SMALL, intermediate_size=32, is_decoder=True)
     model = BertLMHeadModel(config).train()
     for component in ("attn", "mlp"):
-        message = rf"cannot be said what the '{component}' of BertLayer adds to the residual stream.*'residual'"
+        message = rf"It is unknown what the '{component}' of BertLayer adds to the residual stream.*'residual'"
         with pytest.raises(ArchitectureError, match=message):
             ActivationHook(model, [1], component)
     assert count_hooks(model) == 0

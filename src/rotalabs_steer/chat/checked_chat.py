@@ -68,9 +68,7 @@ def render_checked(template: Template, messages: Sequence[Mapping[str, Any]]) ->
         raise problems[0]  # the one about strings, which is what most templates expect
     chat = _in_parts(texts, roles)
     rendered = template(chat, True)
-    for number in range(len(chat)):
-        _refuse_lost_fields(template, chat, number, rendered)
-        _refuse_lost_arguments(template, chat, number, rendered)
+    _refuse_lost_details(template, chat, rendered)
     end = _after_mark(shown, _mark(len(texts) - 1))
     return CheckedChat(rendered, open_thought(end), _missing_header(template, asked, end))
 
@@ -185,48 +183,43 @@ def _losing(message: Message) -> ChatTemplateError:
     )
 
 
-def _refuse_lost_fields(template: Template, chat: list[Message], number: int, rendered: str) -> None:
-    """Raises where the rendering is the same without a name or thoughts."""
-    message = chat[number]
-    for field in ("name", *_THOUGHTS):
-        # The name of a tool is that of its call, which has been looked for.
-        if not message.get(field) or (field == "name" and message["role"] == "tool"):
-            continue
-        without = {key: value for key, value in message.items() if key != field}
-        until = [*chat[:number], without]
-        if _or_nothing(template, [*until, *chat[number + 1 :]], True) != rendered:
-            continue
-        # Templates may leave out old thoughts, if they render those of a last message.
-        if field in _THOUGHTS and _or_nothing(template, until, False) != _or_nothing(
-            template, chat[: number + 1], False
-        ):
-            continue
-        raise ChatTemplateError(
-            f"The tokenizer's chat template loses {field!r} of message {number + 1} ({message['role']}), which is "
-            f"{message[field]!r:.60}: the rendered conversation is the same without it. Write it into the content, or "
-            "leave it out."
-        )
-
-
-def _refuse_lost_arguments(template: Template, chat: list[Message], number: int, rendered: str) -> None:
-    """Raises where the rendering is the same without the arguments of a tool call."""
-    message = chat[number]
-    calls = message.get("tool_calls") or ()
-    for place, call in enumerate(calls):
-        arguments = _function(call).get("arguments")
-        if not arguments or arguments == "{}":
-            continue
-        emptied = _with_function(call, arguments="{}" if isinstance(arguments, str) else {})
-        without = message | {"tool_calls": [*calls[:place], emptied, *calls[place + 1 :]]}
-        if _or_nothing(template, [*chat[:number], without, *chat[number + 1 :]], True) == rendered:
+def _refuse_lost_details(template: Template, chat: list[Message], rendered: str) -> None:
+    """Raises where the rendering is the same without a name, thoughts or the arguments of a tool call."""
+    for number, message in enumerate(chat):
+        earlier, later = chat[:number], chat[number + 1 :]
+        for field in ("name", *_THOUGHTS):
+            # The name of a tool is that of its call, which has been looked for.
+            if not message.get(field) or (field == "name" and message["role"] == "tool"):
+                continue
+            without = {key: value for key, value in message.items() if key != field}
+            if _or_nothing(template, [*earlier, without, *later], True) != rendered:
+                continue
+            # Templates may leave out old thoughts, if they render those of a last message.
+            as_last = [_or_nothing(template, [*earlier, last], False) for last in (message, without)]
+            if field in _THOUGHTS and as_last[0] != as_last[1]:
+                continue
             raise ChatTemplateError(
-                f"The tokenizer's chat template loses the arguments {arguments!r:.60} of the call of "
-                f"{_function_name(call)!r} in message {number + 1}. Write the call into the content of the message as "
-                "the model writes it, or set another tokenizer.chat_template."
+                f"The tokenizer's chat template loses {field!r} of message {number + 1} ({message['role']}), which is "
+                f"{message[field]!r:.60}: the rendered conversation is the same without it. Write it into the content, "
+                "or leave it out."
             )
+        calls = message.get("tool_calls") or ()
+        for place, call in enumerate(calls):
+            arguments = _function(call).get("arguments")
+            if not arguments or arguments == "{}":
+                continue
+            emptied = _with_function(call, arguments="{}" if isinstance(arguments, str) else {})
+            without = message | {"tool_calls": [*calls[:place], emptied, *calls[place + 1 :]]}
+            if _or_nothing(template, [*earlier, without, *later], True) == rendered:
+                raise ChatTemplateError(
+                    f"The tokenizer's chat template loses the arguments {arguments!r:.60} of the call of "
+                    f"{_function_name(call)!r} in message {number + 1}. Write the call into the content of the message "
+                    "as the model writes it, or set another tokenizer.chat_template."
+                )
 
 
 def _or_nothing(template: Template, chat: Sequence[Message], is_asked: bool) -> str:
+    """What a template renders; "" where it refuses the messages."""
     try:
         return template(chat, is_asked)
     except ChatTemplateError:

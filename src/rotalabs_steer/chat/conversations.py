@@ -148,8 +148,10 @@ def _check_message(message: Any, name: str) -> Message:
 
 def _check_parts(content: Any, name: str) -> list[Any]:
     if not isinstance(content, Iterable) or isinstance(content, Mapping | bytes):
-        kind = type(content).__name__
-        raise DatasetError(f"{name.capitalize()} has a content of type {kind}; it must be a string or a list of parts.")
+        raise DatasetError(
+            f"{name.capitalize()} has a content of type {type(content).__name__}; it must be a string or a list of "
+            "parts."
+        )
     parts = [
         {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part
         for part in content

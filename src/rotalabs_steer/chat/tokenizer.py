@@ -104,10 +104,6 @@ class ChatTokenizer:
         """
         return self._render(messages, options).text
 
-    def rendered_ids(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-        """As `render`, as token ids."""
-        return self.ids(self.render(messages), special=False)
-
     def ids(self, text: str, *, special: bool) -> tuple[int, ...]:
         """A text as token ids, without a chat template.
 
@@ -134,9 +130,11 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids without special tokens, except in thoughts, whose tags tell them from the answer."""
         numbers = [int(number) for number in ids]
-        tags = {number for number, token in self._special_tokens.items() if is_tag(token)}
-        if any("channel" in self._special_tokens[number] for number in tags):
-            tags |= {number for number, token in self._special_tokens.items() if token == "<|message|>"}
+        special = self._special_tokens
+        tags = {number for number, token in special.items() if is_tag(token)}
+        # Where tags name a channel, as in gpt-oss, this token ends the name. Without it, the name looks like text.
+        if any("channel" in special[number] for number in tags):
+            tags |= {number for number, token in special.items() if token == "<|message|>"}
         length = max((place for place, number in enumerate(numbers, 1) if number in tags), default=0)
         thoughts = self.tokenizer.decode(numbers[:length], skip_special_tokens=False) if length else ""
         return str(thoughts + self.tokenizer.decode(numbers[length:], skip_special_tokens=True))

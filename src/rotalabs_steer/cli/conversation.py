@@ -95,7 +95,7 @@ class Conversation:
         return f"The system message is now: {text}" if text else "There is no system message now."
 
     def _answer(self, messages: list[dict[str, str]]) -> str:
-        ids = self._chat.rendered_ids(messages)
+        ids = self._chat.ids(self._chat.render(messages), special=False)
         turn = sum(message["role"] == "user" for message in messages)  # so that each turn draws its own random numbers
         sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + turn - 1)
         with first_interrupt() as pressed:

@@ -56,10 +56,7 @@ class LayerPart:
         self, output: Any, layout: ResidualLayout, rows: int, columns: int
     ) -> Float[torch.Tensor, "batch seq hidden"]:
         """What this part adds to the residual stream, from what its module returned in a call."""
-        hidden = first_tensor(output)
-        if hidden.shape == (rows * columns, layout.width):  # OPT, Llama 4: one row for each token
-            hidden = hidden.view(rows, columns, layout.width)
-        tokens = layout.tokens(hidden, rows, columns)
+        tokens = _by_token(first_tensor(output), layout, rows, columns)
         return tokens if self.factor == 1.0 else tokens * self.factor
 
 
@@ -97,12 +94,9 @@ class _LayerCall:
 
         Sums without factors come first, then those with the configuration's multiplier, then those with fitted factors.
         """
-        before, read = self._read(self.before, layout), {}
-        for name, output in self.outputs.items():
-            hidden = self._read(output, layout)
-            if hidden is not None:
-                read[name] = hidden
-        after = read.get("")
+        outputs = {name: _read(output, layout) for name, output in self.outputs.items()}
+        read = {name: hidden for name, hidden in outputs.items() if hidden is not None}
+        before, after = _read(self.before, layout), read.get("")
         if before is not None and after is not None:
             eps = torch.finfo(self.outputs[""].dtype).eps
             for known, names in itertools.product((1.0, multiplier, None), _candidates(self.layer, read)):
@@ -118,19 +112,26 @@ class _LayerCall:
                     factor = factors[list(names).index(component)]
                     return LayerPart(self.layer.get_submodule(names[component]), factor)
         raise ArchitectureError(
-            f"It cannot be said what the {component!r} of {type(self.layer).__name__} adds to the residual stream: no "
-            "modules of this layer add up to the difference between its output and its input (a norm behind the sum, "
+            f"It is unknown what the {component!r} of {type(self.layer).__name__} adds to the residual stream: no "
+            "modules of this layer add up to the difference between its output and its input (a norm after the sum, "
             "several residual streams or further parts are the usual reasons). Use component='residual'."
         )
 
-    def _read(self, hidden: torch.Tensor | None, layout: ResidualLayout) -> torch.Tensor | None:
-        """A hidden state as `[batch, seq, hidden]` in fp64 on the CPU; None where it has another shape."""
-        if hidden is None:
-            return None
-        try:
-            return LayerPart(self.layer).added(hidden, layout, _ROWS, _COLUMNS).to("cpu", torch.float64)
-        except ArchitectureError:
-            return None
+
+def _read(hidden: torch.Tensor | None, layout: ResidualLayout) -> torch.Tensor | None:
+    """A hidden state as `[batch, seq, hidden]` in fp64 on the CPU; None where it has another shape."""
+    if hidden is None:
+        return None
+    try:
+        return _by_token(hidden, layout, _ROWS, _COLUMNS).to("cpu", torch.float64)
+    except ArchitectureError:
+        return None
+
+
+def _by_token(hidden: torch.Tensor, layout: ResidualLayout, rows: int, columns: int) -> torch.Tensor:
+    if hidden.shape == (rows * columns, layout.width):  # OPT, Llama 4: one row for each token
+        hidden = hidden.view(rows, columns, layout.width)
+    return layout.tokens(hidden, rows, columns)
 
 
 def _candidates(layer: nn.Module, read: Mapping[str, torch.Tensor]) -> Iterator[dict[str, str]]:
