@@ -233,6 +233,7 @@ def test_a_closed_block_of_thoughts_is_none(end):
     ("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Four.", "Four."),
     ("<|channel|>final<|message|>Four.", "Four."),
     ("<|channel|>analysis<|message|>Hm.", None),
+    pytest.param("<think></think>" * 2000 + "Four.", "Four.", id="a model in a loop"),
 ])  # fmt: skip
 def test_what_an_answer_says_follows_its_thoughts(answer, said):
     assert without_thoughts(answer) == said

@@ -32,14 +32,14 @@ def closes_thought(text: str) -> bool:
 
 def without_thoughts(text: str) -> str | None:
     """An answer without the thoughts that it begins with; None where these do not end."""
-    begin = _TAG.match(text.lstrip())
-    if begin is None:
-        return text
-    text = text.lstrip()[begin.end() :]
-    if _CLOSING.search(begin[0]):
-        return without_thoughts(text)
-    end = next((tag for tag in _TAG.finditer(text) if _CLOSING.search(tag[0])), None)
-    return None if end is None else without_thoughts(text[end.end() :])
+    while (begin := _TAG.match(text.lstrip())) is not None:
+        text = text.lstrip()[begin.end() :]
+        if not _CLOSING.search(begin[0]):
+            end = next((tag for tag in _TAG.finditer(text) if _CLOSING.search(tag[0])), None)
+            if end is None:
+                return None
+            text = text[end.end() :]
+    return text
 
 
 def after_last_tag(text: str) -> str:
