@@ -26,6 +26,7 @@ def test_whatever_holds_a_number_for_each_text_is_taken(kind):
     ([1.0, 2.0], r"returned list \[1.0, 2.0\]"),
     (0.5, "returned float 0.5"),
     ("123", "returned str '123'"),
+    (b"123", "returned bytes b'123'"),
     (np.zeros((3, 1)), r"returned \[0.0\] for 'w20 w21'"),
     ([0.1, float("nan"), 0.2], "returned nan for 'w22'"),
     ([0.1, 0.2, float("inf")], "returned inf for ''"),

@@ -6,6 +6,7 @@ they are written with their code and the values that their code refers to. Insta
 
 from __future__ import annotations
 
+import builtins
 import copyreg
 import functools
 import hashlib
@@ -120,8 +121,10 @@ def _function(function: types.FunctionType) -> Any:
     given = (function.__defaults__, function.__kwdefaults__, function.__closure__)
     if _is_installed(function.__module__):
         return _module(function.__module__), function.__qualname__, given
-    names = sorted(name for name in _names(function.__code__) if not name.startswith("__"))
-    found = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    names = _names(function.__code__) & function.__globals__.keys()
+    # What every module has, such as `__name__` and `__spec__`, does not count; a function that is called `sum` does.
+    own = sorted(name for name in names if not (name.startswith("__") and hasattr(builtins, name)))
+    found = {name: function.__globals__[name] for name in own}
     return function.__code__, given, vars(function), found
 
 

@@ -69,7 +69,7 @@ def judge_texts(judge: Judge, texts: Sequence[str]) -> tuple[float, ...]:
     """
     returned = judge(texts)
     given = plain_value(returned)
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != len(texts):
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes) or len(given) != len(texts):
         raise OptionError(_message(texts, f"{type(returned).__name__} {returned!r:.80}"))
     scores: list[float] = []
     for text, value in zip(texts, map(plain_value, given), strict=True):
