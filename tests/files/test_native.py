@@ -225,3 +225,11 @@ def test_readers_beside_two_writers_always_see_one_whole_set(tmp_path):
     finally:
         for writer in writers:
             stop(writer)
+
+
+def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path):
+    vector().save(tmp_path / "calm")
+    (tmp_path / "other").touch()
+    modes = {(tmp_path / name).stat().st_mode for name in ("calm.json", "calm.pt", "other")}
+    assert len(modes) == 1
+    assert names(tmp_path) == ["calm.json", "calm.pt", "other"]

@@ -5,31 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
-from pathlib import Path
+import secrets
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks: writers can collide, but a reader still never sees a part of a file
     fcntl = None  # type: ignore[assignment]
 
-_STRAY = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}\.tmp")
+_TEMPORARY = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}\.tmp")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces a file: the new one is written beside it, flushed to disk, then renamed."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    file = temporary.open("xb")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -40,7 +39,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def remove_strays(directory: Path, names: set[str]) -> None:
     """Deletes the temporary files of killed writers of these file names. Call it under `locked`."""
     for path in directory.iterdir():
-        match = _STRAY.fullmatch(path.name)
+        match = _TEMPORARY.fullmatch(path.name)
         if match and match["target"] in names:
             path.unlink(missing_ok=True)
 
@@ -57,12 +56,6 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)  # the system tells the mask only to a process that sets one
-    os.umask(mask)
-    return mask
 
 
 def _sync_directory(directory: Path) -> None:
