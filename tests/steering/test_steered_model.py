@@ -111,6 +111,12 @@ def test_unsteered_ends_with_its_block_and_is_for_the_body_of_the_generator_that
         context = contextvars.copy_context()  # what a new asyncio task or asyncio.to_thread does
         assert context.run(steered.chat, PROMPT, max_new_tokens=12) == plain
     assert context.run(steered.chat, PROMPT, max_new_tokens=12) == strong
+    with steered.injector:
+        with steered.unsteered():
+            begun = steered.stream(PROMPT, max_new_tokens=12)
+            first = next(begun)
+            later = steered.stream(PROMPT, max_new_tokens=12)
+        assert (first + "".join(begun)).strip() == "".join(later).strip() == plain
 
 
 def test_stream_gives_the_answer_in_pieces_while_it_is_written(steered):

@@ -1,4 +1,4 @@
-"""Answers to any number of prompts, with the time they took and the seed they came from."""
+"""Answers to any number of prompts, in batches, with the time they took."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class TimedAnswers:
     """The answers to some prompts, in their order.
 
     Attributes:
-        texts: what the model wrote, and nothing else.
+        texts: what the model wrote, without the prompts.
         tokens: number of generated tokens of each.
-        seconds: wall time of the batch that each was answered in: how long its asker waits.
+        seconds: for each, the wall time of its batch, which is how long a user waits for it.
         total_seconds: wall time of all batches.
     """
 
@@ -76,17 +76,13 @@ class TimedAnswers:
 
     @property
     def latency_ms(self) -> float | None:
-        """Mean wait for an answer in milliseconds; None where there are no answers."""
+        """Mean wait for an answer in milliseconds; None if there are no answers."""
         return 1000 * sum(self.seconds) / len(self.seconds) if self.seconds else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Generated tokens a second, over all batches; None where there are no answers."""
+        """Generated tokens per second, over all batches; None if there are no answers."""
         return sum(self.tokens) / self.total_seconds if self.texts else None
-
-    def __getitem__(self, part: slice) -> TimedAnswers:
-        """Some of the answers. The time of all batches is kept, so ask the whole for its tokens a second."""
-        return TimedAnswers(self.texts[part], self.tokens[part], self.seconds[part], self.total_seconds)
 
 
 def answer_prompts(
@@ -99,11 +95,11 @@ def answer_prompts(
     show_progress: bool = False,
     description: str = "answering",
 ) -> TimedAnswers:
-    """The answers of the model, as it is steered now, in batches of prompts of similar length.
+    """The answers of the model, as it is steered now. Prompts of similar length are answered together.
 
     Args:
         prompts: texts, or conversations as lists of messages.
-        template_options: for the chat template, as in `{"enable_thinking": False}`.
+        template_options: options of the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
         OptionError: `prompts` is one string, or the template does not know an option.
@@ -147,13 +143,13 @@ def generate_response(
     seed: int = 0,
     template_options: Mapping[str, Any] | None = None,
 ) -> str:
-    """The model's answer to one prompt: the tokens it generated, decoded, with nothing cut out of them.
+    """The model's answer to one prompt.
 
     Args:
         prompt: a text, or a conversation as a list of messages.
         temperature: 0 is greedy decoding.
         seed: for a temperature above 0; the state of torch's generators is restored afterwards.
-        template_options: for the chat template, as in `{"enable_thinking": False}`.
+        template_options: options of the chat template, as in `{"enable_thinking": False}`.
 
     Raises:
         ChatTemplateError, DatasetError: the prompt cannot be rendered as a chat.

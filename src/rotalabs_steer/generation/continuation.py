@@ -1,7 +1,8 @@
-"""Answers of a model to prompts, in batches."""
+"""What a model writes after prompts or rows of token ids, as one batch."""
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,11 +31,11 @@ def generate_tokens(
     system: str | None = None,
     **options: Any,
 ) -> list[list[int]]:
-    """The model's greedy answer to each prompt as token ids, up to and without the end-of-sequence token.
+    """The model's answer to each prompt as token ids, without the end-of-sequence token.
 
     Args:
         system: a system message before every prompt.
-        options: for `model.generate`, where greedy decoding is not wanted.
+        options: options of `model.generate`; without them, decoding is greedy.
     """
     chat = ChatTokenizer.of(tokenizer)
     rows = [chat.prompt(prompt, system) for prompt in list_of("prompts", prompts)]
@@ -52,7 +53,7 @@ def continue_rows(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     ids = torch.full((len(rows), length), pad)
     mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for number, row in enumerate(rows):  # padded on the left: generation goes on at the right
+    for number, row in enumerate(rows):  # padding is on the left, because generation continues on the right
         ids[number, length - len(row) :] = torch.tensor(row)
         mask[number, length - len(row) :] = 1
     settings = {"do_sample": False, "pad_token_id": pad} | options
@@ -60,7 +61,8 @@ def continue_rows(
         output = model.generate(  # type: ignore[operator]
             input_ids=ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens, **settings
         )
-    return [_until(row, ends | {pad}) for row in output[:, length:].tolist()]
+    stops = ends | {pad}  # rows that end early are filled with pads
+    return [list(takewhile(lambda token: token not in stops, row)) for row in output[:, length:].tolist()]
 
 
 def generate_texts(
@@ -74,7 +76,7 @@ def generate_texts(
 def spoken(
     tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str], system: str | None = None
 ) -> tuple[str, ...]:
-    """What answers say after the model's thoughts, which is what can be judged.
+    """The part of each answer after the model's thoughts, which is the part that can be judged.
 
     Raises:
         OptionError: an answer ends before its thoughts do.
@@ -93,12 +95,7 @@ def spoken(
 
 
 def end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
-    """The tokens that end what a model writes."""
+    """The ids of all tokens that end a text of the model."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
     return {token for token in (*listed, tokenizer.eos_token_id) if token is not None}
-
-
-def _until(row: list[int], ends: set[int]) -> list[int]:
-    stop = next((index for index, token in enumerate(row) if token in ends), len(row))
-    return row[:stop]

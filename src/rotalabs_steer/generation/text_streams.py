@@ -1,4 +1,4 @@
-"""Text in pieces, as a model writes it in a thread of its own."""
+"""Streams the text that a model writes in another thread."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def stream_text(
     ends: Collection[int],
     context: contextvars.Context,
 ) -> Generator[str, None, None]:
-    """The pieces of a text, each as soon as its tokens make whole characters.
+    """Yields the pieces of a text, each as soon as its tokens make whole characters.
 
-    A reader who closes the iterator early stops the model, and an error of the model is raised for the reader.
+    Closing the iterator early stops the model. An error of the model is raised here.
 
     Args:
-        write: generates one row with the streamer and stopping criterion that it is given.
+        write: generates one row with the streamer and the stopping criterion that it is given.
         ends: tokens that end the text and do not belong to it.
-        context: what `write` runs in.
+        context: the context that `write` runs in.
     """
     tokens, stop = _Tokens(), threading.Event()
 
@@ -53,14 +53,14 @@ def _pieces(
     queue: Iterator[list[int] | BaseException], decode: Callable[[Sequence[int]], str], ends: Collection[int]
 ) -> Iterator[str]:
     ids: list[int] = []
-    shown, before = 0, 0  # how many tokens are shown, and how many were before the last piece
+    shown, before = 0, 0  # the number of tokens that are shown now, and that were shown before the last piece
     for written in queue:
         if isinstance(written, BaseException):
             raise written
         ids += [token for token in written if token not in ends]
-        # The tokens of the last piece are decoded again, because a token may begin with a blank only behind another.
+        # The tokens of the last piece are decoded again, because a token may get its leading blank only after another.
         known, text = decode(ids[before:shown]), decode(ids[before:])
-        if len(text) > len(known) and not text.endswith("\ufffd"):  # which stands for a part of a character
+        if len(text) > len(known) and not text.endswith("\ufffd"):  # the sign for an incomplete character
             before, shown = shown, len(ids)
             yield text[len(known) :]
     rest = decode(ids[before:])[len(decode(ids[before:shown])) :]
@@ -69,7 +69,7 @@ def _pieces(
 
 
 class _Tokens(BaseStreamer):  # type: ignore[misc]
-    """A queue of the tokens that `generate` writes, without the prompt."""
+    """Puts the tokens that `generate` writes into a queue, without the prompt."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[Any] = SimpleQueue()
@@ -82,4 +82,4 @@ class _Tokens(BaseStreamer):  # type: ignore[misc]
         self._saw_prompt = True
 
     def end(self) -> None:
-        """Called after the last token; the thread says itself when it has ended."""
+        """Does nothing: the thread itself reports that it has ended."""

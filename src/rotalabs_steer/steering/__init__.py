@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rotalabs_steer.steering.active_steering import ActiveSteering, steering_of
     from rotalabs_steer.steering.by_name import steer
     from rotalabs_steer.steering.conditions import Condition, FittedCondition, fit_condition
-    from rotalabs_steer.steering.injection import ActivationInjector, MultiVectorInjector
+    from rotalabs_steer.steering.injection import ActivationInjector, MultiVectorInjector, SteeringOptions
     from rotalabs_steer.steering.interventions import Ablate, Add, AddKeepingNorm, Clamp, Rotate
     from rotalabs_steer.steering.plain_model import unsteered
     from rotalabs_steer.steering.schedules import LinearDecay, StopAfter
@@ -32,6 +32,7 @@ __all__ = [
     "NotSteeringWarning",
     "Rotate",
     "SteeredModel",
+    "SteeringOptions",
     "StopAfter",
     "TokenRange",
     "fit_condition",
@@ -46,7 +47,7 @@ _HOMES = {
     "plain_model": ("unsteered",),
     "by_name": ("steer",),
     "conditions": ("Condition", "FittedCondition", "fit_condition"),
-    "injection": ("ActivationInjector", "MultiVectorInjector"),
+    "injection": ("ActivationInjector", "MultiVectorInjector", "SteeringOptions"),
     "interventions": ("Ablate", "Add", "AddKeepingNorm", "Clamp", "Rotate"),
     "scopes": ("AfterMarker", "AfterText", "TokenRange"),
     "schedules": ("LinearDecay", "StopAfter"),

@@ -1,4 +1,4 @@
-"""Which vectors act, where vectors and whole sets are given to an injector or an engine."""
+"""Which vectors act when an injector or an engine is given vectors and whole sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rotalabs_steer.errors import SteeringWarning, VectorError
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 Vectors = SteeringVector | SteeringVectorSet
-"""What can act: a vector at its layer, a set at its acting layers."""
+"""A vector acts at its layer, a set at its acting layers."""
 _KINDS = (SteeringVector, SteeringVectorSet)
 
 
@@ -22,10 +22,10 @@ class NotSteeringWarning(SteeringWarning):
 
 
 def acting_vectors(given: Vectors | Iterable[Vectors]) -> list[SteeringVector]:
-    """The vectors that act: each vector given, and of each set those of its acting layers.
+    """The vectors that act: each vector that is given, and those at the acting layers of each set.
 
     Raises:
-        VectorError: nothing is given, or something else than vectors and sets; or a set is empty.
+        VectorError: nothing is given, or something other than vectors and sets; or a set is empty.
     """
     listed = isinstance(given, Iterable) and not isinstance(given, (*_KINDS, str, Mapping, torch.Tensor))
     vectors: list[SteeringVector] = []
@@ -45,7 +45,7 @@ def sets_by_behavior(given: Mapping[str, Vectors]) -> dict[str, SteeringVectorSe
     """The vector sets by behaviour; a single vector is a set of one.
 
     Raises:
-        VectorError: nothing is given, or something else than sets and vectors by behaviour.
+        VectorError: nothing is given, or something other than sets and vectors by behaviour.
     """
     if not isinstance(given, Mapping):
         if isinstance(given, _KINDS):
@@ -68,7 +68,7 @@ def sets_by_behavior(given: Mapping[str, Vectors]) -> dict[str, SteeringVectorSe
 
 
 def at_layer(vectors: SteeringVectorSet, layer: int | None) -> SteeringVectorSet:
-    """The set, of which only one layer acts; the set as it is where `layer` is None.
+    """The set with `layer` as its only acting layer; the set itself if `layer` is None.
 
     Raises:
         LayerError: the set has no vector at that layer.
@@ -80,7 +80,7 @@ def at_layer(vectors: SteeringVectorSet, layer: int | None) -> SteeringVectorSet
 
 
 def not_steering(sets: Iterable[SteeringVectorSet]) -> list[str]:
-    """A sentence about each set of which tuning found that it does not steer."""
+    """A sentence about each set that, as tuning found, does not steer."""
     return [
         f"Tuning found that the vectors of {vectors.behavior!r} do not steer {vectors.model_name}: its test showed no "
         "effect beyond chance."
@@ -96,7 +96,7 @@ def warn_not_steering(sets: Iterable[SteeringVectorSet], stacklevel: int = 3) ->
 
 
 def _not_vectors(value: Any) -> VectorError:
-    """The error for something that does not act, with the way from there to what does."""
+    """The error for a value that is not vectors, with a hint at how to get vectors from it."""
     hint = "Give SteeringVectors, or a SteeringVectorSet."
     if isinstance(value, (str, os.PathLike)):
         hint = f"Load the vectors first: SteeringVectorSet.load({os.fspath(value)!r})."

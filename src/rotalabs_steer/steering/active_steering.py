@@ -1,4 +1,4 @@
-"""What steers a model now: `steering_of(model)` shows it and takes it off."""
+"""`steering_of(model)`, which shows what steers a model now and can remove it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ActiveVector:
 
 
 class ActiveSteering:
-    """What was attached to a model when this was made. It is iterable, and false where nothing is attached."""
+    """The vectors that steered a model when this was made. It is iterable, and false if there are none."""
 
     def __init__(self, attachments: tuple[Attachment, ...]) -> None:
         self._attachments = attachments
@@ -51,7 +51,7 @@ class ActiveSteering:
         ]
 
     def clear(self) -> None:
-        """Takes all of it off the model, whoever attached it and in whatever thread."""
+        """Removes all of it from the model, whoever attached it and in whatever thread."""
         for attachment in self._attachments:
             attachment.remove()
 

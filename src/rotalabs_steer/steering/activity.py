@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a model had done when a block began."""
+    """What a model has done up to a moment."""
 
     calls: int
     layer_calls: dict[int, int]
@@ -31,9 +31,9 @@ class Activity:
     """Counts the calls of a model's steered layers.
 
     Attributes:
-        layer_calls: calls of each layer that was ever steered, each in a list of one number, which a hook counts up
-            fastest.
-        unscoped_calls: layer calls outside of every scope while a scope was open somewhere, which may have meant them.
+        layer_calls: calls of each layer that was ever steered, each in a list of one number, because a hook can
+            increment that fastest.
+        unscoped_calls: layer calls that were made outside every scope while a scope was open somewhere.
     """
 
     def __init__(self, tracker: CallTracker) -> None:
@@ -46,7 +46,7 @@ class Activity:
         return self.layer_calls.setdefault(layer, [0])
 
     def counts(self, *, scoped: bool) -> Counts:
-        """What the model has done so far: for a scope in this thread, else in all."""
+        """What the model has done so far: in this thread for a scope, else in all threads."""
         return Counts(
             self._tracker.local.calls if scoped else self._tracker.calls,
             {layer: count[0] for layer, count in self.layer_calls.items()},
@@ -59,12 +59,12 @@ class Activity:
 
         Args:
             start: `counts` when the block began.
-            layers: those to be steered.
-            acted: of a scope, the layers at which it acted; None for steering of every caller.
+            layers: the layers to be steered.
+            acted: the layers at which a scope acted; None if every caller was steered.
 
         Raises:
             NotSteeredError: the model ran, and layers that were to be steered did not.
-            PositionError: a worker thread, which reports to nobody, met one.
+            PositionError: one was raised in a worker thread, where nobody may have seen it.
         """
         scoped = acted is not None
         now = self.counts(scoped=scoped)

@@ -8,7 +8,9 @@ error, never a silently unsteered model.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import dataclasses
 import inspect
 import itertools
 import threading
@@ -30,7 +32,7 @@ from rotalabs_steer.steering.layer_hook import LayerHook
 from rotalabs_steer.steering.steps import Steps, steps_by_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
     from torch import nn
@@ -119,7 +121,7 @@ class Attachment:
 
         Raises:
             NotSteeredError: the model ran, and layers that were to be steered did not.
-            PositionError: a worker thread met one, which could not report it to anybody.
+            PositionError: one was raised in a worker thread, where nobody may have seen it.
         """
         if self.steered._close(self) and check:
             self.steered.activity.check_acted(self.start, self.layers, self.acted if self.scoped else None)
@@ -221,6 +223,17 @@ class SteeredDecoder:
     def close_plain(self, plain: PlainBlock) -> None:
         """Ends what `open_plain` began."""
         self._close(plain)
+
+    @contextlib.contextmanager
+    def continue_plain(self, plain: PlainBlock) -> Iterator[None]:
+        """Continues a plain block in another thread, even if the block itself ends meanwhile."""
+        continued = dataclasses.replace(plain, frame=None, is_open=True)  # hides the same attachments
+        with _LOCK:
+            self._open(continued, kind=0)
+        try:
+            yield
+        finally:
+            self._close(continued)
 
     def in_force(self) -> tuple[Attachment, ...]:
         """What acts on calls from here: model-wide attachments, and the scopes of this thread, task or generator.

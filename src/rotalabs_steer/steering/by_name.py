@@ -1,4 +1,4 @@
-"""Steering a model by whatever names or holds vectors: `with steer(model, "tuned/calm=0.8"): ...`."""
+"""`steer`, which takes vectors by name or as objects: `with steer(model, "tuned/calm=0.8"): ...`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rotalabs_steer.steering.strengths import Strength
 
 What = Source | Mapping[Source, "float | Sequence[float]"] | Iterable["Source | tuple[Source, float | Sequence[float]]"]
-"""What steers: one or several vector sets, with or without their strengths."""
+"""One or several vector sets, with or without their strengths."""
 
 
 def steer(
@@ -33,29 +33,29 @@ def steer(
     what: What,
     **options: Unpack[SteeringOptions],
 ) -> MultiVectorInjector:
-    """Steers a model by vectors, wherever they are.
+    """Makes an injector from vectors that are named by path or Hugging Face id, or held in memory.
 
     Args:
         model: a transformers model, or a PEFT model around one.
-        what: a text that names vectors and, if they are not 1, their strengths: "tuned/calm", "tuned/calm=0.8",
+        what: a string that names vectors and their strengths, which are 1 by default: "tuned/calm", "tuned/calm=0.8",
             "owner/name@revision=0.8", "tuned/calm:14=0.8" (layer 14 only), or several with commas between them. Or a
-            `SteeringVectorSet`, a `SteeringVector`, or what `tune` found. Or a mapping of any of these to strengths; or
-            a list of any of these, in which a pair is one and its strength.
+            `SteeringVectorSet`, a `SteeringVector`, or the result of `tune`. Or a mapping from any of these to
+            strengths. Or a list of any of these and of pairs `(vectors, strength)`.
         options: how they steer: `scope`, `intervention`, `schedule`, `condition` and `check_model`; see
             `SteeringOptions`.
 
     Returns:
-        An injector, not yet attached: `with` steers every caller in the block, `scoped()` the present thread only, and
-        `attach()` until `detach()`. `injector["calm"]` is the strength of the behaviour "calm" and can be changed at
-        any time.
+        An injector that is not attached yet. `with injector:` steers every caller in the block, `with
+        injector.scoped():` steers the current thread only, and `injector.attach()` steers until `injector.detach()`.
+        `injector["calm"]` is the strength of the behaviour "calm" and can be changed at any time.
 
     Raises:
-        OptionError: the text is malformed, a strength is not a finite number, or two sets are of one behaviour.
-        FileNotFoundError: there is nothing at a path, and no such repository.
-        FileFormatError: a file is damaged, unsafe or holds no vectors.
+        OptionError: the string is malformed, a strength is not a finite number, or two sets are of one behaviour.
+        FileNotFoundError: there is neither a file nor a repository of a name.
+        FileFormatError: a file is damaged, is unsafe or does not hold vectors.
         VectorError, LayerError, ModelMismatchError: as in `MultiVectorInjector`; the model is untouched.
 
-    A set of which tuning found that it does not steer gives a `NotSteeringWarning`.
+    A set that does not steer, as tuning found, gives a `NotSteeringWarning`.
     """
     check_scope(options.get("scope") or "all")  # before files are read or downloaded
     sets, strengths = sets_and_strengths(what)
@@ -64,7 +64,7 @@ def steer(
 
 
 def sets_and_strengths(what: What) -> tuple[dict[str, SteeringVectorSet], dict[str, Strength]]:
-    """The vector sets that `steer` is given and their strengths, both by behaviour."""
+    """The vector sets that `steer` is given and their strengths, each by behaviour."""
     sets: dict[str, SteeringVectorSet] = {}
     strengths: dict[str, Strength] = {}
     for source, strength in _listed(what):
@@ -82,14 +82,13 @@ def sets_and_strengths(what: What) -> tuple[dict[str, SteeringVectorSet], dict[s
 
 
 def _listed(what: What) -> list[tuple[Source, Strength]]:
-    """Each set that is given, with its strength, which is 1 where none is given."""
+    """Each source that is given, with its strength, which is 1 by default."""
     if isinstance(what, Mapping):
         return [(_whole(source), _strength(source, strength)) for source, strength in what.items()]
     if isinstance(what, str):
         return _named(what)
-    is_one = isinstance(what, (SteeringVectorSet, os.PathLike)) or hasattr(
-        what, "ndim"
-    )  # an array is an error of its own
+    # Sets and arrays are iterable, too; `load_vectors` refuses an array with a message of its own.
+    is_one = isinstance(what, (SteeringVectorSet, os.PathLike)) or hasattr(what, "ndim")
     if is_one or not isinstance(what, Iterable):
         return [(what, 1.0)]  # type: ignore[list-item]
     listed: list[tuple[Source, Strength]] = []
@@ -119,7 +118,7 @@ def _named(text: str) -> list[tuple[Source, Strength]]:
 
 
 def _whole(source: Any) -> Any:
-    """A source whose strength is given beside it, so that a text may name layers but not a second strength."""
+    """A source that has its strength beside it; if it is a string, that may name layers but not a second strength."""
     if not isinstance(source, str):
         return source
     named = parse_several(source)

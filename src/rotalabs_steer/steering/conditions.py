@@ -1,7 +1,7 @@
 """Steering only where the prompt calls for it (conditional activation steering; Lee et al. 2024, arXiv:2409.05907).
 
-A condition compares the prompt's activations at one layer with a direction and decides, for each row of a batch,
-once, whether steering acts.
+A condition compares the prompt's activations at one layer with a direction. It decides once for each row of a batch
+whether steering acts.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ class Condition:
     """Acts on prompts whose score is above (or below) a threshold.
 
     The score of a prompt is the mean over its tokens, without the first, of their cosine with the direction or of
-    their projection on it. (The first token's activation is far larger than the others and nearly the same always.)
+    their projection on it. The first token is left out because its activation is far larger than the others and nearly
+    the same for every prompt.
 
     Attributes:
-        vector: `[hidden]`; its direction counts.
+        vector: `[hidden]`; only its direction counts.
         layer_index: 0-based decoder layer at which the prompt is scored; at or before every layer that is steered.
         threshold: what the score is compared with.
         above: act on scores above the threshold; False for scores below.
@@ -84,11 +85,7 @@ class Condition:
 
 @dataclass(frozen=True, eq=False)
 class FittedCondition:
-    """A condition, and how well it tells its own prompts from the others.
-
-    Attributes:
-        f1: F1 of acting on the positive prompts, on the prompts it was fitted on.
-    """
+    """A condition and its F1 score in telling positive from negative prompts, on the prompts it was fitted on."""
 
     condition: Condition
     f1: float
@@ -100,7 +97,7 @@ def prompt_scores(
     vector: Float[torch.Tensor, " hidden"],
     measure: str,
 ) -> Float[torch.Tensor, " batch"]:
-    """Mean over prompt tokens, without the first of each row, of their cosine with or projection on a vector."""
+    """The score of each row, as `Condition` defines it."""
     direction = (vector / vector.norm()).to(hidden.device, torch.float32)
     values: torch.Tensor = hidden.float() @ direction
     if measure == "cosine":
@@ -121,17 +118,17 @@ def fit_condition(
     measure: str = "cosine",
     template_options: Mapping[str, Any] | None = None,
 ) -> FittedCondition:
-    """The condition that best tells two kinds of prompts apart, by the activations of the unsteered model.
+    """Fits the condition that best tells two kinds of prompts apart, by the activations of the unsteered model.
 
-    For each layer the vector is the difference of the mean unit activations of both kinds, and the threshold the one
-    of largest F1.
+    For each layer, the vector is the difference between the mean unit activations of both kinds, and the threshold is
+    the one with the largest F1. The layer with the largest F1 is chosen.
 
     Args:
         positive_prompts, negative_prompts: texts, or conversations as lists of messages.
-        template_options: for the chat template, as in `{"enable_thinking": False}`; those that the model is asked with.
+        template_options: options of the chat template, as in `{"enable_thinking": False}`: the same as in generation.
 
     Raises:
-        DatasetError: a side has no prompts.
+        DatasetError: there are no positive or no negative prompts.
     """
     positive_prompts = list_of("positive_prompts", positive_prompts)
     negative_prompts = list_of("negative_prompts", negative_prompts)
@@ -148,16 +145,14 @@ def fit_condition(
                 found[layer].append(hidden[0].float())
 
     labels = torch.tensor([True] * len(positive_prompts) + [False] * len(negative_prompts))
-    best: FittedCondition | None = None
+    fitted = []
     for layer, rows in found.items():
         units = torch.stack([torch.nn.functional.normalize(row[1:], dim=-1).mean(dim=0) for row in rows])
         vector = units[labels].mean(dim=0) - units[~labels].mean(dim=0)
         scores = torch.stack([prompt_scores(row[None], True, vector, measure)[0] for row in rows])
         threshold, f1 = _best_threshold(scores, labels)
-        if best is None or f1 > best.f1:
-            best = FittedCondition(Condition(vector, layer, threshold, measure=measure), f1)
-    assert best is not None
-    return best
+        fitted.append(FittedCondition(Condition(vector, layer, threshold, measure=measure), f1))
+    return max(fitted, key=lambda one: one.f1)
 
 
 def _best_threshold(scores: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:

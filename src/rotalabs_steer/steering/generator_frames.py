@@ -1,7 +1,8 @@
-"""In whose body a block of code is opened: steering that a generator opens belongs to that generator.
+"""Finds the generator that opens a block: steering that is opened in the body of a generator belongs to that generator.
 
 The body of a generator runs a piece at a time, in the context, and even the thread, of whoever asks for the next piece.
-So a context variable does not tell what its body is in. Its frame, which is on the stack while it runs, does.
+So a context variable does not say which blocks the body is in. The frame of the body does: it is on the stack exactly
+while the body runs.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ _ENTERING = ("__enter__", "__aenter__")
 
 
 def iterated_generator(frame: FrameType | None) -> tuple[FrameType | None, int]:
-    """The generator that is iterated in whose body a block is opened, if any, and its kind.
+    """The frame of the generator whose body opens a block, and its kind: `CO_GENERATOR` or `CO_ASYNC_GENERATOR`.
 
-    What only opens the block for somebody else is passed over: `contextlib`, generators that it drives as context
-    managers, and methods that enter one. The kind is `CO_GENERATOR` or `CO_ASYNC_GENERATOR`, or 0.
+    Code that opens the block for its caller is skipped: `contextlib`, the generators that it runs as context managers,
+    and `__enter__` methods. Without a generator, the result is `(None, 0)`.
     """
     while frame is not None:
         caller = frame.f_back
@@ -36,7 +37,7 @@ def iterated_generator(frame: FrameType | None) -> tuple[FrameType | None, int]:
 
 
 def frames_on_stack() -> set[FrameType]:
-    """The frames of everything that is running in this thread now."""
+    """The frames of all functions that are running in this thread now."""
     frame: FrameType | None = sys._getframe(1)
     frames = set()
     while frame is not None:

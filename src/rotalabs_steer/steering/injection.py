@@ -112,10 +112,10 @@ class _Injector(HeldStrengths):
         return self._attachment is not None and self._attachment.is_open
 
     def attach(self) -> Self:
-        """Steers every call of the model from now on, until `detach`. Attaching twice is attaching once.
+        """Steers every call of the model from now on, until `detach`. Attaching it again changes nothing.
 
-        Another injector that steers the same behaviour at the same layer already, such as the one that a notebook cell
-        left behind when it was run before, gives a `SteeringWarning`: both would act, at double strength.
+        If another injector steers the same behaviour at the same layer already, this gives a `SteeringWarning`, because
+        both act and their strengths add up. A notebook cell that is run twice is the usual cause.
 
         Raises:
             SteeringConflictError: another live thread or task steers this model already. Use `scoped()`.
@@ -133,8 +133,8 @@ class _Injector(HeldStrengths):
         """Leaves the model as it was.
 
         Raises:
-            NotSteeredError: the model ran since `attach`, but its steered layers did not. The vectors
-                are taken off all the same.
+            NotSteeredError: the model ran since `attach`, but its steered layers did not. The vectors are removed all
+                the same.
         """
         self._end(check=sys.exc_info()[1] is None)
 
@@ -226,7 +226,7 @@ def _steer_alike(one: PlanItem, other: PlanItem) -> bool:
 
 
 class _Scope(AbstractContextManager[Any]):
-    """One use of `injector.scoped()`. It is a class so that it sees the code that opens it."""
+    """One use of `injector.scoped()`. A class, because its `__enter__` has to know the frame that opens the block."""
 
     def __init__(self, injector: _Injector) -> None:
         self._injector = injector
@@ -251,7 +251,7 @@ class _Scope(AbstractContextManager[Any]):
 
 
 def _is_regular_end(error: BaseException | None) -> bool:
-    """Whether a block ends by itself, or because a generator that it is part of is not iterated any further."""
+    """Whether a block ends without an error, which includes that its generator is closed before its end."""
     return error is None or isinstance(error, GeneratorExit)
 
 
@@ -260,10 +260,9 @@ class ActivationInjector(_Injector, OneStrength):
 
     Args:
         model: a transformers model, or a PEFT model around one.
-        vectors: any number of vectors, or vector sets. Of a set the vectors of its `acting_layers` act; those of one
-            layer add up.
-        strength: multiplier of every vector. 0 is bit for bit the unsteered model. A list gives each row of a batch its
-            own; beams and several sequences a prompt share their prompt's.
+        vectors: any number of vectors, or vector sets. A set acts at its `acting_layers`. Vectors of one layer add up.
+        strength: multiplier of every vector, as `steering.strengths` explains. A list gives each row of a batch its own
+            strength; beams and several sequences of one prompt share the prompt's.
         injection_mode: the older name of the option `scope`.
         options: how they steer: `scope`, `intervention`, `schedule`, `condition` and `check_model`; see
             `SteeringOptions`.
@@ -293,9 +292,8 @@ class MultiVectorInjector(_Injector, StrengthByBehavior):
     Args:
         model: a transformers model, or a PEFT model around one.
         vector_sets: a vector set for each behaviour, which acts at its `acting_layers`.
-        strengths: multiplier of all acting vectors of a behaviour; 1.0 for those left out. A list gives each row of a
-            batch its own.
-        default_layer: the one layer at which every behaviour acts, in place of its set's acting layers.
+        strengths: the strength of each behaviour, as in `ActivationInjector`; 1.0 by default.
+        default_layer: the one layer at which every behaviour acts, instead of the acting layers of its set.
         injection_mode, options: as in `ActivationInjector`.
 
     Raises:

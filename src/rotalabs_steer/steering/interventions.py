@@ -1,7 +1,7 @@
-"""What is done to an activation.
+"""Interventions: what steering does to the hidden state.
 
-Every intervention is a function of the hidden state with a strength that may differ from token to token. Strength 0
-leaves a token exactly as it is; 1 does what the name says in full.
+Each is a function of the hidden state and of a strength, which may differ from token to token; `steering.strengths`
+says what the numbers mean.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _TINY = 1e-12
 
 
 class Intervention(Protocol):
-    """A function of the residual stream with a strength."""
+    """A function of the residual stream and a strength."""
 
     @property
     def vector(self) -> Float[torch.Tensor, " hidden"]:
-        """The vector or direction it is about, in fp32."""
+        """The vector to add, or the direction to act along, in fp32."""
         ...
 
     def __call__(
@@ -44,7 +44,7 @@ class Add:
     vector: Float[torch.Tensor, " hidden"]
 
     def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-        """Adds."""
+        """Adds the vector."""
         return hidden + strength * self.vector
 
 
@@ -55,16 +55,16 @@ class AddKeepingNorm:
     vector: Float[torch.Tensor, " hidden"]
 
     def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-        """Adds, then rescales."""
+        """Adds the vector, then restores the norm."""
         moved = hidden + strength * self.vector
         return moved * (_norm(hidden) / _norm(moved).clamp_min(_TINY))
 
 
 @dataclass(frozen=True, eq=False)
 class Ablate:
-    """Takes the direction of the vector out: `hidden − strength · (hidden · d) d`, d the unit vector.
+    """Removes the direction of the vector: `hidden − strength · (hidden · d) d`, d the unit vector.
 
-    At strength 1 nothing is left along d (Arditi et al. 2024, arXiv:2406.11717); at −1 what is there is doubled.
+    At strength 1 nothing is left along d (Arditi et al. 2024, arXiv:2406.11717); at −1 the component along d doubles.
     """
 
     vector: Float[torch.Tensor, " hidden"]
@@ -73,7 +73,7 @@ class Ablate:
         _check_direction(self.vector)
 
     def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-        """Projects out."""
+        """Subtracts the component along the direction."""
         direction = _unit(self.vector)
         return hidden - strength * (hidden @ direction).unsqueeze(-1) * direction
 
@@ -93,7 +93,7 @@ class Clamp:
         _check_finite("value", self.value)
 
     def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-        """Moves along the direction."""
+        """Moves the hidden state along the direction."""
         direction = _unit(self.vector)
         return hidden + strength * (self.value - (hidden @ direction).unsqueeze(-1)) * direction
 
@@ -114,15 +114,15 @@ class Rotate:
         _check_finite("angle", self.angle)
 
     def __call__(self, hidden: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-        """Rotates."""
+        """Rotates the hidden state."""
         direction = _unit(self.vector)
         along = (hidden @ direction).unsqueeze(-1)
         across = hidden - along * direction
-        angle = torch.atan2(_norm(across), along)  # from the direction, 0 to pi
+        angle = torch.atan2(_norm(across), along)  # between token and direction, 0 to pi
         turned = (angle - strength * self.angle).clamp(0.0, torch.pi)
         sideways = across / _norm(across).clamp_min(_TINY)
         rotated = _norm(hidden) * (turned.cos() * direction + turned.sin() * sideways)
-        return torch.where(strength == 0, hidden, rotated)
+        return torch.where(strength == 0, hidden, rotated)  # rotating by zero would still round
 
 
 INTERVENTIONS: Mapping[str, Callable[[torch.Tensor], Intervention]] = {
@@ -137,12 +137,12 @@ INTERVENTIONS: Mapping[str, Callable[[torch.Tensor], Intervention]] = {
 def make_intervention(
     kind: str | Callable[[torch.Tensor], Intervention], vector: Float[torch.Tensor, " hidden"]
 ) -> Intervention:
-    """The intervention of a name, or of a callable such as `lambda v: Clamp(v, value=3.0)`, for a vector.
+    """Makes an intervention from a vector, by name or by a callable such as `lambda v: Clamp(v, value=3.0)`.
 
     A vector that requires gradients is kept as it is, so that an optimiser can train it through the steered model.
 
     Raises:
-        OptionError: unknown name.
+        OptionError: the name is unknown, or the callable does not make an intervention.
     """
     if isinstance(kind, str):
         if kind not in INTERVENTIONS:

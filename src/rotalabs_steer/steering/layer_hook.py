@@ -1,4 +1,4 @@
-"""The hook of a steered layer, which compiled code notices too."""
+"""The hook of a steered layer, which `torch.compile` notices."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class LayerHook:
-    """The hook of one layer, and a mark by which code that was compiled without it is not used.
+    """A forward hook on one layer, and a mark that keeps code from being used that was compiled without the hook.
 
-    The compiler does not notice hooks that come and go. It does notice whether a module has a `forward` of its own, so
-    the layer gets one, which is the method that it has anyway. Code compiled for the layer with and without the mark is
-    kept side by side: attaching again compiles nothing again.
+    The compiler does not notice hooks that come and go. It does notice whether an instance has a `forward` attribute,
+    so the layer gets one, with its own method as the value. Code compiled with the mark and code compiled without it
+    are both kept: attaching again compiles nothing again.
     """
 
     def __init__(self, layer: nn.Module, function: Callable[[nn.Module, Any, Any], Any]) -> None:
@@ -29,7 +29,7 @@ class LayerHook:
         layer.__dict__["forward"] = mark
 
     def remove(self) -> None:
-        """Takes hook and mark off. A function that somebody has put in front meanwhile stays."""
+        """Removes hook and mark. A `forward` that other code has put on the layer meanwhile stays."""
         self._handle.remove()
         layer = self._layer()
         mark = None if layer is None else layer.__dict__.get("forward")
@@ -43,7 +43,7 @@ class LayerHook:
 
 
 def _same(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The bound method itself; a function that somebody has put on the layer, inside another of its own identity."""
+    """A bound method itself; a wrapper around a function that other code has put on the layer, to tell both apart."""
     if inspect.ismethod(forward):
         return forward
 

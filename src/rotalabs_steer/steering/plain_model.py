@@ -1,4 +1,4 @@
-"""The plain model: a block, or a measure, in which nothing that was attached before acts."""
+"""The plain model: a block or a measure in which nothing acts that was attached before."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Measure = TypeVar("Measure", bound="Callable[..., Any]")
 class unsteered:  # noqa: N801 - used as a function
     """The plain model, for calls from this thread or asyncio task, whatever is attached to it.
 
-    What this thread or task attaches inside the block acts as usual. Extraction, tuning and every measure of this
-    package use it for their baselines.
+    Whatever this thread or task attaches inside the block acts as usual. Extraction, tuning and every measure of this
+    package use the plain model for their baselines.
 
     Example:
         >>> with unsteered(model):  # doctest: +SKIP
@@ -39,13 +39,9 @@ class unsteered:  # noqa: N801 - used as a function
     def __exit__(self, *error: object) -> None:
         self._steered.close_plain(self._open.pop())
 
-    def is_entered_here(self) -> bool:
-        """Whether the calling code is inside this block."""
-        return any(block in self._open for block in self._steered.blocks_here())
-
 
 def on_plain_model(measure: Measure) -> Measure:
-    """Makes a measure of a model take the plain one, with nothing but what the measure attaches itself."""
+    """A decorator that makes a measure run on the plain model, on which only the measure's own injectors act."""
 
     @functools.wraps(measure)
     def measured(model: nn.Module, *args: Any, **kwargs: Any) -> Any:

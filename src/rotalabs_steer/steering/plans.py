@@ -1,7 +1,4 @@
-"""The plan of a forward call: which interventions act where, and how strongly.
-
-A plan is an immutable tuple of items. `steering.steps` carries it out.
-"""
+"""A plan: which interventions act at which layers and tokens, and how strongly. `steering.steps` carries it out."""
 
 from __future__ import annotations
 
@@ -56,10 +53,12 @@ Plan = tuple[PlanItem, ...]
 
 
 def constant_additions(items: Iterable[PlanItem], carrier: str) -> dict[int, Float[torch.Tensor, " hidden"]]:
-    """What the items add to every token, summed by layer, in fp32: all that weights and other engines can carry.
+    """The vector that the items add to every token of each layer, in fp32.
+
+    Biases and other engines cannot do anything else.
 
     Args:
-        carrier: what is to carry it, for the message: "llama.cpp", "A bias".
+        carrier: the subject of the error message: "llama.cpp", "A bias".
 
     Raises:
         OptionError: an item does anything else.

@@ -1,7 +1,7 @@
-"""Strength as a function of how far generation has come.
+"""Schedules: how the strength changes as generation goes on.
 
-A schedule gives the factor of the strength for a token by its index: 0 is the last prompt token, which the first
-generated token comes from; k is the k-th generated token. Earlier prompt tokens have the factor of index 0.
+A schedule gives a factor of the strength for each token index. Index 0 is the last prompt token, from which the first
+generated token is computed; index k is the k-th generated token. Earlier prompt tokens have the factor of index 0.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class Schedule(Protocol):
     """The factor of the strength for each token."""
 
     def __call__(self, index: Int[torch.Tensor, " seq"]) -> Float[torch.Tensor, " seq"]:
-        """Factors for token indices, 0 and up."""
+        """A finite factor for each token index."""
         ...
 
 
 @dataclass(frozen=True)
 class StopAfter:
-    """Full strength for the tokens that `tokens` generated tokens come from, nothing afterwards."""
+    """Full strength for the first `tokens` generated tokens, none afterwards."""
 
     tokens: int
 
@@ -41,7 +41,7 @@ class StopAfter:
 
 @dataclass(frozen=True)
 class LinearDecay:
-    """From full strength down to nothing in even steps over `tokens` generated tokens."""
+    """Full strength at first, which falls to zero in even steps over `tokens` generated tokens."""
 
     tokens: int
 

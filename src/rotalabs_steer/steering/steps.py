@@ -60,7 +60,7 @@ class AddStep:
 
 @dataclass(frozen=True, eq=False)
 class InterventionStep:
-    """Any intervention, at strengths that may depend on row, token and condition."""
+    """Applies any intervention, at strengths that may depend on row, token and condition."""
 
     item: PlanItem
     is_addition: bool = field(default=False, init=False)
@@ -113,7 +113,7 @@ class InterventionStep:
 
 @dataclass(frozen=True, eq=False)
 class DecideStep:
-    """Decides a condition for each row, when the prompt passes its layer, and remembers it for the generation."""
+    """Decides a condition for each row when the prompt passes its layer, and keeps the decision for the generation."""
 
     condition: Condition
     is_addition: bool = field(default=True, init=False)
@@ -177,7 +177,7 @@ def _cast(delta: Float[torch.Tensor, " hidden"], hidden: torch.Tensor) -> Float[
     """What is added, in the dtype and on the device of the hidden state.
 
     Raises:
-        VectorError: the dtype cannot hold it: a number becomes infinite, or all of them zero.
+        VectorError: the dtype cannot hold it: a number becomes infinite, or all numbers become zero.
     """
     cast = delta.to(hidden.device, hidden.dtype)
     if cast.is_meta or (bool(torch.isfinite(cast).all()) and bool(cast.any()) == bool(delta.any())):
@@ -199,7 +199,7 @@ def _factors(schedule: Schedule, index: torch.Tensor) -> torch.Tensor:
 
 
 def _for_rows(given: torch.Tensor, call: ForwardCall) -> torch.Tensor:
-    """One strength a row. Beams and several sequences a prompt repeat each prompt's strength."""
+    """One strength for each row. Beams and several sequences of one prompt repeat the prompt's strength."""
     rows, count = call.batch_size, len(given)
     if count in (1, rows):
         return given

@@ -1,7 +1,11 @@
-"""Strengths: the multipliers of stored vectors. 0 is the unsteered model, 1 the vector as it is stored.
+"""Strengths: the multipliers of stored vectors.
 
-Strength 1 of a set that tuning has calibrated costs exactly the coherence budget. For a raw vector, as extraction makes
-it, the strength alone does not tell the cost.
+- Strength 0 is bit for bit the unsteered model.
+- Strength 1 is the vector as it is stored. Interventions other than addition do in full what their names say.
+- Negative strengths steer the other way.
+
+Tuning stores a calibrated vector, whose strength 1 costs exactly the coherence budget. Extraction stores a raw vector,
+whose length depends on model and layer, so its strengths can be compared with those of no other vector.
 """
 
 from __future__ import annotations
@@ -12,14 +16,14 @@ from rotalabs_steer.arguments import as_real, plain_value
 from rotalabs_steer.errors import OptionError
 
 Strength = float | tuple[float, ...]
-"""One number for every row of a batch, or one for each row."""
+"""One number for all rows of a batch, or one for each row."""
 
 
 def check_strength(strength: float | Sequence[float]) -> Strength:
-    """The strength as a float, or as a tuple of one float a row.
+    """The strength as a float, or as a tuple with one float for each row.
 
     Args:
-        strength: a number, or a list of them; numbers and arrays of numpy and torch count as well.
+        strength: a number or a list of numbers, of Python, numpy or torch.
 
     Raises:
         OptionError: it is not made of finite numbers.
@@ -43,7 +47,7 @@ def strengths_by_behavior(
     """The strength of each behaviour: the one given for it, else 1.0.
 
     Raises:
-        OptionError: a strength is not made of finite numbers, or is of a behaviour that is not there.
+        OptionError: a strength is not made of finite numbers, or there are no vectors for its behaviour.
     """
     known: dict[str, Strength] = dict.fromkeys(behaviors, 1.0)
     if not isinstance(strengths, Mapping | None):

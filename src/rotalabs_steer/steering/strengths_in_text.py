@@ -1,4 +1,4 @@
-"""The one syntax in which a text names vectors, layers and strengths: `tuned/calm=0.8,me/humor@v2:14-16=-0.5`."""
+"""Parses strings that name vectors, layers and strengths, such as `tuned/calm=0.8,me/humor@v2:14-16=-0.5`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rotalabs_steer.arguments import as_real
 from rotalabs_steer.errors import OptionError
 
 _COMMA = re.compile(r",(?!\s*\d[\d\s-]*(?:[=,]|$))")
-"""A comma between vectors, not between layers, as in `calm:8,10`."""
+"""A comma between two vectors. A comma between two layers, as in `calm:8,10`, has a number behind it."""
 _LAYERS = re.compile(r"(.+):([\d\s,-]*)")
 _MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
 class NamedVectors:
-    """Vectors that a text names.
+    """The vectors that a string names.
 
     Attributes:
         place: a path, or `owner/name[@revision]` on the Hugging Face Hub.
-        layers: the layers that are to act; None for the acting layers of the set.
-        strength: None where the text names none.
+        layers: the layers at which they act; None for the acting layers of the set.
+        strength: None if the string does not name a strength.
     """
 
     place: str
@@ -32,21 +32,21 @@ class NamedVectors:
     @property
     def exists(self) -> bool:
         """Whether there are files at the place."""
-        if not self.place:  # which pathlib takes for the present folder
+        if not self.place:  # pathlib takes an empty path for the current folder
             return False
         path = Path(self.place).expanduser()
         return path.exists() or (bool(path.name) and path.with_name(f"{path.name}.json").exists())
 
 
 def parse_several(text: str) -> list[NamedVectors]:
-    """What a text of the form `VECTORS[:LAYERS][=STRENGTH]`, or several of these with commas between them, names.
+    """Parses one or several strings of the form `VECTORS[:LAYERS][=STRENGTH]`, with commas between them.
 
     Raises:
         OptionError: as in `parse_vectors`, or vectors are named twice.
     """
     parts = _COMMA.split(text)
     found: list[NamedVectors] = []
-    while parts:  # a path that exists may have commas in it
+    while parts:  # the longest part that is an existing path comes first, because a path may contain commas
         length = next((n for n in range(len(parts), 1, -1) if _existing(",".join(parts[:n]))), 1)
         found.append(parse_vectors(",".join(parts[:length])))
         parts = parts[length:]
@@ -58,13 +58,13 @@ def parse_several(text: str) -> list[NamedVectors]:
 
 
 def parse_vectors(text: str) -> NamedVectors:
-    """What a text of the form `VECTORS[:LAYERS][=STRENGTH]` names.
+    """Parses a string of the form `VECTORS[:LAYERS][=STRENGTH]`.
 
-    The name of a path may contain colons and equals signs: where there are files at such a path, it is meant.
+    A path may contain colons and equals signs. It is taken as a whole if there are files at it.
 
     Raises:
         OptionError: the strength is not a finite number, the layers are not numbers and ranges, no place is named, or
-            two paths that exist can be meant.
+            the string can mean either of two paths that exist.
     """
     text = text.strip()
     existing = _existing(text)
@@ -86,10 +86,10 @@ def parse_vectors(text: str) -> NamedVectors:
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Layers written as numbers and ranges, each once: `3,10-12` is 3, 10, 11, 12.
+    """Parses layers written as numbers and ranges: `3,10-12` is 3, 10, 11, 12. Each layer is returned once.
 
     Raises:
-        OptionError: the text is not of that form.
+        OptionError: the string is not of that form.
     """
     layers: list[int] = []
     for part in text.split(","):
@@ -104,8 +104,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 
 def parse_numbers(text: str) -> dict[str, float]:
-    """Numbers by name: `formality=1,refusal=-0.5`, or as `formality:1;refusal:-0.5` where commas and equals signs mean
-    something else.
+    """Parses numbers by name: `formality=1,refusal=-0.5`, or `formality:1;refusal:-0.5` for tools that use commas and
+    equals signs themselves.
 
     Raises:
         OptionError: a part is not of that form, a number is not finite, or a name occurs twice.
@@ -124,7 +124,7 @@ def parse_numbers(text: str) -> dict[str, float]:
 
 
 def _readings(text: str) -> list[NamedVectors]:
-    """All that a text can mean, from a plain path to a place with layers and a strength."""
+    """Everything that a string can mean, from a plain path to a place with layers and a strength."""
     readings = [NamedVectors(text)]
     place, equals, number = text.rpartition("=")
     strength = _number(number)

@@ -1,4 +1,4 @@
-"""Whether vectors and conditions fit a model: looked at before anything is attached."""
+"""Checks that vectors and conditions fit a model, before anything is attached."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def check_width(vector: SteeringVector, width: int, name: str) -> None:
 
 
 def check_condition(model: nn.Module, condition: Condition, vectors: Iterable[SteeringVector]) -> None:
-    """Refuses a condition that does not fit the model, or is decided behind the first layer that is steered."""
+    """Refuses a condition that does not fit the model, or is decided after the first layer that is steered."""
     if not isinstance(condition, Condition):
         raise OptionError(
-            f"condition is a {type(condition).__name__}, not a Condition. Of what fit_condition found, give .condition."
+            f"condition is a {type(condition).__name__}, not a Condition. Of a FittedCondition, give .condition."
         )
     check_layer_indices(model, [condition.layer_index])
     if condition.vector.shape[0] != hidden_size(model):
@@ -55,7 +55,7 @@ def check_condition(model: nn.Module, condition: Condition, vectors: Iterable[St
 
 
 def check_same_model(mine: Mapping[str, str | int], name: str, vector: SteeringVector) -> None:
-    """Compares architectures where extraction recorded one, else names, where both say which model they mean.
+    """Compares the model's architecture with the recorded one; without a record, the names, if both identify a model.
 
     The vocabulary is not compared: it may grow without a change of the residual stream.
 
