@@ -79,7 +79,7 @@ def bake(
     else:
         items = [PlanItem(vector.layer_index, Add(vector.vector), "all", factor) for vector in given]
         additions = constant_additions(items, "A bias")
-        for layer, addition in additions.items():
+        for layer, addition in additions.items():  # the biases have the model's dtype, which may be a small one
             check_carried(addition, plain.dtype, f"What the bias would add at layer {layer}")
         baked = fold_additions(plain, additions)
     baked.config.rotalabs_steer_baked = {

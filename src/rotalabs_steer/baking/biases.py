@@ -133,9 +133,10 @@ def _find_place(model: PreTrainedModel, layer: int, tokens: torch.Tensor) -> _Pl
             bias.add_(probe.to(bias.device, bias.dtype))
         moved = _layer_output(model, layer, tokens) - before
         with torch.no_grad():
-            bias.copy_(kept)
+            bias.copy_(kept)  # subtracting the probe would leave rounding errors
         factor = float((moved @ probe).mean() / (probe @ probe))  # least squares
         off = (moved - factor * probe).abs()
+        # Additions are divided by the factor, so a tiny one would make large biases.
         if abs(factor) > 1e-3 and bool((off <= rounding(model.dtype) * (before.abs() + before.std())).all()):
             return _Place(name, factor)
     return None

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 _STEERED: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Every `Llama` that an injector steers now."""
 _KNOWN_TO_ACT: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Every `Llama` whose output was seen to change under a control vector."""
 
 
 class _Injector(HeldStrengths):
@@ -215,7 +217,7 @@ class _Injector(HeldStrengths):
 
     def _logits_of_one_token(self) -> torch.Tensor:
         self.llama.reset()
-        self.llama.eval([max(self.llama.token_bos(), 0)])
+        self.llama.eval([max(self.llama.token_bos(), 0)])  # -1 is a vocabulary without such a token
         row = self._library.llama_get_logits_ith(self.llama.ctx, -1)
         return torch.tensor(row[: self.llama.n_vocab()])
 

@@ -81,7 +81,7 @@ class CaptureWorker:
             if self._rows:
                 stream = self._stream(output)
                 stream = stream.reshape(-1, stream.shape[-1])
-                for req_id, begin, end, weights in self._rows:
+                for req_id, begin, end, weights in self._rows:  # a long prompt comes in several steps, which add up
                     pooled = (weights.to(stream.device) @ stream[begin:end].float()).double()
                     sums = self._sums[req_id]
                     sums[index] = sums[index] + pooled if index in sums else pooled

@@ -122,7 +122,7 @@ class Catalogue:
                 self._check_layer(vectors, layer)
                 digest = self._digests[name, layer]
                 peak = float(self._vectors[digest].abs().max()) * abs(strength)
-                if peak > torch.finfo(self.model.dtype).max:
+                if peak > torch.finfo(self.model.dtype).max:  # it would become infinite in the table
                     raise OptionError(
                         f"{name!r} at strength {strength:g} has numbers up to {peak:.3g}, more than {self.model.dtype} "
                         "holds. Use a smaller strength."
@@ -163,6 +163,7 @@ class Catalogue:
                     "prepared. Start it again with this set in its folder, or with these layers."
                 )
         wanted = older.digests if used is None else set(used)
+        # The prepared layers stay those of the older catalogue: they are part of the compiled graph.
         kept = {digest: vector for digest, vector in older._vectors.items() if digest in wanted}
         return Catalogue(
             self.model, self.sets, self.max_strength, older.layers, self._digests, {**kept, **self._vectors}
@@ -181,21 +182,18 @@ class Catalogue:
 
     def describe(self) -> list[dict[str, Any]]:
         """The behaviours as `GET /v1/steering` lists them."""
-        rows = []
-        for name, vectors in sorted(self.sets.items()):
-            calibrated = vectors.metadata.get("calibration") is not None
-            rows.append(
-                {
-                    "name": name,
-                    "acting_layers": vectors.acting_layers,
-                    "layers": [layer for layer in vectors.layers if layer in self.layers],
-                    "dim": self.model.hidden_size,
-                    "model": vectors.model_name,
-                    "safe_range": [-1.0, 1.0] if calibrated else None,
-                    "steers": vectors.metadata.get("steers"),
-                }
-            )
-        return rows
+        return [
+            {
+                "name": name,
+                "acting_layers": vectors.acting_layers,
+                "layers": [layer for layer in vectors.layers if layer in self.layers],
+                "dim": self.model.hidden_size,
+                "model": vectors.model_name,
+                "safe_range": None if vectors.metadata.get("calibration") is None else [-1.0, 1.0],
+                "steers": vectors.metadata.get("steers"),
+            }
+            for name, vectors in sorted(self.sets.items())
+        ]
 
     def _set(self, name: str) -> SteeringVectorSet:
         if name not in self.sets:

@@ -89,6 +89,7 @@ def extract_vectors(
     for kind in ("plain", "changed"):  # shows the workers what their layers return; see `CaptureWorker`
         _run(llm, [_PROBE_TOKENS], [{PROBE_ARG: kind}], show_progress=False)
     llm.collective_rpc("steering_take")
+    # One call for all texts would keep the activations of all of them in the workers' memory.
     for start in range(0, len(texts.ids), 2 * _PAIRS_PER_CALL):
         chunk = range(start, min(start + 2 * _PAIRS_PER_CALL, len(texts.ids)))
         texts.add(sums, chunk, _read(llm, texts, chunk, layers, show_progress=show_progress))

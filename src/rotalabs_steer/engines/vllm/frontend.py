@@ -90,7 +90,7 @@ class SteeringFrontend:
         if steering is not None:
             extra[EXTRA_ARG] = steering.document()
             self._count(steering)
-        params = params.clone()
+        params = params.clone()  # a caller may use one object for several requests
         params.extra_args = extra or None
         return params
 

@@ -136,7 +136,7 @@ def _change_reloads() -> None:
 
     @functools.wraps(collective_rpc)
     def rpc(self: Any, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None) -> Any:
-        if method == "steering_reload":
+        if method == "steering_reload":  # with the arguments of `SteeringFrontend.reload_arguments`
             key, used = args
             args = (key, [*used, *running_vectors(self.scheduler.requests.values())])
         return collective_rpc(self, method, timeout, args, kwargs)
@@ -157,6 +157,7 @@ def _change_cache_keys() -> None:
         settings = SteeringSettings.of(self)
         if settings is None:
             return compute_hash(self)
+        # vLLM hashes `additional_config`, and would compile again for another folder or another maximum strength.
         given = self.additional_config
         self.additional_config = {**given, CONFIG_KEY: settings.graph_key(self)}
         try:

@@ -46,7 +46,7 @@ class SteeringRequest:
             raise OptionError(
                 f'steering is {_shown(value)}; it must be an object such as {{"behaviors": {{"formality": 0.8}}}}.'
             )
-        if not isinstance(value.get("behaviors"), Mapping):
+        if not isinstance(value.get("behaviors"), Mapping):  # the short form, in which any key may be a behaviour
             value = {"behaviors": value}
         unknown = sorted(str(key) for key in value if key not in _KEYS)
         if unknown:

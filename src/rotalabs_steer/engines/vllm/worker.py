@@ -61,7 +61,7 @@ class SteeringWorker:
         """
         try:
             fresh = self._settings.catalogue(self._vllm_config).with_older(self._writer.catalogue, used)
-        except (SteeringError, OSError):
+        except (SteeringError, OSError):  # the API server reports one error for all workers
             return False
         if fresh.key == key:
             self._writer.catalogue = fresh

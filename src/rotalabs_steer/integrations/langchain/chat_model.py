@@ -61,7 +61,7 @@ class SteeredChatModel(SteeredLanguageModel[AIMessage], BaseChatModel):
     def sharing(cls, other: SteeredLanguageModel[Any]) -> SteeredChatModel:
         """A chat model that shares the model, vectors and strengths of another one. Changes of one change both."""
         fields = {name: getattr(other, name) for name in SteeredLanguageModel.model_fields}
-        chat = cls(**fields | {"steering_configs": {}})
+        chat = cls(**fields | {"steering_configs": {}})  # without configs, because the vectors are not loaded again
         chat._behaviors, chat._generator = other._behaviors, other._generator
         return chat
 
@@ -158,6 +158,7 @@ class _Call:
         self._model_name = chat.model_name
         self._names = tool_names(tools)
         self._prefix = forced_prefix(choice, self._names)
+        # An answer with tools ends before it invents a tool's result. A forced answer ends after its call.
         stops = () if not tools else (RESULT_START,) if self._prefix is None else (RESULT_START, CALL_END)
         settings = chat._settings(stop, options, *stops)
         prompt = render_chat(chat._generator.chat, messages, tools) + (self._prefix or "")

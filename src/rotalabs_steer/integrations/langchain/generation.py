@@ -210,7 +210,7 @@ class SharedRun(Generator):
 
     def _answer(self, request: GenerationRequest) -> Answer:
         for number, (known, answer) in enumerate(self._answered):
-            if known == request:
+            if known == request:  # each answer is given once, so that equal requests get answers of their own
                 del self._answered[number]
                 return answer
         return super().answers([request])[0]
@@ -288,7 +288,7 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
         """Whether each row has ended, as booleans of shape [batch]."""
-        if self._start is None:
+        if self._start is None:  # the first call comes after the first new token
             self._start = input_ids.shape[1] - 1
         tails = input_ids[:, max(self._start, input_ids.shape[1] - self._reach) :].tolist()
         ended = [any(stop in text for stop in self._stops) for text in map(self._decode, tails)]

@@ -74,7 +74,7 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
         super().__init__(**settings)
         # The rest is not a pydantic validator, because pydantic would wrap its errors and print the whole model.
         if isinstance(self.model, str):
-            raise OptionError(f"model is the text {self.model!r}; give a name as model_name, or a loaded model.")
+            raise OptionError(f"model is the string {self.model!r}; give a name as model_name, or a loaded model.")
         if self.model is None:
             self.model, tokenizer = _load(self.model_name, self.device, self.torch_dtype)
             self.tokenizer = self.tokenizer or tokenizer
@@ -189,11 +189,7 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
         inputs: Sequence[LanguageModelInput],
         config: RunnableConfig | Sequence[RunnableConfig] | None,
         options: dict[str, Any],
-    ) -> Iterator[
-        tuple[
-            int, SteeredLanguageModel[LanguageModelOutputVar], tuple[LanguageModelInput, RunnableConfig], dict[str, Any]
-        ]
-    ]:
+    ) -> Iterator[tuple[int, Any, tuple[LanguageModelInput, RunnableConfig], dict[str, Any]]]:
         """The calls of a batch: the number of the input, the model to invoke, its arguments and its options.
 
         Each input is one ordinary call for LangChain, with its own callbacks, cache look-up and error. Inputs that are
@@ -207,7 +203,7 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
             try:
                 chosen = self._with_strengths(one, options)
                 calls[number] = self._request(each, chosen.get("stop"), chosen), chosen
-            except Exception:  # The ordinary call raises it again, so that the callbacks are told.
+            except Exception:  # the ordinary call raises the error again, so that the callbacks receive it
                 yield number, self, (each, one), options
         for start in range(0, len(calls), size):
             numbers = list(calls)[start : start + size]
@@ -254,6 +250,8 @@ class SteeredLanguageModel(BaseLanguageModel[LanguageModelOutputVar]):
 
     def _with_strengths(self, config: RunnableConfig | None, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options of a call with a strength for every behaviour: from `options`, the config, or the present one."""
+        # This happens in `invoke` and `stream`, because LangChain passes their options on to `_generate`, but not the
+        # config.
         configured = ensure_config(config).get("configurable", {}).get("strengths")
         return {**options, "strengths": self._behaviors.merged(configured, options.get("strengths"))}
 

@@ -105,7 +105,7 @@ class SteeredLLM(SteeredLanguageModel[str], BaseLLM):
         (request,) = self._requests([prompt], stop, kwargs)
         for piece in AnswerStream(self._generator, request):
             chunk = GenerationChunk(text=piece)
-            if run_manager is not None:
+            if run_manager is not None:  # LangChain leaves this to `_stream` of plain-text models
                 run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
 
