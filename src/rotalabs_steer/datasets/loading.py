@@ -174,6 +174,7 @@ def _given_rows(rows: Iterable[Any]) -> Iterator[Row]:
 def _pair_of(row: Row, columns: Mapping[str, str]) -> ContrastPair:
     if row.problem:
         raise DatasetError(row.problem)
+    # A user who names columns has another layout in mind than the one recognised here.
     is_caa = not columns and set(_CAA_COLUMNS.values()) <= set(row.values)
     sources = {name: name for name in (*TEXT_FIELDS, "metadata")} | (_CAA_COLUMNS if is_caa else dict(columns))
     missing = [sources[name] for name in _REQUIRED if sources[name] not in row.values]

@@ -65,8 +65,9 @@ class ContrastPair:
             raise DatasetError("A pair with a system message or a negative_prompt needs a prompt.")
         negative_system = self.system if self.negative_system is None else self.negative_system
         for name, system in (("prompt", self.system), ("negative_prompt", negative_system)):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None:  # a checked copy, so that changing the caller's list changes no pair
                 object.__setattr__(self, name, check_prompt(getattr(self, name), system, name))
+        # The negative side may put a system message of its own before a prompt that both sides share.
         if self.prompt is not None and self.negative_prompt is None:
             check_prompt(self.prompt, negative_system)
         for span, text in ((self.positive_span, self.positive), (self.negative_span, self.negative)):

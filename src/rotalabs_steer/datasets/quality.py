@@ -153,8 +153,8 @@ def _category_findings(pairs: Sequence[ContrastPair], rows: Sequence[int], count
         if len(splits) > 1:
             yield Finding(
                 "categories",
-                f"category {category!r} is in the splits {', '.join(splits)}, so a measurement on one split uses a topic "
-                "that was seen in another. Keep a category in one split.",
+                f"category {category!r} is in the splits {', '.join(splits)}, so a measurement on one split "
+                "uses a topic that was seen in another. Keep a category in one split.",
                 tuple(sorted(row for row, _ in found)),
             )
 

@@ -158,6 +158,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         records = csv.reader(lines, delimiter=delimiter, strict=True)
         number = 0
         while True:
+            # `line_num` counts the lines of earlier records; this one begins on the line after them and the header.
             number, line = number + 1, records.line_num + 2
             place = f"{path}, row {number} (line {line})"
             try:

@@ -132,6 +132,7 @@ def logistic(statistics: LayerStatistics) -> torch.Tensor:
     centred = statistics.samples.double() - statistics.samples.double().mean(dim=(0, 1))
     rows = (centred / centred.std()).flatten(0, 1)
     signs = torch.tensor([1.0, -1.0], dtype=rows.dtype).repeat(len(statistics.samples))
+    # A caller may be in inference mode, where no gradients are recorded.
     with torch.inference_mode(mode=False), torch.enable_grad():
         weights = torch.zeros(rows.shape[1], dtype=rows.dtype, requires_grad=True)
         solver = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")

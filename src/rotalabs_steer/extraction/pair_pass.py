@@ -46,6 +46,7 @@ def sum_over_pairs(
     plan = plan_batches(model, texts.ids, batch_size, together=2)
     rank, size = rank_and_size(model)
     sums = {name: PairSums(len(places), hidden_size(model), texts.num_pairs, needs) for name in texts.position_names}
+    # The state holds the tensors of the sums themselves, so a state that is loaded into it fills the sums.
     state = {f"{position}/{key}": tensor for position in sums for key, tensor in sums[position].tensors.items()}
     checkpoint = None
     done = 0

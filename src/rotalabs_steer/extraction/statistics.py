@@ -67,6 +67,7 @@ class PairSums:
     """
 
     def __init__(self, places: int, hidden: int, num_pairs: int, needs: frozenset[str] = frozenset()) -> None:
+        # The draw depends on the number of pairs only, so all processes and a resumed run keep the same pairs.
         kept = sorted(random.Random(0).sample(range(num_pairs), min(num_pairs, MOST_SAMPLES)))
         self._num_pairs = num_pairs
         self._kept = {pair: number for number, pair in enumerate(kept)}
