@@ -20,8 +20,8 @@ from rotalabs_steer.errors import OptionError
     (OptionError("Unknown scope 'x'."), "Unknown scope 'x'."),
     (FileNotFoundError(2, "No such file or directory", "x"), "No such file or directory: 'x'"),
     (OSError(), "OSError"),
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "memory of the device does not suffice"),
-    (MemoryError(), r"does not suffice.*\(MemoryError\)"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "device has too little memory"),
+    (MemoryError(), r"too little memory.*\(MemoryError\)"),
     (ImportError("\nUsing `bitsandbytes` needs: pip install bitsandbytes\nMore."), "Using `bitsandbytes` needs"),
 ])  # fmt: skip
 def test_what_a_user_is_told(error, message):

@@ -24,7 +24,7 @@ def test_what_cannot_be_shown_is_an_error_before_a_page_is(run, small_model, tmp
     assert "A model and its vectors go together: give both" in run("sample")
     assert "There are no steering vectors at ./none" in run(small_model, "--vectors", "./none").replace("\n", " ")
     assert "No server answers at http://127.0.0.1:9/v1" in run("--server", "http://127.0.0.1:9")
-    assert "'127.0.0.1:9' is no address of a server" in run("--server", "127.0.0.1:9")
+    assert "'127.0.0.1:9' is not the address of a server" in run("--server", "127.0.0.1:9")
 
 
 def test_other_machines_do_not_choose_what_is_loaded(run):

@@ -95,7 +95,7 @@ def test_predictions_that_are_not_finite_are_warned_of(vector, smollm, tokenizer
     monkeypatch.setattr(CoherenceProbe, "cost", overflow)
     sets = {"formality": SteeringVectorSet("formality", [vector])}
     (cost,) = measure_costs(LoadedModel(smollm, tokenizer, {}), sets, {"formality": -2.0}, "add")
-    assert (cost.kl, cost.suggested, cost.is_high) == (None, None, True)
+    assert (cost.kl, cost.suggested_strength, cost.is_high) == (None, None, True)
     assert str(cost) == "formality=-2 makes the model's predictions NaN or infinite. Try a smaller strength."
     assert str(StrengthCost("calm", 9.0, None, 1.5)).endswith("Try calm=1.5.")
 

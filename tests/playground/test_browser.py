@@ -74,7 +74,7 @@ def page(request, browser, address):
     page.wait_for_selector(".strength")
     for closed in ("Model and vectors", "More settings"):
         page.get_by_role("button", name=closed).click()
-    page.get_by_label("Most new tokens").wait_for()
+    page.get_by_label("Maximum number of new tokens").wait_for()
     page.locator("#send").click()  # Gradio hears what is typed in a field that has just appeared a moment later
     page.locator("#message").get_by_text("The prompt is empty.").wait_for()
     yield page
@@ -87,7 +87,7 @@ def page(request, browser, address):
 
 def ask(page, prompt=QUESTION, tokens=TOKENS):
     """Sends a prompt with short answers, and waits for what belongs to them."""
-    field = page.get_by_label("Most new tokens")
+    field = page.get_by_label("Maximum number of new tokens")
     field.fill(str(tokens))
     field.press("Tab")
     page.get_by_label("Prompt").fill(prompt)
@@ -136,7 +136,7 @@ def test_a_slider_is_moved_and_both_answers_are_read(page, smollm, tokenizer, ve
 def test_sliders_mark_the_safe_range_of_what_was_tuned(page):
     tuned, untuned = page.locator(".strength.tuned"), page.locator(".strength.untuned")
     assert tuned.count() == untuned.count() == 1
-    assert "not tuned: no safe range known" in untuned.text_content()
+    assert "raw: no safe range known" in untuned.text_content()
     assert MARKUP in untuned.text_content()
     tracks = [each.evaluate("each => getComputedStyle(each).getPropertyValue('--track')") for each in (tuned, untuned)]
     assert ["25%" in track for track in tracks] == [True, False]
@@ -173,7 +173,7 @@ def test_history_is_opened_again_and_exported(page):
     rows.nth(1).click()
     page.wait_for_function(f"document.querySelector('#steered .answer').textContent === {json.dumps(first[1])}")
     assert page.get_by_label("Prompt").input_value() == QUESTION
-    assert page.get_by_label("Most new tokens").input_value() == str(TOKENS)
+    assert page.get_by_label("Maximum number of new tokens").input_value() == str(TOKENS)
     page.wait_for_function("document.querySelector('.tuned input[type=range]').value === '1'")
     with page.expect_download() as downloading:
         page.locator("#export").click()
@@ -198,7 +198,7 @@ def test_where_nothing_steers_the_page_says_so(page):
     ask(page, tokens=4)
     page.wait_for_selector("#python .cm-content")
     assert "nothing steers" in page.locator("#steered").text_content()
-    assert "MultiVectorInjector" not in page.locator("#python").text_content()
+    assert "rotalabs_steer" not in page.locator("#python").text_content()
 
 
 def test_a_mistake_is_one_sentence_on_the_page(page, vectors, tmp_path):

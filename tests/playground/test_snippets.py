@@ -8,6 +8,7 @@ from rotalabs_steer import SteeringVector, SteeringVectorSet
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.playground.comparisons import Request
 from rotalabs_steer.playground.snippets import client_snippet, curl_snippet, json_snippet, python_snippet
+from rotalabs_steer.vector_sources import load_vectors
 
 AWKWARD = 'It\'s "quoted", $HOME, `date`, \\n\nnew line, {braces} and ünïcode'
 SERVER = "http://127.0.0.1:8000/v1"
@@ -58,8 +59,9 @@ def test_python_holds_every_text_as_it_is(tmp_path):
 def test_python_reads_a_folder_that_was_made_to_be_shared(tmp_path):
     SteeringVectorSet("calm", [SteeringVector("calm", 1, torch.ones(4), "a/model")]).save_pretrained(tmp_path)
     program = python_snippet(request(strengths={"calm": 1.0}), "a/model", {"calm": tmp_path})
-    (loading,) = [line for line in program.splitlines() if "SteeringVectorSet." in line]
-    assert eval(f"{{{loading}}}", {"SteeringVectorSet": SteeringVectorSet})["calm"].layers == [1]
+    found = {}
+    exec(program.partition("vectors = ")[1] + program.partition("vectors = ")[2].partition("chat = ")[0], found)
+    assert [(load_vectors(place).layers, strength) for place, strength in found["vectors"].items()] == [([1], 1.0)]
 
 
 def test_without_steering_python_does_not_steer():

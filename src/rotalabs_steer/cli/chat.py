@@ -4,37 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rotalabs_steer.cli import options
 from rotalabs_steer.cli.consoles import notes, output
 from rotalabs_steer.cli.failures import explain
 from rotalabs_steer.cli.generation import write_now
-from rotalabs_steer.cli.options import (
-    Intervention,
-    Model,
-    NewTokens,
-    Quiet,
-    Scope,
-    Seed,
-    Steer,
-    System,
-    Temperature,
-    Template,
-)
 
 if TYPE_CHECKING:
     from rotalabs_steer.cli.conversation import Conversation
 
 
 def chat(
-    model: Model,
-    steer: Steer = None,
-    scope: Scope = "all",
-    intervention: Intervention = "add",
-    system: System = None,
-    template: Template = None,
-    max_new_tokens: NewTokens = 256,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
-    quiet: Quiet = False,
+    model: options.Model,
+    steer: options.Steer = None,
+    scope: options.Scope = "all",
+    intervention: options.Intervention = "add",
+    system: options.System = None,
+    template: options.Template = None,
+    max_new_tokens: options.NewTokens = 256,
+    temperature: options.Temperature = 0.0,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
 ) -> None:
     """Talk with a steered model. /help lists the commands; Ctrl-C stops an answer.
 

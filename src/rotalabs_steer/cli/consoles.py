@@ -24,7 +24,7 @@ def output() -> Console:
 
 
 def notes(quiet: bool = False) -> Console:
-    """The console on standard error for what is not a result: which model acts, progress, where files are."""
+    """The console on standard error for everything but results: the model, progress, places of files."""
     return Console(
         stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True, color_system=_color_system()
     )
@@ -42,11 +42,11 @@ def print_json(document: Any) -> None:
 
 @contextmanager
 def progress(console: Console, what: str, describe: Callable[[str], str] = str) -> Iterator[None]:
-    """Shows the steps of long work, which the library logs: on a terminal as one line that vanishes, else a line each.
+    """Shows the steps of long work, which the library logs: one line that vanishes on a terminal, else a line each.
 
     Args:
-        what: what is being done, until the first step is logged.
-        describe: the line for a logged message.
+        what: the line that is shown until the first step is logged.
+        describe: turns a logged message into a line.
     """
     logger = logging.getLogger(_LIBRARY)
     level = logger.level
@@ -68,7 +68,7 @@ def progress(console: Console, what: str, describe: Callable[[str], str] = str) 
 
 
 class _Handler(logging.Handler):
-    """Gives the messages of log records to a function."""
+    """Calls a function with the message of each log record."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         super().__init__(logging.INFO)
@@ -79,5 +79,5 @@ class _Handler(logging.Handler):
 
 
 def _color_system() -> Any:
-    """None, which also leaves out bold text, where the user set NO_COLOR."""
+    """None if the user set NO_COLOR; it leaves out bold text, too."""
     return None if os.environ.get("NO_COLOR") else "auto"

@@ -21,7 +21,7 @@ _CUE_MEASURES = ("length", "words")
 
 @dataclass(frozen=True)
 class Checked:
-    """The measures of a source and its findings; `known` are those that a built-in behaviour's card declares."""
+    """Measures of a dataset and its findings. `known` are the findings that a built-in behaviour's card declares."""
 
     name: str
     rows: int
@@ -32,7 +32,7 @@ class Checked:
 
     @classmethod
     def of(cls, reading: PairReading, report: QualityReport | None, unavoidable_cue: str) -> Self:
-        """Rows that make no pair come first, then what was measured on the others."""
+        """Lists rows that make no pair first, then the findings on all others."""
         faults = [Finding("row", reason, tuple(rows)) for reason, rows in rows_by_reason(reading.problems).items()]
         measured = report.findings if report else ()
         known = [finding for finding in measured if unavoidable_cue and finding.measure in _CUE_MEASURES]
@@ -41,7 +41,7 @@ class Checked:
         return cls(reading.name, total, report, tuple(findings), tuple(known), unavoidable_cue)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Measures and findings as JSON values."""
         measures = dataclasses.asdict(self.report) if self.report else {"pairs": 0}
         measures.pop("findings", None)
         return {
@@ -55,7 +55,7 @@ class Checked:
 
 
 def print_checked(console: Console, checked: Checked) -> None:
-    """Measures first, then what is out of bounds, by kind, with its rows."""
+    """Prints the measures, then the findings by kind, with their rows."""
 
     def say(text: str = "", style: str | None = None) -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -31,7 +31,7 @@ FileOrName = Annotated[str, typer.Argument(metavar="FILE_OR_NAME", help="A file,
 
 
 class FileKind(StrEnum):
-    """What `convert` writes."""
+    """The kinds of files that `convert` writes."""
 
     JSONL = "jsonl"
     CSV = "csv"
@@ -40,11 +40,13 @@ class FileKind(StrEnum):
 
 @app.command("list")
 def list_behaviors(
-    measure: Annotated[bool, typer.Option("--measure", help="Also measure lengths and telling words.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also measure lengths, and how well single words tell the sides apart.")
+    ] = False,
     tokenizer: Tokenizer = None,
     as_json: Json = False,
 ) -> None:
-    """The built-in behaviours."""
+    """List the built-in behaviours."""
     from rotalabs_steer.datasets import behavior_names, describe_behavior, load_behavior
 
     counter = _load_tokenizer(tokenizer)
@@ -83,7 +85,7 @@ def show(
     column: Columns = None,
     as_json: Json = False,
 ) -> None:
-    """What a dataset holds, and its first pairs."""
+    """Show a dataset and its first pairs."""
     from rotalabs_steer.chat.conversations import prompt_text
     from rotalabs_steer.datasets.saving import columns_of
 
@@ -129,7 +131,7 @@ def check(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measures pairs and names the rows that are out of bounds. Exit code 1 if there are any."""
+    """Measure pairs and name the faulty rows. Exit code 1 if there are any."""
     from rotalabs_steer.datasets import describe_behavior
 
     reading = _read(name, column)
@@ -156,7 +158,7 @@ def convert(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Writes pairs as JSON Lines, CSV or our JSON. Rows that make no pair are an error, and nothing is written."""
+    """Write pairs as JSON Lines, CSV or JSON. A row that makes no pair is an error, and nothing is written."""
     from rotalabs_steer.datasets import save_csv, save_jsonl
 
     suffix = target.suffix.lower().removeprefix(".")

@@ -76,7 +76,7 @@ def bake(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model with the steering in its weights. It is an ordinary checkpoint for any engine.
+    """Write a model whose weights steer it. It is an ordinary checkpoint for any engine.
 
     Example: `rotalabs-steer bake sample tuned/formality=0.8 formal-model`
     """

@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
 
 def explain(error: Exception) -> str | None:
-    """What a user is told of an error: of ours, of the system, of the network, or of a missing package.
+    """The message for an error of this package, the system, the network or a missing package.
 
-    None for any other error, which is a fault of this program and keeps its traceback.
+    None for any other error: it is a fault of this program and keeps its traceback.
     """
     if isinstance(error, SteeringError):
         return str(error)
     if _is_out_of_memory(error):
         return (
-            "The memory of the device does not suffice. Use a smaller model or batch, or close other programs that use "
+            "The device has too little memory. Use a smaller model or batch, or close other programs that use "
             f"the device. ({_first_line(error)})"
         )
     if _is_of_the_network(error):
         return f"The network failed: {_first_line(error)}"
     if isinstance(error, ImportError) and not (error.name or "").startswith("rotalabs_steer"):
-        return f"A package is missing that this model needs: {_first_line(error)}"
+        return f"This model needs a package that is missing: {_first_line(error)}"
     return str(error) or type(error).__name__ if isinstance(error, OSError) else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")  # an error of torch's comes from a torch that is loaded
+    torch = sys.modules.get("torch")  # not imported here: if it is not loaded, the error is not torch's
     return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
 
 
 def _is_of_the_network(error: Exception) -> bool:
-    """By name, since the HTTP client of huggingface_hub is another one from release to release."""
+    """Compares names, because the HTTP client of huggingface_hub differs between its releases."""
     return any(kind.__name__ == "HTTPError" for kind in type(error).__mro__) and not isinstance(error, OSError)
 
 
@@ -51,7 +51,7 @@ def _first_line(error: Exception) -> str:
 
 
 class VerbGroup(TyperGroup):
-    """The verbs, with errors that are meant for the user turned into a message and an exit code.
+    """The verbs. Errors that are meant for the user become a message and an exit code.
 
     With `--json`, the message is a JSON document on standard output, where the result would have been.
     """

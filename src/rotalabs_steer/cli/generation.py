@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
+from rotalabs_steer.cli import options
 from rotalabs_steer.cli.consoles import notes, output, print_json, progress
-from rotalabs_steer.cli.options import (
-    Intervention,
-    Json,
-    Model,
-    NewTokens,
-    Quiet,
-    Scope,
-    Seed,
-    Steer,
-    System,
-    Temperature,
-    Template,
-)
 from rotalabs_steer.errors import OptionError
 
 if TYPE_CHECKING:
@@ -34,19 +23,19 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Model,
+    model: options.Model,
     prompts: Annotated[list[str], typer.Argument(help="Prompts; - reads them from standard input, one a line.")],
-    steer: Steer = None,
-    scope: Scope = "all",
-    intervention: Intervention = "add",
-    system: System = None,
-    template: Template = None,
-    max_new_tokens: NewTokens = 128,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
+    steer: options.Steer = None,
+    scope: options.Scope = "all",
+    intervention: options.Intervention = "add",
+    system: options.System = None,
+    template: options.Template = None,
+    max_new_tokens: options.NewTokens = 128,
+    temperature: options.Temperature = 0.0,
+    seed: options.Seed = 0,
     compare: Annotated[bool, typer.Option("--compare", "-c", help="Show the unsteered answers, too.")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Answer prompts, steered. The answer to a single prompt is shown while it is generated.
 
@@ -85,7 +74,7 @@ def generate(
         return
     rows = [{"prompt": prompt, **{label: answers[label][n] for label in answers}} for n, prompt in enumerate(asked)]
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "system": system}
-    print_json(opened.facts | {"costs": [cost.to_record() for cost in costs]} | settings | {"answers": rows})
+    print_json(opened.facts | {"costs": [dataclasses.asdict(cost) for cost in costs]} | settings | {"answers": rows})
 
 
 def _stream(

@@ -1,4 +1,4 @@
-"""The verb `models`: what is known of models by name."""
+"""The verb `models`: known models, their shapes and their recommended layers."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def models(
             table.add_column(column, no_wrap=column == "model")
         for config in chosen:
             known = ", ".join(config.recommended_layers)
+            if len(config.recommended_layers) > 2:  # the names would not fit 80 columns
+                known = f"{len(config.recommended_layers)} behaviours"
             table.add_row(config.name, str(config.num_layers), str(config.hidden_size), known)
     else:
         (config,) = chosen

@@ -17,8 +17,8 @@ def read_pairs_of(name: str, split: str | None = None, columns: Mapping[str, str
     """The pairs of a built-in behaviour or a file.
 
     Args:
-        split: only those of "train", "validation" or "test"; of a file that names no splits, all.
-        columns: the file's column for a field, as `parse_columns` gives them.
+        split: "train", "validation" or "test". A file that names no splits gives all its pairs.
+        columns: the file's column for each field, as `parse_columns` returns them.
 
     Raises:
         DatasetError: there is neither such a behaviour nor such a file, the file cannot be read, or it names other
@@ -46,7 +46,7 @@ def read_pairs_of(name: str, split: str | None = None, columns: Mapping[str, str
 
 
 def pairs_file(name: str) -> Path:
-    """The file of a name that is not that of a built-in behaviour.
+    """The file of that name.
 
     Raises:
         DatasetError: there is no such file.

@@ -1,4 +1,4 @@
-"""The verb `report`: a saved tuning as a page to look at."""
+"""The verb `report`: the evidence of a saved tuning as an HTML page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rotalabs_steer.cli.consoles import notes, print_json, progress
-from rotalabs_steer.cli.options import Columns, Pairs, Quiet
+from rotalabs_steer.cli.options import Columns, Json, Pairs, Quiet
 from rotalabs_steer.cli.pairs import parse_columns, read_pairs_of
 
 
@@ -24,10 +24,10 @@ def report(
     ] = None,
     pairs: Pairs = None,
     column: Columns = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Also print every number as JSON.")] = False,
+    as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the evidence of a tuning as an HTML page.
+    """Write the evidence of a tuning as a page. It is one HTML file that needs no other.
 
     With --model, the report also shows how well the vector tells the test pairs of --pairs apart.
 

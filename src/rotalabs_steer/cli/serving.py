@@ -32,7 +32,7 @@ def serve(
     ] = None,
     any_model: Annotated[bool, typer.Option("--any-model", help="Take vectors made from another model.")] = False,
 ) -> None:
-    """Serve a model with vLLM; each request says how. Takes the options of `vllm serve`, too.
+    """Serve a model with vLLM, steered by request. Takes the options of `vllm serve`, too.
 
     Example: `rotalabs-steer serve Qwen/Qwen3-8B --vectors tuned`
     """

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import StoppingCriteriaList, TextStreamer
 
 from rotalabs_steer.generation.continuation import continue_rows
 from rotalabs_steer.model.decoder import input_device
@@ -33,13 +33,13 @@ def stream_answer(
 
     Args:
         write: is given each part of the answer as it comes.
-        stop: is asked after each token whether the answer shall end there.
+        stop: is called after each token; the answer ends where it returns True.
     """
     options: dict[str, Any] = {"streamer": _Words(chat, write)}
     if sampling.temperature:
         options |= {"do_sample": True, "temperature": sampling.temperature}
     if stop is not None:
-        options["stopping_criteria"] = StoppingCriteriaList([_Stop(stop)])
+        options["stopping_criteria"] = StoppingCriteriaList([lambda *_, **__: stop()])
     device = input_device(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
@@ -49,9 +49,10 @@ def stream_answer(
 
 @contextmanager
 def first_interrupt() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed in this block. The second time it is a `KeyboardInterrupt`, as usual.
+    """Gives a function that says whether Ctrl-C was pressed in this block. The second press raises as usual.
 
-    An exception could end the model's call anywhere. A question that is asked after each token ends it between two.
+    An exception could end the model's call anywhere, so the first press only sets a flag, which ends an answer between
+    two tokens.
     """
     pressed = False
 
@@ -84,11 +85,3 @@ class _Words(TextStreamer):  # type: ignore[misc]
             return
         self._write(words.rstrip() if self._begun else words.strip())
         self._begun, self._space = True, words[len(words.rstrip()) :]
-
-
-class _Stop(StoppingCriteria):  # type: ignore[misc]
-    def __init__(self, stop: Callable[[], bool]) -> None:
-        self._stop = stop
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> Any:
-        return torch.full((input_ids.shape[0],), self._stop(), device=input_ids.device)

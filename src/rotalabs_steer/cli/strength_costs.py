@@ -6,9 +6,10 @@ a measurement tells whether answers hold together.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rotalabs_steer.datasets.neutral import neutral_passages
 from rotalabs_steer.errors import ActivationError, OptionError, VectorError
@@ -30,41 +31,33 @@ _WARN_FROM = 4.0
 
 @dataclass(frozen=True)
 class StrengthCost:
-    """The cost of one raw set. As text it is the warning for a cost that is too high.
+    """The cost of one raw set. As text it is the warning for a cost that is too high; its fields are those of the JSON.
 
     Attributes:
         kl: KL(unsteered ‖ steered) on neutral text, nats per token; None where the model's predictions are not finite.
-        suggested: the strength of the same sign that costs the usual budget, where one was looked for and found.
+        suggested_strength: the strength of the same sign that costs the usual budget, if the cost is high and there is
+            one.
     """
 
     behavior: str
     strength: float
     kl: float | None
-    suggested: float | None = None
+    suggested_strength: float | None = None
+    usual_budget: float = DEFAULT_BUDGET
 
     @property
     def is_high(self) -> bool:
         """Whether the cost is so far above the usual budget that answers may fall apart."""
-        return self.kl is None or self.kl >= _WARN_FROM * DEFAULT_BUDGET
-
-    def to_record(self) -> dict[str, Any]:
-        """The cost as JSON has it."""
-        return {
-            "behavior": self.behavior,
-            "strength": self.strength,
-            "kl": self.kl,
-            "usual_budget": DEFAULT_BUDGET,
-            "suggested_strength": self.suggested,
-        }
+        return self.kl is None or self.kl >= _WARN_FROM * self.usual_budget
 
     def __str__(self) -> str:
-        steered = f"{self.behavior}={self.strength:g}"
-        hint = "a smaller strength" if self.suggested is None else f"{self.behavior}={self.suggested:g}"
+        steered, suggested = f"{self.behavior}={self.strength:g}", self.suggested_strength
+        hint = "a smaller strength" if suggested is None else f"{self.behavior}={suggested:g}"
         if self.kl is None:
             return f"{steered} makes the model's predictions NaN or infinite. Try {hint}."
         return (
-            f"{steered} costs {self.kl:.2g} nats of KL per token, {self.kl / DEFAULT_BUDGET:.0f} × the usual budget of "
-            f"{DEFAULT_BUDGET:g}: answers may fall apart. Try {hint}."
+            f"{steered} costs {self.kl:.2g} nats of KL per token, {self.kl / self.usual_budget:.0f} × the usual budget "
+            f"of {self.usual_budget:g}: answers may fall apart. Try {hint}."
         )
 
 
@@ -74,7 +67,7 @@ def measure_costs(
     """What each raw set that acts costs by itself, on every token of neutral text.
 
     Raises:
-        SteeringError: the unsteered model's predictions on neutral text cannot be had.
+        SteeringError: the unsteered model's predictions on neutral text cannot be measured.
     """
     raw = {name: found for name, found in sets.items() if strengths[name] and not _is_calibrated(found, intervention)}
     if not raw:
@@ -82,22 +75,9 @@ def measure_costs(
     probe = CoherenceProbe(model.network, model.chat, neutral_passages()[:_PASSAGES])
     costs = []
     for name, found in raw.items():
-        strength = strengths[name]
         injector = MultiVectorInjector(model.network, {name: found}, intervention=intervention)
-
-        def kl_at(size: float, injector: Any = injector, name: str = name, sign: float = strength) -> float:
-            injector.set_strength(name, math.copysign(size, sign))
-            try:
-                return probe.cost()
-            except (ActivationError, VectorError):  # numbers of the model or of the scaled vector overflow
-                return math.nan
-
         with unsteered(model.network), injector.scoped():
-            kl = kl_at(abs(strength))
-            cost = StrengthCost(name, strength, kl if math.isfinite(kl) else None)
-            if cost.is_high:
-                cost = StrengthCost(name, strength, cost.kl, _affordable(kl_at, strength, cost.kl))
-        costs.append(cost)
+            costs.append(_measure(probe, injector, name, strengths[name]))
     return costs
 
 
@@ -107,11 +87,23 @@ def _is_calibrated(vectors: SteeringVectorSet, intervention: str) -> bool:
     return vectors.metadata.get("calibration") is not None and one_layer and intervention == "add"
 
 
-def _affordable(kl_at: Any, strength: float, kl: float | None) -> float | None:
-    """The strength that costs the budget, to two digits; None where there is none."""
-    start = abs(strength) * (0.25 if kl is None else math.sqrt(DEFAULT_BUDGET / kl))
+def _measure(probe: CoherenceProbe, injector: MultiVectorInjector, behavior: str, strength: float) -> StrengthCost:
+    """The cost of the injector at a strength, with the strength that costs the budget if the cost is high."""
+
+    def kl_at(size: float) -> float:
+        injector.set_strength(behavior, math.copysign(size, strength))
+        try:
+            return probe.cost()
+        except (ActivationError, VectorError):  # numbers of the model or of the scaled vector overflow
+            return math.nan
+
+    kl = kl_at(abs(strength))
+    cost = StrengthCost(behavior, strength, kl if math.isfinite(kl) else None)
+    if not cost.is_high:
+        return cost
+    start = abs(strength) * (0.25 if cost.kl is None else math.sqrt(DEFAULT_BUDGET / cost.kl))
     try:
-        found = solve_quadratic(kl_at, start, DEFAULT_BUDGET)
+        size = solve_quadratic(kl_at, start, DEFAULT_BUDGET)
     except OptionError:  # the cost jumps over the budget
-        return None
-    return float(f"{math.copysign(found, strength):.2g}")
+        return cost
+    return dataclasses.replace(cost, suggested_strength=float(f"{math.copysign(size, strength):.2g}"))

@@ -19,7 +19,7 @@ from rotalabs_steer.errors import OptionError, SteeringError
 if TYPE_CHECKING:
     from rotalabs_steer.vectors import SteeringVectorSet
 
-app = typer.Typer(name="vectors", help="Show, verify, convert and share steering vectors.", no_args_is_help=True)
+app = typer.Typer(name="vectors", help="Show, verify, convert and share vectors.", no_args_is_help=True)
 
 PathOrId = Annotated[
     str,
@@ -27,9 +27,7 @@ PathOrId = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")]
 Subfolder = Annotated[str, typer.Option(help="Folder in the repository.")]
-Token = Annotated[
-    str | None, typer.Option(envvar="HF_TOKEN", help="Access token; by default that of `hf auth login`.", hidden=False)
-]
+Token = Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Access token; by default that of `hf auth login`.")]
 Layer = Annotated[
     list[int] | None,
     typer.Option("--layer", help="Layer of a row, for files that do not say it. Repeat it once for each row."),
@@ -46,7 +44,7 @@ def show(
     layer: Layer = None,
     as_json: Json = False,
 ) -> None:
-    """What a set holds: behaviour, model, layers, norms, and what tuning found."""
+    """Show what a vector set holds. That is behaviour, model, layers, norms, and what tuning found."""
     vectors = _load(source, revision, subfolder, token, layer)
     facts = _facts(vectors)
     if as_json:
@@ -79,7 +77,7 @@ def verify(
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Reads sets with every check there is. Exit code 1 if one of them cannot be trusted."""
+    """Check that sets are sound. Exit code 1 if one of them is not."""
     found: list[dict[str, Any]] = []
     for source in sources:
         try:
@@ -125,7 +123,7 @@ def convert(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Writes vectors of any tool in a format of this package; `--to pretrained` a folder to share."""
+    """Write vectors of any tool in another format. `--to pretrained` writes a folder to share."""
     vectors = _load(source, revision, subfolder, token, layer, behavior, model_name, layer_offset)
     acting = layers_of(acting_layers)
     if acting is not None:
@@ -145,7 +143,7 @@ def push(
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Uploads a set with a model card to the Hugging Face Hub."""
+    """Upload a set with a model card to the Hub."""
     done = _load(source, token=token).push_to_hub(
         repo_id,
         private=private,
@@ -175,7 +173,7 @@ def pull(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Downloads a set, checks it, and writes it where you say."""
+    """Download a set, check it and write it."""
     _write(_load(repo_id, revision, subfolder, token), target, to, as_json, quiet)
 
 

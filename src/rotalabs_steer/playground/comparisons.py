@@ -1,4 +1,4 @@
-"""What the playground is asked, and what it found: plain data that every backend and the page share."""
+"""Requests of the playground and their answers: plain data that every backend and the page share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rotalabs_steer.measures.projected_text import ProjectedText
 
 Projections = Mapping[str, "tuple[ProjectedText, ProjectedText]"]
-"""By behaviour, the unsteered and the steered answer seen by its vector alone."""
+"""By behaviour: the unsteered and the steered answer, with each token's projection on the behaviour's vector."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Behavior:
     """A behaviour that can be steered.
 
     Attributes:
-        safe_range: strengths that stay in the coherence budget of its tuning; None where it was not tuned.
-        steers: what tuning found; None where nobody looked.
+        safe_range: strengths within the coherence budget of a calibrated set; None for a raw set.
+        steers: what tuning found; None for a set that was not tuned.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Behavior:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, how it is steered and how the answer is drawn; both answers are drawn with the same seed.
+    """A prompt, how it is steered and how the answers are sampled; both are sampled with the same seed.
 
     Raises:
-        OptionError: an empty prompt, an unknown scope or a number out of range.
+        OptionError: the prompt is empty, the scope is unknown or a number is out of range.
     """
 
     prompt: str
@@ -95,29 +95,23 @@ class Backend(Protocol):
     @property
     def model(self) -> str:
         """Name or path of the model."""
-        ...
 
     @property
     def behaviors(self) -> tuple[Behavior, ...]:
         """What can be steered."""
-        ...
 
     @property
     def interventions(self) -> tuple[str, ...]:
         """What can be done with a vector."""
-        ...
 
     def compare(self, request: Request) -> Generator[tuple[str, ...]]:
-        """The unsteered and the steered answer as far as they are written; the first alone where nothing steers."""
-        ...
+        """Yields the unsteered and the steered answer so far; the unsteered one alone where nothing steers."""
 
     def project(self, request: Request, unsteered: str, steered: str) -> Projections | None:
-        """Both answers as the unsteered model reads them; None where activations cannot be had."""
-        ...
+        """Projects both answers, as the unsteered model reads them; None where there are no activations."""
 
     def snippets(self, request: Request) -> Snippets:
         """Programs that give the steered answer."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +126,7 @@ class Comparison:
     snippets: Snippets
 
     def to_record(self) -> dict[str, Any]:
-        """The comparison as JSON has it, without projections."""
+        """The comparison as JSON values, without projections."""
         asked = dataclasses.asdict(self.request) | {"strengths": self.request.acting}
         return {"model": self.model, **asked, "unsteered": self.unsteered, "steered": self.steered}
 

@@ -1,4 +1,4 @@
-"""From the names on the page to a backend."""
+"""Opens the backend that the fields of the page name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choice:
-    """What a user names: a model and a folder of vectors, or the address of a server."""
+    """The fields of the page: a model and a folder of vectors, or the address of a server."""
 
     engine: str = TRANSFORMERS
     model: str = ""
@@ -33,8 +33,8 @@ class Opener:
     """Makes backends, and keeps the model that was loaded last.
 
     Args:
-        load_model: gives model and tokenizer of a name.
-        api_key: for servers.
+        load_model: returns the model and tokenizer of a name.
+        api_key: the key that is sent to servers.
     """
 
     def __init__(self, load_model: Callable[[str], tuple[nn.Module, Any]], api_key: str | None = None) -> None:
@@ -46,7 +46,7 @@ class Opener:
         """The backend of a choice.
 
         Raises:
-            SteeringError, OSError: it cannot be had; the message says why, and what to do.
+            SteeringError, OSError: it cannot be opened; the message says why, and what to do.
         """
         if choice.engine == VLLM:
             from rotalabs_steer.playground.vllm_backend import VllmBackend
@@ -67,7 +67,7 @@ class Opener:
 
 
 def explain(error: Exception) -> str:
-    """An error in one sentence; the traceback of one that nobody foresaw goes to the log."""
+    """An error in one sentence. The traceback of an unexpected error goes to the log."""
     if isinstance(error, SteeringError):
         return str(error)
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""The page: which parts it has, and what happens when they are used."""
+"""The page: its parts, and the handlers of its events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STRONGEST, _NOTHING = "the strongest", "nothing"
 _LARGEST = 2.0
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
-"""For what runs the model, in all tabs together: torch's random numbers are those of the process."""
+"""One model call at a time over all tabs, because the threads of a process share torch's random numbers."""
 _SHOW_ANSWERS = """(...given) => {
   document.querySelector('#answers').scrollIntoView({block: innerWidth > 640 ? 'nearest' : 'start'});
   return given;
@@ -37,16 +37,16 @@ _DOWNLOAD = """text => {
 }"""
 
 Update = dict[Any, Any]
-"""New values by part."""
+"""New values, by the part of the page that shows them."""
 
 
 class Page:
-    """The parts of the page, as `blocks`.
+    """The page, as `blocks` for Gradio to launch.
 
     Args:
-        choice: what the fields of model and vectors hold.
-        start: what is loaded when the page opens.
-        fixed: leaves these fields out, so that a visitor has what `start` is and nothing else.
+        choice: the first content of the fields for model, vectors and server.
+        start: the backend that is loaded when the page opens.
+        fixed: leaves these fields out, so that visitors use `start` and can load nothing else.
     """
 
     def __init__(self, opener: Opener, choice: Choice, start: Backend | None, *, fixed: bool = False) -> None:
@@ -75,19 +75,13 @@ class Page:
         local = choice.engine == TRANSFORMERS
         with gr.Accordion("Model and vectors", open=open_, visible=visible, elem_id="setup") as self.setup:
             self.engine = gr.Radio([TRANSFORMERS, VLLM], value=choice.engine, label="Engine")
-            with gr.Row():
-                self.model = gr.Textbox(
-                    choice.model, label="Model", info="A folder, a Hugging Face id, or: sample", visible=local,
-                    elem_id="model",
-                )  # fmt: skip
-                self.vectors = gr.Textbox(
-                    choice.vectors, label="Vectors", info="Folder of one vector set or of several", visible=local,
-                    elem_id="vectors",
-                )  # fmt: skip
-                self.server = gr.Textbox(
-                    choice.server, label="Server", info="Address, as in http://127.0.0.1:8000", visible=not local,
-                    elem_id="server",
-                )  # fmt: skip
+            with gr.Row(visible=local) as self.local:
+                about = "A folder, a Hugging Face id, or: sample"
+                self.model = gr.Textbox(choice.model, label="Model", info=about, elem_id="model")
+                about = "Folder of one vector set or of several"
+                self.vectors = gr.Textbox(choice.vectors, label="Vectors", info=about, elem_id="vectors")
+            about = "Address, as in http://127.0.0.1:8000"
+            self.server = gr.Textbox(choice.server, label="Server", info=about, visible=not local, elem_id="server")
             self.load = gr.Button("Load", variant="primary", elem_id="load")
             self.setup_message = gr.HTML(visible=False, elem_id="setup-message")
 
@@ -111,7 +105,7 @@ class Page:
                 list(INTERVENTIONS), value="add", label="Intervention",
                 info="What is done with the vectors. Safe ranges are those of add.", interactive=True,
             )  # fmt: skip
-            self.new_tokens = gr.Number(128, label="Most new tokens", precision=0, interactive=True)
+            self.new_tokens = gr.Number(128, label="Maximum number of new tokens", precision=0, interactive=True)
             self.temperature = gr.Number(
                 0.0, label="Temperature", info="0 is greedy decoding", step=0.1, interactive=True
             )
@@ -125,13 +119,9 @@ class Page:
             self.steered = gr.HTML(steered, elem_id="steered", min_width=280)
         with gr.Row(visible=False, elem_id="colors") as self.colors:
             self.color_by = gr.Dropdown(
-                [_STRONGEST, _NOTHING],
-                value=_STRONGEST,
-                label="Colour tokens by",
-                min_width=200,
-                scale=0,
+                [_STRONGEST, _NOTHING], value=_STRONGEST, label="Colour tokens by", min_width=200, scale=0,
                 elem_id="color-by",
-            )
+            )  # fmt: skip
             self.legend = gr.HTML(elem_id="legend", min_width=260, scale=1)
 
     def _lay_out_found(self) -> None:
@@ -155,7 +145,7 @@ class Page:
                   self.color_by, self.colors]  # fmt: skip
         self.blocks.load(self._begin, None, loaded, **_QUIET)
         if not fixed:
-            self.engine.change(self._show_fields, self.engine, [self.model, self.vectors, self.server], **_QUIET)
+            self.engine.change(self._show_fields, self.engine, [self.local, self.server], **_QUIET)
             self.load.click(
                 self._open, chosen, loaded, api_visibility="private", show_progress_on=self.load, **_ONE_AT_A_TIME
             )
@@ -175,7 +165,7 @@ class Page:
                 self.json, self.curl, self.shown]  # fmt: skip
 
     def _render_sliders(self, backend: Backend | None, opened: dict[str, float]) -> None:
-        """One slider for each behaviour, and what happens on sending, which needs them all."""
+        """One slider for each behaviour, and the handler of Send, which reads all of them."""
         behaviors = () if backend is None else backend.behaviors
         gr.HTML(panes.strength_legend(behaviors) if behaviors else panes.how_to_start())
         sliders = [
@@ -188,16 +178,14 @@ class Page:
         ]  # fmt: skip
 
         def answer(*given: Any) -> Iterator[Update]:
-            asked = given[: len(given) - len(behaviors)]
-            strengths = {
-                behavior.name: float(number) for behavior, number in zip(behaviors, given[len(asked) :], strict=True)
-            }
-            yield from self._answer(strengths, *asked)
+            numbers, others = given[: len(behaviors)], given[len(behaviors) :]
+            strengths = {behavior.name: float(number) for behavior, number in zip(behaviors, numbers, strict=True)}
+            yield from self._answer(strengths, *others)
 
         asked = [self.backend, self.stopping, self.history, self.color_by, self.prompt, self.scope, self.intervention,
                  self.new_tokens, self.temperature, self.seed]  # fmt: skip
         gr.on(
-            [self.send.click, self.prompt.submit], answer, [*asked, *sliders],
+            [self.send.click, self.prompt.submit], answer, [*sliders, *asked],
             [self.send, self.stop, self.history, self.earlier, *self._answer_parts()], js=_SHOW_ANSWERS,
             **_ONE_AT_A_TIME, **_QUIET,
         )  # fmt: skip
@@ -226,18 +214,14 @@ class Page:
 
     def _show_fields(self, engine: str) -> Update:
         local = engine == TRANSFORMERS
-        return {
-            self.model: gr.Textbox(visible=local),
-            self.vectors: gr.Textbox(visible=local),
-            self.server: gr.Textbox(visible=not local),
-        }
+        return {self.local: gr.Row(visible=local), self.server: gr.Textbox(visible=not local)}
 
     def _answer(
         self, strengths: dict[str, float], backend: Backend | None, stopping: dict[str, bool],
         history: list[Comparison], color_by: str, prompt: str, scope: str, intervention: str, new_tokens: int | None,
         temperature: float | None, seed: int | None,
     ) -> Iterator[Update]:  # fmt: skip
-        """Both answers as they are written, then all that belongs to them; or, in their place, what went wrong."""
+        """Yields both answers as they grow, then colours, snippets and history; or a message, if something fails."""
         emptied: Update = {}
         try:
             if backend is None:

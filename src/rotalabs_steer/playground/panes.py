@@ -1,4 +1,4 @@
-"""The HTML of the page's own parts. Whatever a model, a file or a user wrote is escaped here, and nowhere else."""
+"""The HTML of the page's own parts. This module alone escapes what a model, a file or a user wrote."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _TEMPLATE_MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "{}$`"}
 
 
 def safe(text: str) -> str:
-    """Text that stays text in HTML, and in the templates that Gradio makes of HTML."""
+    """Text escaped for HTML, and for the templates that Gradio makes of HTML."""
     return escape(text).translate(_TEMPLATE_MARKS)
 
 
 def empty_panes() -> tuple[str, str]:
-    """Both panes before anything was asked."""
+    """Both panes before the first prompt."""
     return (
         _pane(UNSTEERED, "", '<p class="soft">The answer of the model as it is.</p>'),
-        _pane(STEERED, "", '<p class="soft">The answer of the same prompt and seed, steered.</p>'),
+        _pane(STEERED, "", '<p class="soft">The steered answer to the same prompt, with the same seed.</p>'),
     )
 
 
 def written_panes(texts: Sequence[str], steering: str) -> tuple[str, str]:
-    """Both panes while they are written; the second says so where nothing steers."""
+    """Both panes while the answers are generated."""
     unsteered = _pane(UNSTEERED, "", _text(safe(texts[0])), writing=True)
     if len(texts) == 1:
         return unsteered, _nothing_steers()
@@ -41,12 +41,12 @@ def written_panes(texts: Sequence[str], steering: str) -> tuple[str, str]:
 
 
 def stopped(pane: str) -> str:
-    """A pane that is written no further."""
+    """The pane without the mark that it is being written."""
     return pane.replace('class="pane writing"', 'class="pane"', 1)
 
 
 def compared_panes(comparison: Comparison, behavior: str | None) -> tuple[str, str]:
-    """Both panes once they are written, their tokens coloured by a behaviour, or not at all."""
+    """Both panes with whole answers. Tokens are coloured by the projection on a behaviour's vector, if one is given."""
     if not comparison.request.acting:
         return _pane(UNSTEERED, "", _text(safe(comparison.unsteered))), _nothing_steers()
     seen = (comparison.projections or {}).get(behavior or "")
@@ -59,7 +59,7 @@ def compared_panes(comparison: Comparison, behavior: str | None) -> tuple[str, s
 
 
 def color_legend(behavior: str | None) -> str:
-    """What the colours mean; empty where there are none."""
+    """What the colours mean; empty if there are none."""
     if behavior is None:
         return ""
     steps = "".join(f'<i style="background: {color_of(step / 2)}"></i>' for step in (-2, -1, 0, 1, 2))
@@ -71,24 +71,24 @@ def color_legend(behavior: str | None) -> str:
 
 
 def strength_legend(behaviors: Sequence[Behavior]) -> str:
-    """What is marked on the sliders."""
+    """The rule for strengths, and what the mark on the sliders means."""
     if not any(behavior.safe_range for behavior in behaviors):
-        return '<p class="soft">None of these vectors was tuned, so no safe range is known.</p>'
+        return '<p class="soft">These sets are raw: strength 1 has no fixed cost, so no safe range is known.</p>'
     return (
-        '<p class="soft"><i class="safe-mark"></i>Tuned safe range: up to ±1 the text stays within the coherence '
-        "budget of the tuning. Beyond it, it may fall apart.</p>"
+        '<p class="soft"><i class="safe-mark"></i>Safe range of a calibrated set: strength ±1 costs the coherence '
+        "budget. Beyond it, the text may fall apart.</p>"
     )
 
 
 def strength_remark(behavior: Behavior) -> str | None:
-    """What must be known of one behaviour before it is used."""
+    """The warning beside a slider, if there is one."""
     if behavior.safe_range is None:
-        return "not tuned: no safe range known"
+        return "raw: no safe range known"
     return "does not steer on this model" if behavior.steers is False else None
 
 
 def summary(backend: Backend | None) -> str:
-    """What is loaded, in a line."""
+    """The loaded model and its number of behaviours, in one line."""
     if backend is None:
         return '<p class="soft">No model is loaded yet.</p>'
     count = len(backend.behaviors)
@@ -97,16 +97,16 @@ def summary(backend: Backend | None) -> str:
 
 
 def how_to_start() -> str:
-    """What to do without vectors."""
+    """How to make and load vectors."""
     return (
         '<p class="soft">The sliders appear here once a model and its vectors are loaded. Vectors are made with</p>'
-        "<pre>rotalabs-steer tune sample --behavior formality --output tuned</pre>"
+        "<pre>rotalabs-steer tune sample formality --output tuned</pre>"
         '<p class="soft">Then load the model <code>sample</code> and the folder <code>tuned</code> above.</p>'
     )
 
 
 def message(text: str) -> str:
-    """What went wrong."""
+    """An error message."""
     return f'<p class="message" role="alert">{safe(text)}</p>'
 
 
@@ -124,7 +124,7 @@ def _nothing_steers() -> str:
 
 
 def _token(token: Token) -> str:
-    """A token in its colour; the space before a word has none, else it is a stripe where the line breaks."""
+    """A token in its colour. The space before a word is left plain: it would show as a stripe at a line break."""
     word = token.text.lstrip()
     space = token.text[: len(token.text) - len(word)]
     score = signed(round(token.score, 2))

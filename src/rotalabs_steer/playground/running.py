@@ -28,15 +28,14 @@ def run_playground(
     """Shows the page until it is stopped.
 
     Args:
-        load_model: gives model and tokenizer of a name.
-        choice: what is loaded first; with neither vectors nor server, nothing is.
-        api_key: for a server.
-        ready: is told the address.
+        load_model: returns the model and tokenizer of a name.
+        choice: what is loaded first; nothing, if it names neither vectors nor a server.
+        api_key: the key that is sent to a server.
+        ready: is called with the address of the page.
 
     Raises:
-        OptionError: on an address that other machines reach, there is nothing to show but what visitors would choose;
-            or the port is taken.
-        SteeringError, OSError: the choice cannot be had.
+        OptionError: other machines reach the address and nothing is chosen, or the port is taken.
+        SteeringError, OSError: the choice cannot be opened.
         MissingDependencyError: gradio is not installed.
     """
     fixed = not is_local(host)

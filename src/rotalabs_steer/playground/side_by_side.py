@@ -1,4 +1,4 @@
-"""Answers that are written at the same time, each in a thread of its own."""
+"""Answers that are generated side by side, each in a thread of its own."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
 
-class _NobodyReadsError(Exception):
+class _ReaderGoneError(Exception):
     """Ends a writer whose reader has left."""
 
 
 def write_together(writers: Sequence[Callable[[Callable[[str], None]], None]]) -> Generator[tuple[str, ...]]:
-    """What each writer has written so far, whenever one has written more.
+    """Yields the texts of all writers so far, whenever one of them has grown.
 
     Args:
-        writers: functions that call what they are given with their text so far. A reader who leaves early, or another
-            writer's error, ends them there.
+        writers: functions that are given a function, and call it with their text so far. If the reader closes the
+            generator, or another writer fails, that call raises and so ends the writer.
     """
     news: queue.SimpleQueue[tuple[int, str | BaseException | None]] = queue.SimpleQueue()
     left = threading.Event()
@@ -28,7 +28,7 @@ def write_together(writers: Sequence[Callable[[Callable[[str], None]], None]]) -
     def run(number: int) -> None:
         def write(text: str) -> None:
             if left.is_set():
-                raise _NobodyReadsError
+                raise _ReaderGoneError
             news.put((number, text))
 
         try:
@@ -58,9 +58,10 @@ def write_together(writers: Sequence[Callable[[Callable[[str], None]], None]]) -
 
 
 class Turns:
-    """Lets generations of one model go on by one token each in turn, each as if it ran alone.
+    """Lets several generations on one model take turns of one token, with the results of running alone.
 
-    torch draws from generators that all threads share, so whoever waits gets back the state that he left.
+    All threads share torch's random generators, so each turn begins with the state in which the last turn of its thread
+    ended.
     """
 
     def __init__(self, count: int, seed: int) -> None:

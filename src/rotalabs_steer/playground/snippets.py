@@ -1,4 +1,4 @@
-"""The request of a comparison as text to copy: Python, JSON and curl. Each gives the steered answer, as it is."""
+"""A request as text to copy: Python, JSON and curl. Each gives the steered answer of the page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def request_body(request: Request, model: str, template_options: Mapping[str, An
 
 
 def json_snippet(request: Request, model: str, template_options: Mapping[str, Any] | None = None) -> str:
-    """The body as text. An intervention that a server does not have stands in it, so that a server refuses it."""
+    """The body as JSON. It names an intervention that servers do not have, so that a server refuses the request."""
     body = request_body(request, model, template_options)
     if request.acting and request.intervention != "add":
         body["steering"]["intervention"] = request.intervention
@@ -52,8 +52,8 @@ def curl_snippet(
 
     Args:
         server: address with `/v1`.
-        key: send the key that is in the environment.
-        remark: goes before it, as a comment.
+        key: whether to send the key in the environment.
+        remark: a comment before the command.
     """
     if request.acting and request.intervention != "add":
         return f"# A vLLM server steers by adding; {request.intervention} runs in transformers only.\n"
@@ -76,30 +76,24 @@ def python_snippet(
     """A program for transformers.
 
     Args:
-        folders: of the vector sets, by behaviour.
+        folders: the folder of each vector set, by behaviour.
     """
     given = f"    **{dict(template_options)!r},\n" if template_options else ""
     imports = ["import torch", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    injector, steered = "", ""
+    vectors, steered = "", ""
     if request.acting:
-        imports += ["", "from rotalabs_steer import MultiVectorInjector, SteeringVectorSet"]
-        sets = "".join(
-            f"    {_text(name)}: SteeringVectorSet.load({_text(folders[name])}),\n" for name in request.acting
-        )
-        options = f"injection_mode={_text(request.scope)}, intervention={_text(request.intervention)}"
-        strengths = ", ".join(f"{_text(name)}: {strength!r}" for name, strength in request.acting.items())
-        injector = (
-            f"sets = {{\n{sets}}}\nstrengths = {{{strengths}}}\n"
-            f"injector = MultiVectorInjector(model, sets, strengths, {options})\n\n"
-        )
-        steered = "with injector:\n    "
+        imports += ["", "import rotalabs_steer as rs"]
+        strengths = "".join(f"    {_text(folders[name])}: {number!r},\n" for name, number in request.acting.items())
+        vectors = f"vectors = {{\n{strengths}}}\n"
+        options = f"scope={_text(request.scope)}, intervention={_text(request.intervention)}"
+        steered = f"with rs.steer(model, vectors, {options}):\n    "
     drawn = f"do_sample=True, temperature={request.temperature!r}" if request.temperature else "do_sample=False"
     return (
         "\n".join(imports)
         + f"\n\nname = {_text(model)}\n"
         + 'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")\n'
         + "tokenizer = AutoTokenizer.from_pretrained(name)\n\n"
-        + injector
+        + vectors
         + f'chat = [{{"role": "user", "content": {_text(request.prompt)}}}]\n'
         + "inputs = tokenizer.apply_chat_template(\n"
         + '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True'

@@ -1,4 +1,4 @@
-"""Answers and projections of a model in this process."""
+"""A backend of the playground: a transformers model in this process."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class TransformersBackend:
     """A transformers model, and the vector sets of a folder.
 
     Attributes:
-        folders: of the sets, by behaviour.
-        source: the folder that they were found in.
+        folders: the folder of each set, by behaviour.
+        source: the folder of all sets.
     """
 
     network: nn.Module
@@ -55,12 +55,12 @@ class TransformersBackend:
 
     @classmethod
     def open(cls, load_model: Callable[[], tuple[nn.Module, Any]], vectors: str) -> TransformersBackend:
-        """Reads one vector set, or the folder of several, and then loads the model, which takes longer.
+        """Reads one vector set, or a folder of several, and then loads the model, which takes longer.
 
         Raises:
-            OptionError: none are named.
-            FileNotFoundError: they are not there.
-            VectorError, LayerError, ModelMismatchError, FileFormatError: it holds no sets, or none for this model.
+            OptionError: `vectors` is empty.
+            FileNotFoundError: there is nothing at that path.
+            VectorError, LayerError, ModelMismatchError, FileFormatError: there are no sets, or none for this model.
         """
         if not vectors.strip():
             raise OptionError("No vectors are named. Make some with: rotalabs-steer tune MODEL --output FOLDER")
@@ -94,14 +94,14 @@ class TransformersBackend:
 
     @property
     def interventions(self) -> tuple[str, ...]:
-        """All there are."""
+        """All interventions."""
         return tuple(INTERVENTIONS)
 
     def compare(self, request: Request) -> Generator[tuple[str, ...]]:
-        """Both answers as far as they are written, a token of each in turn.
+        """Yields both answers so far, a token of each in turn.
 
         Raises:
-            OptionError: prompt and answer do not fit the model's context, or an option is unknown.
+            OptionError: prompt and answer exceed the model's context, or an option is unknown.
         """
         ids = self.chat.prompt(request.prompt)
         window = getattr(text_config(transformers_model(self.network)), "max_position_embeddings", None)
@@ -124,8 +124,7 @@ class TransformersBackend:
         )
 
     def project(self, request: Request, unsteered: str, steered: str) -> Projections:
-        """Both answers seen by every behaviour's vector, the one of its deepest acting layer, in one pass of the
-        unsteered model."""
+        """Projects both answers on every behaviour's vector at its deepest acting layer, in one unsteered pass."""
         texts, vectors = [unsteered, steered], [vectors.acting[-1] for vectors in self.sets.values()]
         seen = project(self.network, self.tokenizer, texts, vectors, prompts=[request.prompt] * len(texts))
         rows = [
@@ -138,7 +137,7 @@ class TransformersBackend:
         return {name: (first, second) for name, (first, second) in zip(self.sets, rows, strict=True)}
 
     def snippets(self, request: Request) -> Snippets:
-        """Python for this model and folder; the rest for a server that is started with them."""
+        """Python for this model and folder; JSON and curl for a server that is started with them."""
         remark = f"For a server that is started with:\nrotalabs-steer serve {self.model} --vectors {self.source}"
         options = self.chat.template_options
         return Snippets(
@@ -156,11 +155,11 @@ class TransformersBackend:
         number: int,
         write: Callable[[str], None],
     ) -> None:
-        """Writes one of the answers, until it ends or `write` raises."""
+        """Generates one of the answers, until it ends or `write` raises."""
         drawn = {"do_sample": True, "temperature": request.temperature} if request.temperature else {}
 
         def show(written: list[int]) -> None:
-            write(self._text(written).rstrip("\ufffd"))  # half a character, whose rest is the next token
+            write(self.chat.decode(written).rstrip("\ufffd"))  # a character whose bytes are not complete yet
             turns.give_way(number)
 
         try:
@@ -169,16 +168,13 @@ class TransformersBackend:
                 (row,) = continue_rows(
                     self.network, self.tokenizer, [ids], request.max_new_tokens, streamer=_Streamer(show), **drawn
                 )
-            write(self._text(row))
+            write(self.chat.decode(row))
         finally:
             turns.leave(number)
 
-    def _text(self, ids: list[int]) -> str:
-        return self.chat.decode(ids)
-
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]
-    """Tells of the tokens written so far, one more each time."""
+    """Calls a function with all tokens so far, after each token."""
 
     def __init__(self, show: Callable[[list[int]], None]) -> None:
         self._show = show

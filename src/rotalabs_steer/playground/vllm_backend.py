@@ -1,4 +1,4 @@
-"""Answers of a vLLM server that `rotalabs-steer serve` started."""
+"""A backend of the playground: a vLLM server that `rotalabs-steer serve` started."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 _START = "rotalabs-steer serve MODEL --vectors FOLDER"
 _PATIENCE = 60.0
-"""Seconds without a word after which a server counts as away. One that is shutting down keeps connections open."""
+"""Seconds without an answer after which a server counts as gone. One that shuts down keeps connections open."""
 
 
 @dataclass(frozen=True, eq=False)
 class VllmBackend:
-    """A server that steers each request as it asks.
+    """A server that steers each request as the request says.
 
     Attributes:
         server: address with `/v1`.
-        model: the name that it serves the model under.
-        key: whether it was reached with a key.
+        model: the name under which it serves the model.
+        key: whether it needs a key.
     """
 
     server: str
@@ -48,7 +48,7 @@ class VllmBackend:
 
     @classmethod
     def connect(cls, address: str, api_key: str | None = None) -> VllmBackend:
-        """Asks a server what it has.
+        """Connects to a server and reads its model and behaviours.
 
         Args:
             address: with or without `/v1`.
@@ -63,22 +63,22 @@ class VllmBackend:
             raise missing_dependency("Talking to a server", "playground", error) from error
         server = address.strip().rstrip("/").removesuffix("/v1") + "/v1"
         if not server.startswith(("http://", "https://")):
-            raise OptionError(f"{address!r} is no address of a server, as in http://127.0.0.1:8000.")
+            raise OptionError(f"{address!r} is not the address of a server, as in http://127.0.0.1:8000.")
         client = OpenAI(base_url=server, api_key=api_key or "none", max_retries=0, timeout=_PATIENCE)
         return cls(server, *_offer(client), api_key is not None, client)
 
     @property
     def interventions(self) -> tuple[str, ...]:
-        """A server adds."""
+        """Servers add vectors, and do nothing else with them."""
         return ("add",)
 
     def compare(self, request: Request) -> Generator[tuple[str, ...]]:
-        """Both answers as far as they are written. Both requests run at once.
+        """Yields both answers so far. Both requests run at once.
 
         Raises:
-            ServerError: the server is away, or refuses a request.
+            ServerError: the server does not answer, or refuses a request.
         """
-        _offer(self.client)  # a server without steering, started in its place, would ignore what it is asked
+        _offer(self.client)  # a plain vLLM server in its place would ignore the steering without an error
         body = request_body(request, self.model)
         steering = body.pop("steering", None)
         return write_together(
@@ -86,10 +86,10 @@ class VllmBackend:
         )
 
     def project(self, request: Request, unsteered: str, steered: str) -> None:
-        """Nothing: a server does not give activations."""
+        """Returns None: a server does not give activations."""
 
     def snippets(self, request: Request) -> Snippets:
-        """Programs for this server."""
+        """Python, JSON and curl for this server."""
         return Snippets(
             client_snippet(request, self.model, self.server, key=self.key),
             json_snippet(request, self.model),
@@ -114,7 +114,7 @@ class VllmBackend:
 
 
 def _offer(client: OpenAI) -> tuple[str, tuple[Behavior, ...]]:
-    """The name of the model, and the behaviours, as the server lists them."""
+    """The name of the server's model, and its behaviours."""
     with _explained(client):
         listed: Any = client.get("/steering", cast_to=object)
         model = next(iter(client.models.list())).id
@@ -129,7 +129,7 @@ def _offer(client: OpenAI) -> tuple[str, tuple[Behavior, ...]]:
 
 @contextmanager
 def _explained(client: OpenAI) -> Iterator[None]:
-    """The client's errors in one sentence, with what to do."""
+    """Turns the client's errors into a sentence that says what to do."""
     import openai
 
     place = str(client.base_url).rstrip("/")
