@@ -42,7 +42,7 @@ def wordy(count):
     ])  # fmt: skip
 
 
-def test_finalists_are_not_neighbours():
+def test_candidate_layers_are_not_neighbours():
     scores = {3: 1.0, 4: 0.9, 5: 0.8, 9: 0.1, 10: 0.2}
     assert _best_apart(scores, 3) == [3, 5, 10]
 
