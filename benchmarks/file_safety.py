@@ -300,7 +300,7 @@ def attacks() -> dict:
     wrong = [
         attempt
         for attempt, row in found.items()
-        if isinstance(row, dict) and (row["refused"] == attempt.startswith("(") or row["peak_over_size"] > 1.4)
+        if isinstance(row, dict) and (row["refused"] == attempt.startswith("(") or row["peak_over_size"] > 2)
     ]
     return {**found, "wrong": wrong, "sound": not wrong and not found["executed"]}
 

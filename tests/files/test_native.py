@@ -233,3 +233,13 @@ def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path):
     modes = {(tmp_path / name).stat().st_mode for name in ("calm.json", "calm.pt", "other")}
     assert len(modes) == 1
     assert names(tmp_path) == ["calm.json", "calm.pt", "other"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"), [([], "a folder without a vector set"), (["unfinished-tuning.json"], "was stopped")]
+)
+def test_a_folder_without_a_set_says_what_it_is(tmp_path, files, said):
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(FileNotFoundError, match=said):
+        SteeringVectorSet.load(tmp_path)

@@ -46,6 +46,10 @@ def read_set(path: Path) -> StoredSet:
             together.
     """
     if path.is_dir():
+        if not is_set(path):
+            unfinished = any(path.glob("unfinished-*"))
+            hint = "Its tuning was stopped: run the same command again to finish it." if unfinished else ""
+            raise FileNotFoundError(f"{path} is a folder without a vector set. {hint}".rstrip())
         is_pretrained = (path / CONFIG_FILE).exists() and not (path / SET_FILE).exists()
         return load_pretrained_folder(path) if is_pretrained else load_vector_set(path)
     if is_set(path):

@@ -78,7 +78,7 @@ def find_vectors(
     if reason is not None:
         raise FileNotFoundError(
             f"There are no steering vectors at {source}: neither a folder of sets, nor {path.name}.json with its .pt, "
-            f"nor a repository that the Hugging Face Hub gives ({reason})."
+            f"nor a repository that can be read from the Hugging Face Hub ({reason})."
         )
     return find_folder(repo_id, revision=revision, subfolder=subfolder, token=token)
 

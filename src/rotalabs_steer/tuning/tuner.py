@@ -140,6 +140,8 @@ def tune(
             costs the budget, the folder belongs to other work, or the judge cannot be told from other judges.
         JudgeError: an `LLMJudge` cannot be asked, or gave no verdict on a text. Finished steps are kept.
     """
+    if "finalists" in options:  # the name of `candidates` in earlier versions
+        options["candidates"] = options.pop("finalists")
     return Tuner(model, tokenizer, TuningOptions(**options), show_progress=show_progress).tune(
         contrast_pairs, output, judge
     )
