@@ -15,10 +15,11 @@ from rotalabs_steer.generation.continuation import generate_texts
 from rotalabs_steer.judging.scoring import judge_accuracy
 from rotalabs_steer.judging.text_judge import TextJudge
 from rotalabs_steer.measures.coherence import CoherenceProbe
+from rotalabs_steer.tuning.candidates import Answers, JudgedTexts
 from rotalabs_steer.tuning.split_measurer import SplitMeasurer
 from rotalabs_steer.tuning.tuner import Tuner, TuningOptions, _best_apart
 
-QUICK = {"candidates": 2, "prompts": 2, "max_new_tokens": 4, "show_progress": False}
+QUICK = {"candidates": 2, "prompts": 2, "max_new_tokens": 4, "judge_by": "words", "show_progress": False}
 TINY = QUICK | {"budget": 1e-3}  # what a random model can cost is little
 
 
@@ -43,8 +44,8 @@ def wordy(count):
 
 
 def test_candidate_layers_are_not_neighbours():
-    scores = {3: 1.0, 4: 0.9, 5: 0.8, 9: 0.1, 10: 0.2}
-    assert _best_apart(scores, 3) == [3, 5, 10]
+    scores = {("last", 3): 1.0, ("response", 4): 0.9, ("response", 5): 0.8, ("response", 9): 0.1, ("last", 10): 0.2}
+    assert _best_apart(scores, 3) == [("last", 3), ("response", 5), ("last", 10)]
 
 
 @pytest.mark.parametrize("name", ["budget", "candidates", "prompts", "max_new_tokens", "validation_pairs"])
@@ -77,13 +78,23 @@ def test_a_behaviour_is_tuned(smollm, tokenizer, tmp_path):
     assert (tuned.verdict, tuned.answers.change.low) == ("cannot say", None), "four answers are too few"
     injector = MultiVectorInjector(smollm, {"formality": tuned.vectors}, {"formality": 1.0})
     probe = CoherenceProbe(smollm, tokenizer)
-    costs = []
-    for sign in (1.0, -1.0):
-        injector.set_strength("formality", sign)
+    costs = {}
+    for strength in (-1.0, 1.0, *tuned.vectors.safe_range):
+        injector.set_strength("formality", strength)
         with injector:
-            costs.append(probe.cost())
-    assert np.mean(costs) == pytest.approx(tuned.budget, rel=0.1), "strength 1.0 spends the budget"
-    assert costs == pytest.approx([tuned.curve.costs[at].kl for at in (-1, 0)], rel=1e-3)
+            costs[strength] = probe.cost()
+    assert max(costs.values()) <= 1.06 * tuned.budget, "the whole safe range stays in the budget"
+    bounds = tuned.safe_range.minus, tuned.safe_range.plus
+    assert min(bound.strength for bound in bounds) == pytest.approx(1.0)
+    assert tuned.vectors.safe_range == (-bounds[0].strength, bounds[1].strength)
+    for bound, strength in zip(bounds, tuned.vectors.safe_range, strict=True):
+        assert bound.kl == pytest.approx(costs[strength], rel=1e-3)
+        if bound.holds == "budget":
+            assert bound.kl == pytest.approx(tuned.budget, rel=0.06), "no larger strength stays in the budget"
+        assert bound.broken <= tuned.safe_range.broken_unsteered + 0.05
+    assert [costs[-1.0], costs[1.0]] == pytest.approx([tuned.curve.cost_at(at).kl for at in (-1.0, 1.0)], rel=1e-3)
+    assert [one.method for one in tuned.refinements] == ["blend", "tilt 2"]
+    assert all(0.7 <= one.cosine < 0.999 for one in tuned.refinements)
     loaded = SteeringVectorSet.load(tmp_path / "formality")
     assert loaded == tuned.vectors
     assert loaded.get_best().layer_index == tuned.layer_index
@@ -111,7 +122,7 @@ def test_answers_in_one_batch_are_those_of_each_strength_and_system_message(smol
     assert len(set(together.texts.values())) == 3
 
 
-@pytest.mark.parametrize("stopped_after", [0, 1, 2])
+@pytest.mark.parametrize("stopped_after", [0, 1, 2, 3])
 def test_stopped_tuning_goes_on_to_the_same_result(llama, words, tmp_path, monkeypatch, stopped_after):
     pairs = wordy(15)
     whole = tune(llama, words, pairs, **TINY)
@@ -130,16 +141,17 @@ def test_stopped_tuning_goes_on_to_the_same_result(llama, words, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         tune(llama, words, pairs, tmp_path / "humor", **TINY)
     steps = json.loads((tmp_path / "humor" / "unfinished-tuning.json").read_text())["steps"]
-    kept = sum(name.startswith("layer ") for name in steps)
+    kept = sum(name.startswith(("layer ", "blend")) for name in steps)
     assert kept == stopped_after
     with pytest.raises(OptionError, match=r"unfinished-tuning\.json belongs to work with another model, other pairs"):
         tune(llama, words, wordy(16), tmp_path / "humor", **TINY)
-    calls, stopped_after = 0, stopped_after + len(whole.candidates) + 1  # lets the rest through, and counts it
+    rest = len(whole.candidates) + len(whole.refinements) + 1
+    calls, stopped_after = 0, stopped_after + rest  # lets the rest through, and counts it
     resumed = tune(llama, words, pairs, tmp_path / "humor", **TINY)
     assert resumed.to_record() == json.loads(json.dumps(whole.to_record())) | {"provenance": whole.provenance}
     assert all(torch.equal(a.vector, b.vector) for a, b in zip(resumed.vectors, whole.vectors, strict=True))
     assert not list((tmp_path / "humor").glob("unfinished*"))
-    assert calls == len(whole.candidates) + 1 - kept, "finished layers are not steered again"
+    assert calls == rest - kept, "finished layers are not steered again"
 
 
 def test_a_finished_tuning_is_read_and_other_work_refused(llama, words, tmp_path):
@@ -287,3 +299,36 @@ def test_a_judge_without_readable_content_needs_a_name_to_be_saved(llama, words,
 def test_a_judge_may_return_a_list(llama, words):
     listed = tune(llama, words, wordy(15), judge=lambda texts: [len(text) for text in texts], **TINY)
     assert listed.answers.scores == tune(llama, words, wordy(15), judge=count_letters, **TINY).answers.scores
+
+
+def test_a_judge_at_chance_decides_nothing(llama, words):
+    tuned = tune(llama, words, wordy(15), judge=lambda texts: [float(hash(text) % 7) for text in texts], **TINY)
+    assert tuned.judge_at_chance
+    assert tuned.verdict == "cannot say"
+    assert not tuned.steers
+    assert "may be chance" in str(tuned)
+
+
+def test_a_broken_answer_counts_as_unsteered():
+    loop, whole = "go on and " * 12, "This answer says one thing after the other."
+    rows = {-1.0: (loop, whole), 0.0: (whole, whole), 1.0: (whole, loop)}
+    scores = {-1.0: (-9.0, -1.0), 0.0: (0.5, 0.5), 1.0: (2.0, 9.0)}
+    answers = Answers(("a", "b"), tuple(JudgedTexts(at, rows[at], scores[at]) for at in rows))
+    assert answers.change.mean == pytest.approx(((2.0 - 0.5) / 2 + (0.5 - -1.0) / 2) / 2)
+    assert answers.broken == {-1.0: 0.5, 0.0: 0.0, 1.0: 0.5}
+
+
+def test_without_refinement_the_extracted_vector_is_chosen(llama, words):
+    tuned = tune(llama, words, wordy(15), refine=False, token_position="last", **TINY)
+    assert (tuned.refinements, tuned.refined) == ((), None)
+    assert {candidate.token_position for candidate in tuned.candidates} == {"last"}
+
+
+def test_an_unknown_kind_of_judge_is_an_error():
+    with pytest.raises(OptionError, match="judge_by is 'smell'; use one of: auto, meaning, words"):
+        TuningOptions(judge_by="smell")
+
+
+def test_the_older_name_of_candidates_is_taken(llama, words):
+    options = {name: value for name, value in TINY.items() if name != "candidates"}
+    assert len(tune(llama, words, wordy(15), finalists=1, **options).candidates) == 1

@@ -23,7 +23,7 @@ Steer = Annotated[
         "-s",
         metavar="VECTORS[:LAYERS][=STRENGTH]",
         help="A vector set, its layers (by default its acting layers) and its strength (by default 1), as in "
-        f"tuned/humor:14=0.8. {_SET} Repeatable. Strength 1 of a calibrated set costs the coherence budget. What a "
+        f"tuned/humor:14=0.8. {_SET} Repeatable. Strengths from -1 to 1 of a calibrated set are safe. What a "
         "raw set's strength costs is measured, unless --quiet, and warned of if it is far more than that.",
     ),
 ]

@@ -1,7 +1,7 @@
 """What the strengths of raw vector sets cost, measured before the first answer.
 
-Strength 1 of a calibrated set costs the coherence budget. A raw set, as extraction makes it, has no such unit, so only
-a measurement tells whether answers hold together.
+Strength 1 of a calibrated set costs at most the coherence budget. A raw set, as extraction makes it, has no such unit,
+so only a measurement tells whether answers hold together.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def measure_costs(
 
 
 def _is_calibrated(vectors: SteeringVectorSet, intervention: str) -> bool:
-    """Whether strength 1 costs the budget. Tuning measures one layer, whose vector is added."""
+    """Whether strength 1 costs at most the budget. Tuning measures one layer, whose vector is added."""
     one_layer = len(vectors.acting_layers) == 1
     return vectors.metadata.get("calibration") is not None and one_layer and intervention == "add"
 

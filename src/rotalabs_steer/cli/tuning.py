@@ -11,6 +11,7 @@ from rich.table import Table
 
 from rotalabs_steer.cli.consoles import notes, print_json, progress
 from rotalabs_steer.cli.consoles import output as results
+from rotalabs_steer.cli.extraction import METHODS
 from rotalabs_steer.cli.failures import if_stopped
 from rotalabs_steer.cli.options import Columns, Json, Model, NewTokens, Quiet, SeveralPairs, Template
 from rotalabs_steer.cli.pairs import parse_columns, read_pairs_of
@@ -37,12 +38,24 @@ def tune(
         Path, typer.Option("--output", "-o", help="Folder; each behaviour gets one of its own in it.")
     ] = Path("tuned"),
     budget: Annotated[
-        float, typer.Option(help="Coherence budget: the KL on neutral text that strength 1 costs, nats per token.")
+        float,
+        typer.Option(help="Coherence budget: the most KL on neutral text that strength 1 costs, nats per token."),
     ] = 0.2,
     candidates: Annotated[
         int,
         typer.Option("--candidates", "--finalists", help="How many candidate layers to steer before choosing one."),
     ] = 3,
+    method: Annotated[str, typer.Option("--method", "-m", help=f"Extraction method: {METHODS}.")] = "mean_difference",
+    position: Annotated[
+        str | None, typer.Option(help="Tokens to read: last, response, … By default both of these are tried.")
+    ] = None,
+    refine: Annotated[
+        bool, typer.Option(help="Also try the chosen vector turned towards the model's gradient.")
+    ] = True,
+    judge: Annotated[
+        str,
+        typer.Option(help="The answers' judge: meaning (sentence embeddings), words, or auto (meaning if installed)."),
+    ] = "auto",
     prompts: Annotated[int, typer.Option(help="How many prompts of a split to answer.")] = 12,
     max_new_tokens: NewTokens = 32,
     processes: Annotated[
@@ -59,9 +72,18 @@ def tune(
 
     Example: `rotalabs-steer tune sample formality --output tuned`
     """
+    from rotalabs_steer.extraction.methods import get_method
+    from rotalabs_steer.extraction.readout import check_readout
     from rotalabs_steer.tuning.tuner import Tuner, TuningOptions
 
+    get_method(method)
+    if position is not None:
+        check_readout(position)
     options = TuningOptions(
+        method=method,
+        token_position=position,
+        refine=refine,
+        judge_by=judge,
         budget=budget,
         candidates=candidates,
         prompts=prompts,

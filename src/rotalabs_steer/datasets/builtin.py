@@ -69,7 +69,7 @@ def load_uncertainty_pairs(split: str | None = None) -> ContrastPairDataset:
 
 
 def load_tool_restraint_pairs(split: str | None = None) -> ContrastPairDataset:
-    """Answering directly against calling a tool that is not needed."""
+    """Calling a tool only when the request needs one, against calls that it does not need."""
     return load_behavior("tool_restraint", split)
 
 

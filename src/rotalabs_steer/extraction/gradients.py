@@ -21,7 +21,7 @@ from rotalabs_steer.model.layer_outputs import ResidualLayout, first_tensor, wit
 from rotalabs_steer.steering.plain_model import unsteered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from jaxtyping import Float
     from torch import nn
@@ -37,11 +37,17 @@ def pair_gradients(
     pairs: Sequence[RenderedPair],
     layer_indices: Sequence[int],
     *,
+    at: Mapping[int, Float[torch.Tensor, " hidden"]] | None = None,
+    first_tokens: int | None = None,
     show_progress: bool = False,
 ) -> Float[torch.Tensor, "layers pairs hidden"]:
     """Gradient of each pair's log-odds with respect to one vector added at all positions of each layer's output.
 
     The log-odds of a pair are the mean log-probability of a token of the positive response minus that of the negative.
+
+    Args:
+        at: for each layer, the vector that is added where the gradient is taken; by default nothing is added.
+        first_tokens: how many tokens of each response count, from its beginning; by default all of them.
 
     Raises:
         DatasetError: a side has no token of a response to score; the model has not run.
@@ -49,7 +55,8 @@ def pair_gradients(
     """
     texts = sides_of(pairs)
     check_scorable(texts, side_name)
-    ids = [text.ids for text in texts]
+    starts = [max(text.response_start, 1) for text in texts]
+    ids = [text.ids[: start + (first_tokens or len(text.ids))] for text, start in zip(texts, starts, strict=True)]
     gradients = torch.zeros(len(layer_indices), len(texts), hidden_size(model))
     with (
         unsteered(model),
@@ -57,11 +64,11 @@ def pair_gradients(
         tqdm(total=len(ids), unit="text", desc="gradients", disable=not show_progress, leave=False) as progress,
     ):
         for batch in text_batches(model, ids, share_prefixes=False):
-            with _additions(model, batch, layer_indices) as additions:
+            with _additions(model, batch, layer_indices, at) as additions:
                 log_probs = _log_probs(model, batch)
                 total = log_probs.new_zeros(())
                 for row, index in enumerate(batch.texts):
-                    start = max(texts[index].response_start, 1)
+                    start = starts[index]
                     targets = torch.tensor(ids[index][start:], device=log_probs.device)
                     predicted = log_probs[row, start - 1 :][: len(targets)].gather(1, targets[:, None])
                     # Each row has its own addition, so one backward pass gives the gradient of every text by itself.
@@ -131,8 +138,17 @@ def _check_finite(
 
 
 @contextlib.contextmanager
-def _additions(model: nn.Module, batch: TextBatch, layer_indices: Sequence[int]) -> Iterator[list[torch.Tensor]]:
-    """Adds zeros `[rows, 1, hidden]` to each layer's output, with respect to which the output can be differentiated."""
+def _additions(
+    model: nn.Module,
+    batch: TextBatch,
+    layer_indices: Sequence[int],
+    at: Mapping[int, Float[torch.Tensor, " hidden"]] | None = None,
+) -> Iterator[list[torch.Tensor]]:
+    """Adds `[rows, 1, hidden]` to each layer's output, with respect to which the output can be differentiated.
+
+    Args:
+        at: the vector to add at each layer; by default zeros.
+    """
     layers, layout = decoder_layers(model), ResidualLayout.of(model)
     rows, columns = batch.inputs["input_ids"].shape
     additions: list[torch.Tensor] = []
@@ -149,7 +165,8 @@ def _additions(model: nn.Module, batch: TextBatch, layer_indices: Sequence[int])
 
     with contextlib.ExitStack() as stack:
         for index in layer_indices:
-            addition = torch.zeros(rows, 1, layout.width, requires_grad=True)
+            value = torch.zeros(layout.width) if at is None else at[index].float().cpu()
+            addition = value.repeat(rows, 1, 1).requires_grad_()
             additions.append(addition)
             stack.callback(layers[index].register_forward_hook(adding(addition)).remove)
         yield additions

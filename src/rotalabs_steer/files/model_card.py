@@ -63,9 +63,12 @@ def _facts(stored: StoredSet) -> dict[str, str]:
     }
     if isinstance(calibration, dict):
         rows["Strength"] = (
-            f"calibrated: 1.0 costs {calibration.get('budget_kl')} nats of KL per token of neutral text; at 2 or more "
-            "the text may fall apart"
+            f"calibrated: strengths from -1 to 1 cost at most {calibration.get('budget_kl')} nats of KL per token of "
+            "neutral text and left answers whole; at 2 or more the text may fall apart"
         )
+        ends = calibration.get("safe_range")
+        if isinstance(ends, list) and len(ends) == 2 and all(as_real(end) is not None for end in ends):
+            rows["Safe range"] = f"{ends[0]:.2g} to {ends[1]:.2g}"
     effect, answers = found.get("effect"), found.get("answers")
     if isinstance(effect, dict):
         rows["Effect"] = _interval(effect, "nats_per_token", "nats per token of log-odds")

@@ -60,11 +60,11 @@ class Calibration:
     """The strength that spends a budget, and what was measured there.
 
     Attributes:
-        costs: the costs at minus and at plus that strength. Their mean KL is the budget, to within 5 %.
+        costs: the cost for each sign, minus before plus. Their mean KL is the budget, to within 5 %.
     """
 
     strength: float
-    costs: tuple[CoherenceCost, CoherenceCost]
+    costs: tuple[CoherenceCost, ...]
 
 
 class CoherenceProbe:
@@ -123,26 +123,34 @@ class CoherenceProbe:
         followed = int((self._next != _NO_NEXT_TOKEN).sum())
         return CoherenceCost(divergence / len(self._next), math.exp(-likelihood / followed))
 
-    def calibrate(self, injector: ActivationInjector, start: float, budget: float = DEFAULT_BUDGET) -> Calibration:
-        """Finds the strength whose cost, the mean of both signs, is the budget. The injector keeps its own strength.
+    def calibrate(
+        self,
+        injector: ActivationInjector,
+        start: float,
+        budget: float = DEFAULT_BUDGET,
+        signs: Sequence[float] = (-1.0, 1.0),
+    ) -> Calibration:
+        """Finds the strength whose cost is the budget. The injector keeps its own strength.
 
         Args:
             start: a first guess of the strength.
+            signs: the cost is the mean over these; by default over both.
 
         Raises:
             OptionError: no strength costs the budget to within 5 %. The message gives the largest measured cost.
         """
-        measured: dict[float, tuple[CoherenceCost, CoherenceCost]] = {}
+        measured: dict[float, tuple[CoherenceCost, ...]] = {}
 
         def cost(strength: float) -> float:
+            costs = []
             try:
-                injector.strength = -strength
-                minus = self.measure()
-                injector.strength = strength
-                measured[strength] = (minus, self.measure())
+                for sign in signs:
+                    injector.strength = sign * strength
+                    costs.append(self.measure())
             except ActivationError:  # so strong that the model's numbers overflow, which is not an error of the search
                 return math.nan
-            return sum(cost.kl for cost in measured[strength]) / 2
+            measured[strength] = tuple(costs)
+            return sum(cost.kl for cost in costs) / len(costs)
 
         before = injector.strength
         try:

@@ -40,18 +40,23 @@ def measure_texts(texts: Sequence[str]) -> TextMeasures | None:
     """Length and repetition of texts; None where there are no texts."""
     if not texts:
         return None
-    split = [_WORD.findall(text.lower()) for text in texts]
-    repetitions = [1 - share for words in split if (share := _distinct([words], 4)) is not None]
+    split = [words_of(text) for text in texts]
+    repetitions = [1 - share for words in split if (share := distinct_share([words], 4)) is not None]
     return TextMeasures(
         words=sum(map(len, split)) / len(split),
         empty=sum(not words for words in split) / len(split),
-        distinct_1=_distinct(split, 1),
-        distinct_2=_distinct(split, 2),
+        distinct_1=distinct_share(split, 1),
+        distinct_2=distinct_share(split, 2),
         repetition=sum(repetitions) / len(repetitions) if repetitions else None,
     )
 
 
-def _distinct(texts: Sequence[Sequence[str]], size: int) -> float | None:
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case and without punctuation."""
+    return _WORD.findall(text.lower())
+
+
+def distinct_share(texts: Sequence[Sequence[str]], size: int) -> float | None:
     """The number of different sequences of `size` words divided by the number of all; None where there are none."""
     sequences = [tuple(words[start : start + size]) for words in texts for start in range(len(words) - size + 1)]
     return len(set(sequences)) / len(sequences) if sequences else None

@@ -75,16 +75,18 @@ def strength_legend(behaviors: Sequence[Behavior]) -> str:
     if not any(behavior.safe_range for behavior in behaviors):
         return '<p class="soft">These sets are raw: strength 1 has no fixed cost, so no safe range is known.</p>'
     return (
-        '<p class="soft"><i class="safe-mark"></i>Safe range of a calibrated set: strength ±1 costs the coherence '
-        "budget. Beyond it, the text may fall apart.</p>"
+        '<p class="soft"><i class="safe-mark"></i>Safe range of a calibrated set: strengths from −1 to 1 stay in '
+        "the coherence budget and leave answers whole. Beyond it, the text may fall apart.</p>"
     )
 
 
 def strength_remark(behavior: Behavior) -> str | None:
-    """The warning beside a slider, if there is one."""
+    """What a user of a slider has to know: a warning, or a safe range that is larger than −1 to 1."""
     if behavior.safe_range is None:
         return "raw: no safe range known"
-    return "does not steer on this model" if behavior.steers is False else None
+    low, high = behavior.safe_range
+    further = f"safe from {low:.2g} to {high:.2g}".replace("-", "−") if behavior.safe_range != (-1.0, 1.0) else None
+    return "does not steer on this model" if behavior.steers is False else further
 
 
 def summary(backend: Backend | None) -> str:

@@ -84,11 +84,7 @@ class TransformersBackend:
     def behaviors(self) -> tuple[Behavior, ...]:
         """One for each set."""
         return tuple(
-            Behavior(
-                name,
-                (-1.0, 1.0) if vectors.metadata.get("calibration") is not None else None,
-                vectors.metadata.get("steers"),
-            )
+            Behavior(name, vectors.safe_range, vectors.metadata.get("steers"))
             for name, vectors in sorted(self.sets.items())
         )
 

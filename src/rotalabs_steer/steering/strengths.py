@@ -4,8 +4,9 @@
 - Strength 1 is the vector as it is stored. Interventions other than addition do in full what their names say.
 - Negative strengths steer the other way.
 
-Tuning stores a calibrated vector, whose strength 1 costs exactly the coherence budget. Extraction stores a raw vector,
-whose length depends on model and layer, so its strengths can be compared with those of no other vector.
+Tuning stores a calibrated vector: strengths 1 and −1 are both safe, and one of them is the largest that stays in the
+coherence budget and leaves the model's answers whole. Extraction stores a raw vector, whose length depends on model and
+layer, so its strengths can be compared with those of no other vector.
 """
 
 from __future__ import annotations

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch  # noqa: TC002 - a record's hints are read at run time
 
 from rotalabs_steer.chat.conversations import Prompt  # noqa: TC001 - a record's hints are read at run time
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.intervals import Estimate, mean_interval
+from rotalabs_steer.judging.scoring import judge_texts
+from rotalabs_steer.measures.whole_answers import is_broken, share_broken
 from rotalabs_steer.tuning.curves import LayerCurve  # noqa: TC001 - a record's hints are read at run time
+
+if TYPE_CHECKING:
+    from rotalabs_steer.judging.scoring import Judge
 
 
 @dataclass(frozen=True)
@@ -55,9 +63,26 @@ class Answers:
 
     @property
     def change(self) -> Estimate:
-        """Half the difference between the scores at strengths 1 and −1, mean over prompts, in the judge's own unit."""
-        pairs = zip(self.scores[1.0], self.scores[-1.0], strict=True)
+        """Half the difference between the scores at strengths 1 and −1, mean over prompts, in the judge's own unit.
+
+        A broken answer has the score of the unsteered answer, because its loops say nothing of the behaviour.
+        """
+        pairs = zip(self._whole_scores(1.0), self._whole_scores(-1.0), strict=True)
         return mean_interval([(plus - minus) / 2 for plus, minus in pairs])
+
+    @property
+    def broken(self) -> dict[float, float]:
+        """The share of broken answers, by strength."""
+        return {row.strength: share_broken(row.texts) for row in self.by_strength}
+
+    def judged_by(self, judge: Judge) -> Answers:
+        """The same answers with another judge's scores."""
+        rows = tuple(JudgedTexts(row.strength, row.texts, judge_texts(judge, row.texts)) for row in self.by_strength)
+        return Answers(self.prompts, rows)
+
+    def _whole_scores(self, strength: float) -> list[float]:
+        rows = zip(self.texts[strength], self.scores[strength], self.scores[0.0], strict=True)
+        return [unsteered if is_broken(text) else score for text, score, unsteered in rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +94,7 @@ class LayerCandidate:
         calibrated_strength: the strength at which the extracted vector spends the coherence budget.
         curve: the log-odds of the validation pairs at each strength.
         answers: the answers to the validation prompts. The layer whose answers change most is chosen.
+        token_position: the read-out of the layer's vector.
     """
 
     layer_index: int = field(metadata={"key": "layer"})
@@ -76,3 +102,36 @@ class LayerCandidate:
     calibrated_strength: float = field(metadata={"key": "unit"})
     curve: LayerCurve
     answers: Answers
+    token_position: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """The chosen layer's vector, turned towards the model's gradient, steered on the validation split.
+
+    Attributes:
+        method: "blend" or "tilt 2"; see `tuning.refinement`.
+        cosine: to the vector that it began as.
+        calibrated_strength: the strength at which it spends the coherence budget.
+        answers: the answers to the validation prompts. The vector whose answers change most is chosen.
+    """
+
+    method: str
+    vector: torch.Tensor
+    cosine: float
+    calibrated_strength: float
+    answers: Answers
+
+
+@dataclass(frozen=True)
+class SecondOpinion:
+    """What a judge that chose nothing says of the test answers.
+
+    Attributes:
+        accuracy: the share of test pairs whose positive response it scores above the negative one.
+        change: as `Answers.change`, in this judge's unit.
+    """
+
+    judge: str
+    accuracy: float
+    change: Estimate

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rotalabs_steer.errors import FileFormatError
 from rotalabs_steer.files.records import from_json, key_of, read_record, to_json, write_record
-from rotalabs_steer.tuning.candidates import Answers, LayerCandidate  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.intervals import Estimate, wilson_interval
+from rotalabs_steer.tuning.candidates import (  # noqa: TC001 - a record's hints are read at run time
+    Answers,
+    LayerCandidate,
+    Refinement,
+    SecondOpinion,
+)
 from rotalabs_steer.tuning.curves import LayerCurve  # noqa: TC001 - a record's hints are read at run time
+from rotalabs_steer.tuning.safe_range import SafeRange  # noqa: TC001 - a record's hints are read at run time
 from rotalabs_steer.vectors import SteeringVectorSet
 
 if TYPE_CHECKING:
@@ -38,6 +45,10 @@ class TunedSteering:
         answers: the answers to the prompts of the test pairs, with the chosen layer steered.
         judge_accuracy: share of test pairs whose positive response the judge scores above the negative one. It is None
             in files of earlier releases where the judge was not a `TextJudge`.
+        safe_range: how strongly each sign may steer. Strengths −1 and 1 are both inside.
+        refinements: the variants of the chosen layer's vector that were tried.
+        refined: the method of the chosen variant, or None where the extracted vector was chosen.
+        second_opinion: what a judge that chose nothing says, where there is one.
         provenance: the model, the versions, the pairs, the options, the judge, the seed and the date.
     """
 
@@ -51,6 +62,10 @@ class TunedSteering:
     answers: Answers
     judge_accuracy: float | None
     provenance: Mapping[str, Any]
+    safe_range: SafeRange | None = None
+    refinements: tuple[Refinement, ...] = ()
+    refined: str | None = None
+    second_opinion: SecondOpinion | None = None
 
     @property
     def layer_index(self) -> int:
@@ -59,14 +74,32 @@ class TunedSteering:
 
     @property
     def steers(self) -> bool:
-        """Whether both 95 % intervals on the test split, of the log-odds and of the answers, lie above zero."""
-        return self.curve.effect.above_zero and self.answers.change.above_zero
+        """Whether the 95 % intervals on the test split, of the log-odds and of the answers, lie above zero.
+
+        Where there is a second opinion, its interval has to lie above zero as well. A judge that cannot tell the test
+        pairs apart says nothing.
+        """
+        return not self.judge_at_chance and all(estimate.above_zero for estimate in self._estimates)
+
+    @property
+    def judge_at_chance(self) -> bool:
+        """Whether the judge may tell the sides of the test pairs apart by chance alone: its interval includes 0.5."""
+        if self.judge_accuracy is None:
+            return False
+        pairs = len(self.curve.effects)
+        low = wilson_interval(round(self.judge_accuracy * pairs), pairs).low
+        return low is None or low <= 0.5
+
+    @property
+    def _estimates(self) -> list[Estimate]:
+        second = [] if self.second_opinion is None else [self.second_opinion.change]
+        return [self.curve.effect, self.answers.change, *second]
 
     @property
     def undecided(self) -> bool:
-        """Whether the test split is too small to decide: an interval is missing, and no interval includes zero."""
-        found = (self.curve.effect, self.answers.change)
-        return not self.steers and all(estimate.low is None or estimate.above_zero for estimate in found)
+        """Whether nothing can be decided: the judge is at chance, or an interval is missing and none includes zero."""
+        open_question = all(estimate.low is None or estimate.above_zero for estimate in self._estimates)
+        return not self.steers and (self.judge_at_chance or open_question)
 
     @property
     def verdict(self) -> str:
@@ -88,6 +121,11 @@ class TunedSteering:
         found = f"layer {self.layer_index}: log-odds {self.curve.effect} nats per token, answers {self.answers.change}"
         if self.steers:
             return f"{self.behavior}, {found} at strength ±1 (KL {self.budget:g})"
+        if self.judge_at_chance:
+            return (
+                f"{self.behavior}: whether it steers on this model cannot be said: the judge scores the positive side "
+                f"higher in {self.judge_accuracy:.0%} of the test pairs only, which may be chance ({found})"
+            )
         if self.undecided:
             return (
                 f"{self.behavior}: whether it steers on this model cannot be said: {len(self.curve.effects)} test "

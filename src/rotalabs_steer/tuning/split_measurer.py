@@ -12,12 +12,14 @@ from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.generation.continuation import generate_texts, spoken
 from rotalabs_steer.judging.scoring import judge_texts
 from rotalabs_steer.measures.propensity import pair_propensities
+from rotalabs_steer.measures.whole_answers import share_broken
 from rotalabs_steer.steering.injection import ActivationInjector
 from rotalabs_steer.tuning.candidates import Answers, JudgedTexts
 from rotalabs_steer.tuning.curves import LayerCurve
+from rotalabs_steer.tuning.safe_range import MOST_MORE_BROKEN, Bound, SafeRange
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from rotalabs_steer.judging.scoring import Judge
     from rotalabs_steer.measures.coherence import Calibration, CoherenceProbe
     from rotalabs_steer.vectors import SteeringVector
+
+
+_REDUCTION = 0.8
+_LEAST_SHARE = 0.2
+"""Of the strength that spends the budget. Answers that are broken at less are not mended by still less."""
 
 
 class SplitMeasurer:
@@ -51,25 +58,34 @@ class SplitMeasurer:
         self._prompts = tuple(asked.values())[:prompts]
         self._max_new_tokens = max_new_tokens
 
-    def curve(self, vector: SteeringVector, calibration: Calibration, fractions: Sequence[float]) -> LayerCurve:
-        """The log-odds of the pairs, and the cost on neutral text, at fractions of the calibrated strength.
+    def curve(
+        self,
+        vector: SteeringVector,
+        strength: float,
+        fractions: Sequence[float],
+        calibration: Calibration | None = None,
+    ) -> LayerCurve:
+        """The log-odds of the pairs, and the cost on neutral text, at fractions of a strength.
 
         Args:
             fractions: in rising order, with −1, 0 and 1 among them.
+            calibration: of that strength, whose costs are not measured again.
         """
         propensities = {0.0: self._unsteered_propensities}
-        costs = {-1.0: calibration.costs[0], 0.0: self._probe.unsteered, 1.0: calibration.costs[1]}
+        costs = {0.0: self._probe.unsteered}
+        if calibration is not None:
+            costs |= {-1.0: calibration.costs[0], 1.0: calibration.costs[1]}
         injector = ActivationInjector(self._model, [vector])
         with injector:
             for fraction in fractions:
-                injector.strength = fraction * calibration.strength
+                injector.strength = fraction * strength
                 if fraction not in propensities:
                     propensities[fraction] = pair_propensities(self._model, self.pairs)
                 if fraction not in costs:
                     costs[fraction] = self._probe.measure()
         return LayerCurve(
             vector.layer_index,
-            calibration.strength,
+            strength,
             tuple(fractions),
             torch.stack([propensities[fraction] for fraction in fractions]),
             tuple(costs[fraction] for fraction in fractions),
@@ -84,6 +100,41 @@ class SplitMeasurer:
         texts = {-1.0: steered[:count], 0.0: self._unsteered_answers, 1.0: steered[count:]}
         rows = (JudgedTexts(sign, written, judge_texts(judge, written)) for sign, written in texts.items())
         return Answers(self._prompts, tuple(rows))
+
+    def safe_range(self, vector: SteeringVector, start: float, budget: float) -> SafeRange:
+        """How strongly each sign of a vector may steer.
+
+        Args:
+            start: a first guess at a strength that spends the budget.
+            budget: nats of KL on neutral text per token, for each sign by itself.
+        """
+        injector = ActivationInjector(self._model, [vector])
+        largest = {sign: self._probe.calibrate(injector, start, budget, (sign,)).strength for sign in (-1.0, 1.0)}
+        before, shares = share_broken(self._unsteered_answers), dict.fromkeys(largest, 1.0)
+        while True:
+            broken = self._broken(vector, {sign: shares[sign] * strength for sign, strength in largest.items()})
+            too_many = [sign for sign, share in broken.items() if share > before + MOST_MORE_BROKEN]
+            if not too_many or min(shares.values()) < _LEAST_SHARE:
+                break
+            for sign in too_many:
+                shares[sign] *= _REDUCTION
+
+        def bound(sign: float) -> Bound:
+            strength = shares[sign] * largest[sign]
+            with injector:
+                injector.strength = sign * strength
+                holds = "budget" if shares[sign] == 1.0 else "answers"
+                return Bound(strength, self._probe.cost(), broken[sign], holds)
+
+        return SafeRange(bound(-1.0), bound(1.0), before)
+
+    def _broken(self, vector: SteeringVector, strengths: Mapping[float, float]) -> dict[float, float]:
+        """The share of broken answers at one strength of each sign."""
+        count = len(self._prompts)
+        rows = [sign * strength for sign, strength in strengths.items() for _ in range(count)]
+        with ActivationInjector(self._model, [vector], rows):
+            texts = self._generate(self._prompts * 2)
+        return dict(zip(strengths, (share_broken(texts[:count]), share_broken(texts[count:])), strict=True))
 
     @cached_property
     def _unsteered_propensities(self) -> torch.Tensor:

@@ -1,10 +1,14 @@
 """Chooses a layer and a strength from contrast pairs and measures whether they steer.
 
-1. Every layer gets a vector from the training split, and a first-order score on the validation split from one backward
-   pass. The layers with the best scores become candidates.
+1. Every layer gets vectors from the training split, one for each read-out, and a first-order score on the validation
+   split from one backward pass. The layers with the best scores become candidates.
 2. Each candidate is calibrated to the strength that spends the coherence budget and then steered on the validation
-   split. What the model writes decides between them, because the log-odds of given responses alone mislead.
-3. The test split, which was used for nothing else, shows how well the chosen layer steers.
+   split. What the model writes decides between them, because the log-odds of given responses alone mislead. Broken
+   answers count as unsteered.
+3. The best candidate's vector is turned a little towards the model's gradient, in two ways, and what the model writes
+   decides again.
+4. Strength 1 is set so that both signs stay in the budget and leave the answers whole.
+5. The test split, which was used for nothing else, shows how well the chosen vector steers.
 """
 
 from __future__ import annotations
@@ -27,11 +31,12 @@ from rotalabs_steer.datasets.loading import pairs_from
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.datasets.splits import split_pairs, spread
 from rotalabs_steer.errors import OptionError
-from rotalabs_steer.extraction.extract import extract_vectors
+from rotalabs_steer.extraction.extract import read_statistics
 from rotalabs_steer.extraction.methods import DEFAULT_METHOD
 from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
 from rotalabs_steer.extraction.readout import readout_name
 from rotalabs_steer.files.records import to_json
+from rotalabs_steer.judging.embedding_judge import EmbeddingJudge, can_embed
 from rotalabs_steer.judging.identity import judge_identity
 from rotalabs_steer.judging.scoring import judge_accuracy, judge_name, judge_of, judge_texts
 from rotalabs_steer.judging.text_judge import TextJudge
@@ -40,17 +45,19 @@ from rotalabs_steer.model.decoder import decoder_layers, model_fingerprint, mode
 from rotalabs_steer.model.digest import model_digest, tokenizer_digest
 from rotalabs_steer.steering.injection import ActivationInjector
 from rotalabs_steer.steering.plain_model import unsteered
-from rotalabs_steer.tuning.candidates import Answers, LayerCandidate
+from rotalabs_steer.tuning.candidates import Answers, LayerCandidate, Refinement, SecondOpinion
 from rotalabs_steer.tuning.checkpoint import Checkpoint
 from rotalabs_steer.tuning.curves import LayerCurve
 from rotalabs_steer.tuning.first_order import FirstOrder, NeutralCost
+from rotalabs_steer.tuning.refinement import blend, tilt
 from rotalabs_steer.tuning.result import RECORD_FILE, TunedSteering
+from rotalabs_steer.tuning.safe_range import SafeRange
 from rotalabs_steer.tuning.split_measurer import SplitMeasurer
 from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -59,6 +66,11 @@ if TYPE_CHECKING:
     from rotalabs_steer.judging.scoring import Judge, LearningJudge
 
 _SEED = 0
+_ALGORITHM = 2
+"""Raised whenever the steps change, so that no result mixes steps of two versions."""
+_POSITIONS = ("response", "last")
+_JUDGES = ("auto", "meaning", "words")
+_REFINING_PAIRS = 32
 _FRACTIONS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 _ENDS = (-1.0, 0.0, 1.0)
 """Without the strengths between, which would not change the decision."""
@@ -71,8 +83,12 @@ class TuningOptions:
     """How tuning extracts vectors, and how much it measures.
 
     Attributes:
-        method, token_position: how vectors are extracted; see `extract_vectors`.
-        budget: the coherence budget: the KL on neutral text, in nats per token, that strength 1.0 costs.
+        method: how vectors are extracted; see `extract_vectors`.
+        token_position: where they are read. By default both the responses and their last tokens are tried.
+        refine: whether to try the chosen vector turned towards the model's gradient; see `tuning.refinement`.
+        judge_by: what the default judge goes by: "meaning" (an `EmbeddingJudge`), "words" (a `TextJudge`), or "auto",
+            which is "meaning" where sentence-transformers and all-mpnet-base-v2 are installed, else "words".
+        budget: the coherence budget: the most KL on neutral text, in nats per token, that strength 1 or −1 may cost.
         candidates: how many candidate layers to steer before choosing one.
         validation_pairs: how many validation pairs score the layers and the candidates. They are taken evenly from the
             split.
@@ -86,6 +102,8 @@ class TuningOptions:
 
     method: str = DEFAULT_METHOD
     token_position: Readout | None = None
+    refine: bool = True
+    judge_by: str = "auto"
     budget: float = DEFAULT_BUDGET
     candidates: int = field(default=3, metadata={"key": "finalists"})
     validation_pairs: int = 8
@@ -101,6 +119,8 @@ class TuningOptions:
                 kind = "a number" if name == "budget" else "an integer"
                 raise OptionError(f"{name} is {given!r}; it must be {kind} above zero.")
             object.__setattr__(self, name, number)
+        if self.judge_by not in _JUDGES:
+            raise OptionError(f"judge_by is {self.judge_by!r:.80}; use one of: {', '.join(_JUDGES)}.")
 
     def to_record(self) -> dict[str, Any]:
         """The options as JSON values."""
@@ -129,7 +149,8 @@ def tune(
             was stopped, call it again: it continues from the last finished step, to the same result.
         judge: scores what the model writes. It is a function that returns one finite number for each text of a list,
             higher for more of the behaviour; or a `TextJudge`; or an `LLMJudge`, which is shown a few of the training
-            pairs. The default is a `TextJudge` of the training pairs. The judge is asked about two texts before the
+            pairs. The default judge is made from the training pairs; see `judge_by` of `TuningOptions`. Where that one
+            goes by meaning, the words of the test answers have to agree. The judge is asked about two texts before the
             model runs. With `output`, a digest of the judge's content identifies it when the work is resumed; give
             a judge that cannot be digested a string attribute `identity`.
         options: fields of `TuningOptions`.
@@ -184,19 +205,27 @@ class Tuner:
         if judge is not None:  # a judge that cannot be used is an error now, not once the model has answered
             judge_texts(judge, [train[0].positive, train[0].negative])
         weights = model_digest(self._model)
-        work = self._work(splits, weights, judge_identity(judge, saved=folder is not None))
+        by_meaning = judge is None and self._judges_by_meaning()
+        identity = "the default judge, by meaning" if by_meaning else judge_identity(judge, saved=folder is not None)
+        work = self._work(splits, weights, identity)
         if folder is not None and (folder / RECORD_FILE).exists():
             return _finished(folder, work)
         checkpoint = Checkpoint(None if folder is None else folder / _STEPS_FILE, work)
+        second = None
+        if by_meaning:
+            judge, second = EmbeddingJudge.fit(train), TextJudge.fit(train)
         judge = TextJudge.fit(train) if judge is None else judge
         facts = {"judge": judge_name(judge), "dataset_sha256": dataset.sha256, "work": work}
         self._measure_neutral_text(weights)
-        tuned = self._run(splits, judge, checkpoint, folder, {**self._provenance(splits), **facts})
+        tuned = self._run(splits, judge, second, checkpoint, folder, {**self._provenance(splits), **facts})
         if folder is not None:
             tuned.save(folder)
             checkpoint.remove()
             (folder / _SUMS_FILE).unlink(missing_ok=True)
         return tuned
+
+    def _judges_by_meaning(self) -> bool:
+        return self.options.judge_by == "meaning" or (self.options.judge_by == "auto" and can_embed())
 
     def _check_responses(self, splits: Mapping[str, ContrastPairDataset]) -> None:
         """Raises a `DatasetError` for a pair whose responses cannot be scored, before the model runs."""
@@ -210,67 +239,111 @@ class Tuner:
         self,
         splits: Mapping[str, ContrastPairDataset],
         judge: Judge,
+        second: Judge | None,
         checkpoint: Checkpoint,
         folder: Path | None,
         provenance: Mapping[str, Any],
     ) -> TunedSteering:
         """Does the steps that the checkpoint does not have."""
-        vectors = self._extract(splits["train"], folder)
+        step, test_pairs = checkpoint.get_or_compute, list(splits["test"])
+        extracted = self._extract(splits["train"], folder)
         validation = self._measurer(spread(splits["validation"], self.options.validation_pairs))
-        test = self._measurer(list(splits["test"]))
+        test = self._measurer(test_pairs)
 
-        def score() -> list[float]:
+        def score() -> dict[str, list[float]]:
             first_order = FirstOrder.measure(self._model, validation.pairs, self._layers, self._cost)
-            return [first_order.score(vectors[layer]) for layer in self._layers]
+            return {
+                position: [first_order.score(vectors[layer]) for layer in self._layers]
+                for position, vectors in extracted.items()
+            }
 
         def control() -> LayerCurve:
-            direction = _random_direction(vectors[best.layer_index])
-            return test.curve(direction, self._calibrate(direction), _ENDS)
+            direction = _random_direction(steering)
+            calibration = self._calibrate(direction)
+            return test.curve(direction, calibration.strength, _ENDS, calibration)
 
-        step = checkpoint.get_or_compute
-        scores: dict[int, float] = dict(enumerate(step("scores", score, list[float])))
-        layers = _best_apart(scores, self.options.candidates)
+        scores = step("scores", score, dict[str, list[float]])
+        ranked = {(position, layer): row[layer] for position, row in scores.items() for layer in self._layers}
         candidates = []
-        for layer in tqdm(
-            layers, desc="steering candidate layers", unit="layer", disable=not self._show_progress, leave=False
+        for position, layer in tqdm(
+            _best_apart(ranked, self.options.candidates),
+            desc="steering candidate layers",
+            unit="layer",
+            disable=not self._show_progress,
+            leave=False,
         ):
-            steer = partial(self._steer, vectors[layer], scores[layer], validation, judge)
+            steer = partial(self._steer, extracted[position][layer], ranked[position, layer], validation, judge)
             candidates.append(step(f"layer {layer}", steer, LayerCandidate))
         best = max(candidates, key=lambda candidate: candidate.answers.change.mean)
-        rescaled = SteeringVectorSet(
-            vectors.behavior,
-            [vectors[candidate.layer_index].scale(candidate.calibrated_strength) for candidate in candidates],
-            {**vectors.metadata, "chosen_layer": best.layer_index},
-        )
-        chosen = rescaled[best.layer_index]
-        calibration = Calibration(1.0, (best.curve.cost_at(-1.0), best.curve.cost_at(1.0)))
+        position = str(best.token_position)
+        start = extracted[position][best.layer_index]
+        refinements = self._refine(start, list(splits["train"]), validation, judge, checkpoint)
+        better = [one for one in refinements if one.answers.change.mean > best.answers.change.mean]
+        refined = max(better, key=lambda one: one.answers.change.mean, default=None)
+        vector = start if refined is None else dataclasses.replace(start, vector=refined.vector)
+        calibrated = (refined or best).calibrated_strength
+        find_range = partial(validation.safe_range, vector, calibrated, self.options.budget)
+        safe_range = step("safe range", find_range, SafeRange)
+        vectors = _rescaled(extracted, candidates, vector, safe_range.strength, safe_range.strength / calibrated)
+        steering = vectors[best.layer_index]
+        answers = step("answers", lambda: test.answers(steering, 1.0, judge), Answers)
         return _with_evidence(
             TunedSteering(
-                behavior=rescaled.behavior,
+                behavior=vectors.behavior,
                 budget=self.options.budget,
-                vectors=rescaled,
-                first_order_scores=scores,
+                vectors=vectors,
+                first_order_scores=dict(enumerate(scores[position])),
                 candidates=tuple(candidates),
-                curve=step("test", lambda: test.curve(chosen, calibration, _FRACTIONS), LayerCurve),
+                curve=step("test", lambda: test.curve(steering, 1.0, _FRACTIONS), LayerCurve),
                 control=step("control", control, LayerCurve),
-                answers=step("answers", lambda: test.answers(chosen, 1.0, judge), Answers),
-                judge_accuracy=step("judge accuracy", lambda: judge_accuracy(judge, list(splits["test"])), float),
+                answers=answers,
+                judge_accuracy=step("judge accuracy", lambda: judge_accuracy(judge, test_pairs), float),
                 provenance=provenance,
+                safe_range=safe_range.scaled(safe_range.strength),
+                refinements=refinements,
+                refined=None if refined is None else refined.method,
+                second_opinion=None if second is None else _second_opinion(second, test_pairs, answers),
             )
         )
 
-    def _extract(self, train: ContrastPairDataset, folder: Path | None) -> SteeringVectorSet:
-        """The vectors of all layers. A stopped extraction is resumed from the folder."""
-        return extract_vectors(
+    def _extract(self, train: ContrastPairDataset, folder: Path | None) -> dict[str, SteeringVectorSet]:
+        """The vectors of all layers, by the name of their read-out. A stopped extraction is resumed from the folder."""
+        options = self.options
+        statistics = read_statistics(
             self._model,
             self._tokenizer,
             train,
             self._layers,
-            method=self.options.method,
-            token_position=self.options.token_position,
+            methods=[options.method],
+            token_positions=_POSITIONS if options.token_position is None else [options.token_position],
             resume=None if folder is None else folder / _SUMS_FILE,
             show_progress=self._show_progress,
         )
+        names = dict.fromkeys(position for _, position in statistics.layers)
+        return {position: statistics.vectors(options.method, position) for position in names}
+
+    def _refine(
+        self,
+        vector: SteeringVector,
+        train: Sequence[ContrastPair],
+        validation: SplitMeasurer,
+        judge: Judge,
+        checkpoint: Checkpoint,
+    ) -> tuple[Refinement, ...]:
+        """The vector turned towards the model's gradient in two ways, each steered on the validation split."""
+        if not self.options.refine:
+            return ()
+        pairs = [render_pair(self._tokenizer, pair) for pair in spread(train, _REFINING_PAIRS)]
+
+        def steer(turn: Callable[..., SteeringVector]) -> Refinement:
+            turned = turn(self._model, vector, pairs, self._cost, self.options.budget)
+            strength = self._calibrate(turned).strength
+            answers = validation.answers(turned, strength, judge)
+            method, cosine = turned.metadata["refinement"], turned.metadata["cosine_to_start"]
+            return Refinement(method, turned.vector, cosine, strength, answers)
+
+        step = checkpoint.get_or_compute
+        return tuple(step(turn.__name__, partial(steer, turn), Refinement) for turn in (blend, tilt))
 
     def _measurer(self, pairs: Sequence[ContrastPair]) -> SplitMeasurer:
         options = self.options
@@ -279,9 +352,10 @@ class Tuner:
     def _steer(self, vector: SteeringVector, score: float, split: SplitMeasurer, judge: Judge) -> LayerCandidate:
         """Steers a candidate layer at its calibrated strength."""
         calibration = self._calibrate(vector)
-        curve = split.curve(vector, calibration, _ENDS)
+        curve = split.curve(vector, calibration.strength, _ENDS, calibration)
         answers = split.answers(vector, calibration.strength, judge)
-        return LayerCandidate(vector.layer_index, score, calibration.strength, curve, answers)
+        position = vector.metadata["token_position"]
+        return LayerCandidate(vector.layer_index, score, calibration.strength, curve, answers, position)
 
     def _calibrate(self, vector: SteeringVector) -> Calibration:
         """The strength at which a vector spends the budget."""
@@ -304,7 +378,7 @@ class Tuner:
         chat = self._tokenizer
         model = (model_name(self._model), weights, tokenizer_digest(chat.tokenizer), chat.processor_template)
         pairs = [(split, found.behavior, found.sha256) for split, found in splits.items()]
-        return hashlib.sha256(repr((model, pairs, self.options.to_record(), judge)).encode()).hexdigest()
+        return hashlib.sha256(repr((_ALGORITHM, model, pairs, self.options.to_record(), judge)).encode()).hexdigest()
 
     def _provenance(self, splits: Mapping[str, ContrastPairDataset]) -> dict[str, Any]:
         import transformers
@@ -326,13 +400,47 @@ def _name_in(split: str, index: int) -> str:
     return f"{side_name(index)} of the {split} split"
 
 
-def _best_apart(scores: Mapping[int, float], count: int) -> list[int]:
-    """The layers with the best scores, no two next to each other: neighbours differ too little to choose between."""
-    chosen: list[int] = []
-    for layer in sorted(scores, key=lambda layer: -scores[layer]):
-        if all(abs(layer - other) > 1 for other in chosen):
-            chosen.append(layer)
+def _best_apart(scores: Mapping[tuple[str, int], float], count: int) -> list[tuple[str, int]]:
+    """The read-outs and layers with the best scores, no two at one layer or next to each other.
+
+    Neighbours differ too little to choose between.
+    """
+    chosen: list[tuple[str, int]] = []
+    for position, layer in sorted(scores, key=lambda place: -scores[place]):
+        if all(abs(layer - other) > 1 for _, other in chosen):
+            chosen.append((position, layer))
     return chosen[:count]
+
+
+def _rescaled(
+    extracted: Mapping[str, SteeringVectorSet],
+    candidates: Sequence[LayerCandidate],
+    vector: SteeringVector,
+    strength: float,
+    share: float,
+) -> SteeringVectorSet:
+    """The vectors of the candidates, scaled so that strength 1 of the chosen one is safe in both directions.
+
+    Args:
+        vector: the chosen one.
+        strength: its largest strength that is safe in both directions.
+        share: that strength by the strength that spends the budget. The other layers are scaled by the same share.
+    """
+    found = [
+        extracted[str(one.token_position)][one.layer_index].scale(share * one.calibrated_strength)
+        for one in candidates
+        if one.layer_index != vector.layer_index
+    ]
+    about = extracted[str(candidates[0].token_position)].metadata
+    return SteeringVectorSet(
+        vector.behavior,
+        [*found, vector.scale(strength)],
+        {**about, "chosen_layer": vector.layer_index},
+    )
+
+
+def _second_opinion(judge: Judge, pairs: Sequence[ContrastPair], answers: Answers) -> SecondOpinion:
+    return SecondOpinion(judge_name(judge), judge_accuracy(judge, pairs), answers.judged_by(judge).change)
 
 
 def _random_direction(vector: SteeringVector) -> SteeringVector:
@@ -354,8 +462,14 @@ def _finished(folder: Path, work: str) -> TunedSteering:
 def _with_evidence(tuned: TunedSteering) -> TunedSteering:
     """The tuning, whose vector set also records what a user of the set alone has to know of it."""
     effect, change = tuned.curve.effect, tuned.answers.change
+    assert tuned.safe_range is not None  # it is missing in files of earlier versions only
     evidence = {
-        "calibration": {"unit": "strength 1.0 costs the budget", "budget_kl": tuned.budget},
+        "calibration": {
+            "unit": "strengths -1 and 1 cost at most the budget and leave answers whole",
+            "budget_kl": tuned.budget,
+            "safe_range": [-tuned.safe_range.minus.strength, tuned.safe_range.plus.strength],
+            "bounds": [tuned.safe_range.minus.holds, tuned.safe_range.plus.holds],
+        },
         "effect": {"nats_per_token": effect.mean, "low": effect.low, "high": effect.high},
         "answers": {"change": change.mean, "low": change.low, "high": change.high},
         "steers": None if tuned.undecided else tuned.steers,

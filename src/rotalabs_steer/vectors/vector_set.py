@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotalabs_steer.arguments import as_integer, plain_value
+from rotalabs_steer.arguments import as_integer, as_real, plain_value
 from rotalabs_steer.errors import FileFormatError, LayerError, OptionError, VectorError
 from rotalabs_steer.files.formats import check_target, read_set
 from rotalabs_steer.files.hub import find_folder, push_files
@@ -91,6 +91,19 @@ class SteeringVectorSet:
         """The layer that tuning chose; None if the set is not tuned."""
         layer = as_integer(self.metadata.get(_CHOSEN_LAYER))
         return layer if layer in self._vectors else None
+
+    @property
+    def safe_range(self) -> tuple[float, float] | None:
+        """The strengths within which steering stays in the coherence budget and leaves answers whole.
+
+        It holds at least −1 to 1 for a calibrated set, and is None for a raw set, of which it was not measured.
+        """
+        calibration = self.metadata.get("calibration")
+        if not isinstance(calibration, Mapping):
+            return None
+        given = calibration.get("safe_range")
+        ends = [as_real(end) or 0.0 for end in given] if isinstance(given, list | tuple) else []
+        return min([-1.0, *ends]), max([1.0, *ends])
 
     @property
     def acting_layers(self) -> list[int]:

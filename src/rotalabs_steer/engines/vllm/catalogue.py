@@ -189,7 +189,7 @@ class Catalogue:
                 "layers": [layer for layer in vectors.layers if layer in self.layers],
                 "dim": self.model.hidden_size,
                 "model": vectors.model_name,
-                "safe_range": None if vectors.metadata.get("calibration") is None else [-1.0, 1.0],
+                "safe_range": vectors.safe_range and list(vectors.safe_range),
                 "steers": vectors.metadata.get("steers"),
             }
             for name, vectors in sorted(self.sets.items())
