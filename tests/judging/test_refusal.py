@@ -72,8 +72,8 @@ def test_answers_that_are_no_refusal(response):
 
 
 def test_it_agrees_with_the_pairs_of_the_package():
-    pairs = load_refusal_pairs("test")
-    assert sum(map(is_refusal, pairs.positives)) / len(pairs) >= 0.4
+    pairs = load_refusal_pairs()
+    assert sum(map(is_refusal, pairs.positives)) / len(pairs) >= 0.85
     assert not any(map(is_refusal, pairs.negatives))
 
 

@@ -1,8 +1,8 @@
 """Whether an answer is a refusal, judged by the phrases that it opens with.
 
 This is a baseline for English that needs no model. It misses refusals that use no word of refusing ("That is a recipe I
-keep my distance from"): in the package's own test pairs, whose refusals avoid stock phrases, it finds two in five, and
-it takes no answer for a refusal. An `LLMJudge` understands whole answers, and other languages.
+keep my distance from"): in the package's own pairs, most of whose refusals open with stock phrases, it finds nine in
+ten, and it takes no answer for a refusal. An `LLMJudge` understands whole answers, and other languages.
 """
 
 from __future__ import annotations
