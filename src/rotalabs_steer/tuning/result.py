@@ -120,7 +120,8 @@ class TunedSteering:
     def __str__(self) -> str:
         found = f"layer {self.layer_index}: log-odds {self.curve.effect} nats per token, answers {self.answers.change}"
         if self.steers:
-            return f"{self.behavior}, {found} at strength ±1 (KL {self.budget:g})"
+            safe = "" if self.safe_range is None else f"; safe from {self.safe_range}"
+            return f"{self.behavior}, {found} at strength ±1 (KL at most {self.budget:g}{safe})"
         if self.judge_at_chance:
             return (
                 f"{self.behavior}: whether it steers on this model cannot be said: the judge scores the positive side "

@@ -50,4 +50,4 @@ class SafeRange:
         return SafeRange(minus, plus, self.broken_unsteered)
 
     def __str__(self) -> str:
-        return f"−{self.minus.strength:.2g} ({self.minus.holds}) to +{self.plus.strength:.2g} ({self.plus.holds})"
+        return f"−{self.minus.strength:.2g} to +{self.plus.strength:.2g}"
