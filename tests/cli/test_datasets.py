@@ -108,7 +108,8 @@ def test_check_shows_the_first_findings_of_many(sound_file):
     rows += [{"positive": "a", "negative": "b", "prompt": f"q{n}"} for n in range(20) for _ in range(2)]
     result = run("check", write_rows(sound_file, rows))
     assert (
-        "  rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 20 more: 'positive' is of type int, expected a string." in result.stdout
+        "  rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 20 more: 'positive' is of type int, expected a string."
+        in result.stdout
     )
     assert "  and 11 more about row; --json prints them all." in result.stdout
 
