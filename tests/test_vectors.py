@@ -240,3 +240,13 @@ def test_a_set_is_of_one_model(tmp_path):
     (tmp_path / "metadata.json").write_text(json.dumps(document))
     with pytest.raises(FileFormatError, match="does not belong in a set of"):
         SteeringVectorSet.load(tmp_path)
+
+
+@pytest.mark.parametrize(("metadata", "expected"), [
+    ({}, None), ({"calibration": "yes"}, None), ({"calibration": {}}, (-1.0, 1.0)),
+    ({"calibration": {"safe_range": [-1.6, 1]}}, (-1.6, 1.0)), ({"calibration": {"safe_range": "wide"}}, (-1.0, 1.0)),
+    ({"calibration": {"safe_range": [None, 1.2]}}, (-1.0, 1.2)),
+])  # fmt: skip
+def test_the_safe_range_of_a_set(metadata, expected):
+    vectors = SteeringVectorSet("calm", [SteeringVector("calm", 1, torch.ones(4), "m")], metadata)
+    assert vectors.safe_range == expected

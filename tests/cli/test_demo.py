@@ -24,7 +24,7 @@ def test_the_demo_goes_the_whole_way(small_model, tmp_path):
     assert vectors.metadata["effect"]["low"] <= vectors.metadata["effect"]["high"]
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert page.count("<svg") == 4
-    assert f"chosen was {vectors.chosen_layer}." in page
+    assert f"layer {vectors.chosen_layer} was chosen." in page
     assert "Which tokens carry it" in page
     assert not re.search(r'(src|href)="http', page), "the report needs the network"
 

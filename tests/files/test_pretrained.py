@@ -82,10 +82,16 @@ def test_the_card_says_what_is_known(tmp_path):
     assert "CAA: mean difference of activations (Rimsky et al. 2024), read at: response" in card
     assert f"20 contrast pairs, SHA-256 {'ab' * 32}" in card
     assert "| Tuned layer | 2 |" in card
-    assert "1.0 costs 0.1 nats of KL per token" in card
+    assert "strengths from -1 to 1 cost at most 0.1 nats of KL per token" in card
     assert "+0.41 nats per token of log-odds, 95 % interval +0.33 to +0.49 |" in card
     assert "95 % interval -0.02 to +0.12: it includes zero, so no effect is shown" in card
     assert 'SteeringVectorSet.from_pretrained("PATH_OR_REPO_ID")' in card
+
+
+def test_the_card_has_the_safe_range(tmp_path):
+    about = {"calibration": {"budget_kl": 0.2, "safe_range": [-1.0, 1.37]}}
+    SteeringVectorSet("calm", [SteeringVector("calm", 1, torch.ones(8), "org/model")], about).save_pretrained(tmp_path)
+    assert "| Safe range | -1 to 1.4 |" in (tmp_path / "README.md").read_text("utf-8")
 
 
 def test_the_card_says_what_is_not_known_and_no_path_of_the_machine(tmp_path):

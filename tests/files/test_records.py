@@ -103,7 +103,7 @@ def saved(tmp_path):
 
 def test_the_file_of_a_tuning_has_the_keys_that_it_had_before(saved):
     record = json.loads(saved.read_text())
-    assert list(record["finalists"][0]) == ["layer", "first_order_score", "unit", "curve", "answers"]
+    assert list(record["finalists"][0]) == ["layer", "first_order_score", "unit", "curve", "answers", "token_position"]
     assert list(record["curve"]) == ["layer", "unit", "fractions", "propensities", "costs"]
     assert list(record["answers"]) == ["prompts", "by_strength"]
     assert list(record["answers"]["by_strength"][0]) == ["strength", "texts", "scores"]

@@ -64,8 +64,9 @@ def test_a_pane_that_is_stopped_is_written_no_further():
 
 def test_only_tuned_behaviours_have_a_safe_range():
     tuned, untuned = Behavior("a", (-1.0, 1.0), True), Behavior("b", None)
-    assert "strength ±1 costs the coherence budget" in panes.strength_legend([tuned, untuned])
+    assert "strengths from −1 to 1 stay in the coherence budget" in panes.strength_legend([tuned, untuned])
     assert "no safe range is known" in panes.strength_legend([untuned])
     assert panes.strength_remark(tuned) is None
     assert panes.strength_remark(untuned) == "raw: no safe range known"
+    assert panes.strength_remark(Behavior("d", (-1.0, 1.42), True)) == "safe from −1 to 1.4"
     assert panes.strength_remark(Behavior("c", (-1.0, 1.0), False)) == "does not steer on this model"

@@ -44,8 +44,9 @@ def wordy(count):
 
 
 def test_candidate_layers_are_not_neighbours():
-    scores = {("last", 3): 1.0, ("response", 4): 0.9, ("response", 5): 0.8, ("response", 9): 0.1, ("last", 10): 0.2}
-    assert _best_apart(scores, 3) == [("last", 3), ("response", 5), ("last", 10)]
+    scores = {("last", 3): 1.0, ("response", 4): 0.9, ("last", 5): 0.8, ("response", 9): 0.1, ("last", 12): 0.2}
+    assert _best_apart(scores, 3) == [("last", 3), ("last", 5), ("last", 12)], "layer 4 is next to layer 3"
+    assert _best_apart({**scores, ("response", 8): 0.95}, 3) == [("last", 3), ("response", 8), ("last", 5)]
 
 
 @pytest.mark.parametrize("name", ["budget", "candidates", "prompts", "max_new_tokens", "validation_pairs"])
@@ -93,8 +94,9 @@ def test_a_behaviour_is_tuned(smollm, tokenizer, tmp_path):
             assert bound.kl == pytest.approx(tuned.budget, rel=0.06), "no larger strength stays in the budget"
         assert bound.broken <= tuned.safe_range.broken_unsteered + 0.05
     assert [costs[-1.0], costs[1.0]] == pytest.approx([tuned.curve.cost_at(at).kl for at in (-1.0, 1.0)], rel=1e-3)
-    assert [one.method for one in tuned.refinements] == ["blend", "tilt 2"]
-    assert all(0.7 <= one.cosine < 0.999 for one in tuned.refinements)
+    assert 0.7 <= tuned.refinement.cosine < 0.999
+    best = max(candidate.answers.change.mean for candidate in tuned.candidates)
+    assert tuned.refined is (tuned.refinement.answers.change.mean > best)
     loaded = SteeringVectorSet.load(tmp_path / "formality")
     assert loaded == tuned.vectors
     assert loaded.get_best().layer_index == tuned.layer_index
@@ -141,11 +143,11 @@ def test_stopped_tuning_goes_on_to_the_same_result(llama, words, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         tune(llama, words, pairs, tmp_path / "humor", **TINY)
     steps = json.loads((tmp_path / "humor" / "unfinished-tuning.json").read_text())["steps"]
-    kept = sum(name.startswith(("layer ", "blend")) for name in steps)
+    kept = sum(name.startswith(("layer ", "refinement")) for name in steps)
     assert kept == stopped_after
     with pytest.raises(OptionError, match=r"unfinished-tuning\.json belongs to work with another model, other pairs"):
         tune(llama, words, wordy(16), tmp_path / "humor", **TINY)
-    rest = len(whole.candidates) + len(whole.refinements) + 1
+    rest = len(whole.candidates) + 2  # the refinement, and the test answers
     calls, stopped_after = 0, stopped_after + rest  # lets the rest through, and counts it
     resumed = tune(llama, words, pairs, tmp_path / "humor", **TINY)
     assert resumed.to_record() == json.loads(json.dumps(whole.to_record())) | {"provenance": whole.provenance}
@@ -320,7 +322,7 @@ def test_a_broken_answer_counts_as_unsteered():
 
 def test_without_refinement_the_extracted_vector_is_chosen(llama, words):
     tuned = tune(llama, words, wordy(15), refine=False, token_position="last", **TINY)
-    assert (tuned.refinements, tuned.refined) == ((), None)
+    assert (tuned.refinement, tuned.refined) == (None, False)
     assert {candidate.token_position for candidate in tuned.candidates} == {"last"}
 
 

@@ -129,9 +129,12 @@ def tune(
 
 _STEPS = {
     "scores": "scoring the layers",
+    "refinement": "turning the vector towards the model's gradient",
+    "safe range": "finding the safe strengths",
     "test": "measuring the chosen layer on the test pairs",
     "control": "measuring a random direction",
     "answers": "answering the test prompts",
+    "judge accuracy": "measuring the judge",
 }
 
 

@@ -110,13 +110,12 @@ class Refinement:
     """The chosen layer's vector, turned towards the model's gradient, steered on the validation split.
 
     Attributes:
-        method: "blend" or "tilt 2"; see `tuning.refinement`.
+        vector: `[hidden]`; see `tuning.refinement`.
         cosine: to the vector that it began as.
         calibrated_strength: the strength at which it spends the coherence budget.
         answers: the answers to the validation prompts. The vector whose answers change most is chosen.
     """
 
-    method: str
     vector: torch.Tensor
     cosine: float
     calibrated_strength: float

@@ -38,30 +38,9 @@ FIRST_TOKENS = 8
 LEAST_COSINE = 0.7
 """A refined vector stays at least this similar to the vector that it began as."""
 
-_STEP_ANGLE, _BLEND_ANGLE = 0.2, 0.8  # radians
+_STEP_ANGLE = 0.2  # radians
 _MOMENTUM = 0.8
 _PAIRS_PER_STEP = 16
-
-
-def blend(
-    model: nn.Module, vector: SteeringVector, pairs: Sequence[RenderedPair], cost: NeutralCost, budget: float
-) -> SteeringVector:
-    """The vector turned once, by up to 0.8 rad, towards the gradient of the unsteered model.
-
-    Args:
-        pairs: training pairs.
-        cost: the Fisher information of neutral text at the vector's layer.
-        budget: the nats of KL per token that the vector is going to cost.
-
-    Returns:
-        A vector of about the same cost at the same strength. Its cosine to the given vector is at least 0.7.
-
-    Raises:
-        ActivationError: the model cannot be differentiated, or a gradient is not finite.
-    """
-    turner = _Turner(model, vector, cost, budget)
-    turned = turner.turn(turner.start, turner.gradient(pairs, [0.0 * turner.start]), _BLEND_ANGLE)
-    return turner.finished(turned, "blend")
 
 
 def tilt(
@@ -74,16 +53,30 @@ def tilt(
 ) -> SteeringVector:
     """The vector turned by a few steps of 0.2 rad towards the gradients at plus and at minus its working strength.
 
-    Arguments, result and errors are those of `blend`. The same pairs in the same order always give the same vector.
+    The same pairs in the same order always give the same vector.
+
+    Args:
+        pairs: training pairs.
+        cost: the Fisher information of neutral text at the vector's layer.
+        budget: the nats of KL per token that the vector is going to cost.
+
+    Returns:
+        A vector of a similar cost at the same strength. Its cosine to the given vector is at least 0.7, and
+        `metadata["cosine_to_start"]`.
+
+    Raises:
+        ActivationError: the model cannot be differentiated, or a gradient is not finite.
     """
     turner = _Turner(model, vector, cost, budget)
     present, momentum = turner.start, torch.zeros_like(turner.start)
     for step in range(steps):
         batch = [pairs[(step * _PAIRS_PER_STEP + n) % len(pairs)] for n in range(min(_PAIRS_PER_STEP, len(pairs)))]
         gradient = turner.gradient(batch, [present, -present])
+        if not bool(gradient.any()):  # the openings of the responses are alike, so there is nowhere to turn to
+            break
         momentum = _MOMENTUM * momentum + gradient / gradient.norm()
         present = turner.turn(present, momentum, _STEP_ANGLE)
-    return turner.finished(present, f"tilt {steps}")
+    return turner.finished(present)
 
 
 class _Turner:
@@ -119,20 +112,20 @@ class _Turner:
         """The present vector turned by an angle, or by less where it would end too far from the start."""
         u = self._power(present, 0.5)
         aside = towards - u * (towards @ u) / (u @ u)
-        aside = aside * (u.norm() / aside.norm())
+        aside = aside * (u.norm() / aside.norm().clamp_min(torch.finfo(aside.dtype).tiny))
         for share in (1.0, 0.75, 0.5, 0.25):
             turned = self._power(math.cos(share * angle) * u + math.sin(share * angle) * aside, -0.5)
             if torch.cosine_similarity(turned, self.start, dim=0) >= LEAST_COSINE:
                 return turned
         return present
 
-    def finished(self, found: Float[torch.Tensor, " hidden"], method: str) -> SteeringVector:
+    def finished(self, found: Float[torch.Tensor, " hidden"]) -> SteeringVector:
         """The vector in the scale of the given one, so that it costs about the same at the same strength."""
         vector, cosine = self._vector, float(torch.cosine_similarity(found, self.start, dim=0))
         return dataclasses.replace(
             vector,
             vector=found * (vector.norm / self.start.norm()),
-            metadata={**vector.metadata, "refinement": method, "cosine_to_start": cosine},
+            metadata={**vector.metadata, "cosine_to_start": cosine},
         )
 
     def _power(self, vector: Float[torch.Tensor, " hidden"], exponent: float) -> Float[torch.Tensor, " hidden"]:

@@ -46,8 +46,8 @@ class TunedSteering:
         judge_accuracy: share of test pairs whose positive response the judge scores above the negative one. It is None
             in files of earlier releases where the judge was not a `TextJudge`.
         safe_range: how strongly each sign may steer. Strengths −1 and 1 are both inside.
-        refinements: the variants of the chosen layer's vector that were tried.
-        refined: the method of the chosen variant, or None where the extracted vector was chosen.
+        refinement: the chosen layer's vector turned towards the model's gradient, where that was tried.
+        refined: whether that vector was chosen, because it changed the validation answers more.
         second_opinion: what a judge that chose nothing says, where there is one.
         provenance: the model, the versions, the pairs, the options, the judge, the seed and the date.
     """
@@ -63,8 +63,8 @@ class TunedSteering:
     judge_accuracy: float | None
     provenance: Mapping[str, Any]
     safe_range: SafeRange | None = None
-    refinements: tuple[Refinement, ...] = ()
-    refined: str | None = None
+    refinement: Refinement | None = None
+    refined: bool = False
     second_opinion: SecondOpinion | None = None
 
     @property

@@ -5,8 +5,7 @@
 2. Each candidate is calibrated to the strength that spends the coherence budget and then steered on the validation
    split. What the model writes decides between them, because the log-odds of given responses alone mislead. Broken
    answers count as unsteered.
-3. The best candidate's vector is turned a little towards the model's gradient, in two ways, and what the model writes
-   decides again.
+3. The best candidate's vector is turned a little towards the model's gradient, and what the model writes decides again.
 4. Strength 1 is set so that both signs stay in the budget and leave the answers whole.
 5. The test split, which was used for nothing else, shows how well the chosen vector steers.
 """
@@ -49,7 +48,7 @@ from rotalabs_steer.tuning.candidates import Answers, LayerCandidate, Refinement
 from rotalabs_steer.tuning.checkpoint import Checkpoint
 from rotalabs_steer.tuning.curves import LayerCurve
 from rotalabs_steer.tuning.first_order import FirstOrder, NeutralCost
-from rotalabs_steer.tuning.refinement import blend, tilt
+from rotalabs_steer.tuning.refinement import tilt
 from rotalabs_steer.tuning.result import RECORD_FILE, TunedSteering
 from rotalabs_steer.tuning.safe_range import SafeRange
 from rotalabs_steer.tuning.split_measurer import SplitMeasurer
@@ -57,7 +56,7 @@ from rotalabs_steer.vectors import SteeringVector, SteeringVectorSet
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -277,11 +276,12 @@ class Tuner:
         best = max(candidates, key=lambda candidate: candidate.answers.change.mean)
         position = str(best.token_position)
         start = extracted[position][best.layer_index]
-        refinements = self._refine(start, list(splits["train"]), validation, judge, checkpoint)
-        better = [one for one in refinements if one.answers.change.mean > best.answers.change.mean]
-        refined = max(better, key=lambda one: one.answers.change.mean, default=None)
-        vector = start if refined is None else dataclasses.replace(start, vector=refined.vector)
-        calibrated = (refined or best).calibrated_strength
+        refine = partial(self._refine, start, list(splits["train"]), validation, judge)
+        refinement = step("refinement", refine, Refinement) if self.options.refine else None
+        if refinement is not None and refinement.answers.change.mean > best.answers.change.mean:
+            vector, calibrated = dataclasses.replace(start, vector=refinement.vector), refinement.calibrated_strength
+        else:
+            vector, calibrated = start, best.calibrated_strength
         find_range = partial(validation.safe_range, vector, calibrated, self.options.budget)
         safe_range = step("safe range", find_range, SafeRange)
         vectors = _rescaled(extracted, candidates, vector, safe_range.strength, safe_range.strength / calibrated)
@@ -300,8 +300,8 @@ class Tuner:
                 judge_accuracy=step("judge accuracy", lambda: judge_accuracy(judge, test_pairs), float),
                 provenance=provenance,
                 safe_range=safe_range.scaled(safe_range.strength),
-                refinements=refinements,
-                refined=None if refined is None else refined.method,
+                refinement=refinement,
+                refined=vector is not start,
                 second_opinion=None if second is None else _second_opinion(second, test_pairs, answers),
             )
         )
@@ -323,27 +323,14 @@ class Tuner:
         return {position: statistics.vectors(options.method, position) for position in names}
 
     def _refine(
-        self,
-        vector: SteeringVector,
-        train: Sequence[ContrastPair],
-        validation: SplitMeasurer,
-        judge: Judge,
-        checkpoint: Checkpoint,
-    ) -> tuple[Refinement, ...]:
-        """The vector turned towards the model's gradient in two ways, each steered on the validation split."""
-        if not self.options.refine:
-            return ()
+        self, vector: SteeringVector, train: Sequence[ContrastPair], validation: SplitMeasurer, judge: Judge
+    ) -> Refinement:
+        """Turns a vector towards the model's gradient and steers with it on the validation split."""
         pairs = [render_pair(self._tokenizer, pair) for pair in spread(train, _REFINING_PAIRS)]
-
-        def steer(turn: Callable[..., SteeringVector]) -> Refinement:
-            turned = turn(self._model, vector, pairs, self._cost, self.options.budget)
-            strength = self._calibrate(turned).strength
-            answers = validation.answers(turned, strength, judge)
-            method, cosine = turned.metadata["refinement"], turned.metadata["cosine_to_start"]
-            return Refinement(method, turned.vector, cosine, strength, answers)
-
-        step = checkpoint.get_or_compute
-        return tuple(step(turn.__name__, partial(steer, turn), Refinement) for turn in (blend, tilt))
+        turned = tilt(self._model, vector, pairs, self._cost, self.options.budget)
+        strength = self._calibrate(turned).strength
+        answers = validation.answers(turned, strength, judge)
+        return Refinement(turned.vector, turned.metadata["cosine_to_start"], strength, answers)
 
     def _measurer(self, pairs: Sequence[ContrastPair]) -> SplitMeasurer:
         options = self.options
@@ -401,12 +388,15 @@ def _name_in(split: str, index: int) -> str:
 
 
 def _best_apart(scores: Mapping[tuple[str, int], float], count: int) -> list[tuple[str, int]]:
-    """The read-outs and layers with the best scores, no two at one layer or next to each other.
+    """The read-outs and layers with the best scores, the best of each read-out first.
 
-    Neighbours differ too little to choose between.
+    No two are at one layer or next to each other, because neighbours differ too little to choose between. Scores of
+    different read-outs say little of which makes the model write what it should, so each read-out gets a candidate.
     """
+    ranked = sorted(scores, key=lambda place: -scores[place])
+    first = {position: (position, layer) for position, layer in reversed(ranked)}
     chosen: list[tuple[str, int]] = []
-    for position, layer in sorted(scores, key=lambda place: -scores[place]):
+    for position, layer in [*sorted(first.values(), key=ranked.index), *ranked]:
         if all(abs(layer - other) > 1 for _, other in chosen):
             chosen.append((position, layer))
     return chosen[:count]
