@@ -50,5 +50,5 @@ def test_an_engine_to_extract_from_does_not_steer(reading, prompts):
 
 
 def test_an_engine_that_steers_keeps_no_activations(llm, pairs):
-    with pytest.raises(OptionError, match="make it with extraction_engine"):
+    with pytest.raises(OptionError, match="Make it with extraction_engine"):
         extract_vectors(llm, pairs)

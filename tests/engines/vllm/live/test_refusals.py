@@ -12,7 +12,7 @@ from rotalabs_steer.errors import OptionError, VectorError
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"wram": 1.0}, "Unknown behaviour 'wram'. This server has: calm, cool, warm"),
+        ({"wram": 1.0}, "Unknown behaviour 'wram'. This server has: calm, cool, spread, warm"),
         ({"warm": float("nan")}, "it must be a number from -10 to 10"),
         ({"warm": 1e30}, "it must be a number from -10 to 10"),
         ({"behaviors": {"warm": 1.0}, "layers": [3]}, "has no vector at layer 3"),
@@ -49,7 +49,7 @@ def test_vectors_that_do_not_fit_are_refused_before_anything_is_loaded(options, 
     ("config", "message"),
     [
         ({"rotalabs_steer": {"vektors": "x"}}, "it takes vectors, max_strength, layers, check_model, capture"),
-        ({"rotalabs_steer": {}}, "Give a folder of vectors"),
+        ({"rotalabs_steer": {}}, "Give either a folder of vectors to steer by"),
         ({"rotalabs_steer": {"vectors": "/nowhere"}}, "/nowhere has no vector sets"),
     ],
 )
