@@ -72,7 +72,7 @@ def heat_map_figure(tuned: TunedSteering) -> Figure:
             label.set(fontweight="bold", color=ACCENT)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("strength (1 = the coherence budget)")
+    axes.set_xlabel("strength (−1 to 1 is safe)")
     return figure
 
 
