@@ -31,7 +31,7 @@ from rotalabs_steer.steering.conditions import Condition, fit_condition
 from rotalabs_steer.steering.schedules import LinearDecay, StopAfter
 from rotalabs_steer.steering.scopes import AfterMarker, TokenRange
 from rotalabs_steer.steering.strengths import check_strength
-from rotalabs_steer.tuning.tuner import TuningOptions
+from rotalabs_steer.tuning.options import TuningOptions
 from tiny import make_vector
 
 IDS = torch.tensor([[1, 5, 6]])

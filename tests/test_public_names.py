@@ -4,11 +4,13 @@ import sys
 import pytest
 
 import rotalabs_steer
-from rotalabs_steer import datasets, evaluation, extraction, steering, tuning
+from rotalabs_steer import datasets, evaluation, extraction, judging, steering, tuning
 from rotalabs_steer.integrations import langchain
 
 
-@pytest.mark.parametrize("module", [rotalabs_steer, datasets, evaluation, extraction, langchain, steering, tuning])
+@pytest.mark.parametrize(
+    "module", [rotalabs_steer, datasets, evaluation, extraction, judging, langchain, steering, tuning]
+)
 def test_every_public_name_can_be_imported(module):
     for name in module.__all__:
         assert getattr(module, name) is not None

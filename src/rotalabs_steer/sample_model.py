@@ -6,12 +6,11 @@ user's cache.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from rotalabs_steer.cached_folders import make_once, user_cache
 from rotalabs_steer.errors import MissingDependencyError, missing_dependency
 
 SAMPLE_MODEL = "SmolLM2-135M-Instruct"
@@ -28,10 +27,9 @@ def sample_model_path() -> Path:
 
     # A tokenizer that one major release of transformers saved cannot be read by another.
     major = transformers.__version__.partition(".")[0]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "rotalabs-steer" / f"transformers-{major}" / SAMPLE_MODEL
+    folder = user_cache() / f"transformers-{major}" / SAMPLE_MODEL
     if not (folder / "config.json").exists():
-        _convert(_gguf_file(), folder)
+        make_once(folder, "config.json", partial(_convert, _gguf_file()))
     return folder
 
 
@@ -47,8 +45,8 @@ def _gguf_file() -> Path:
     return files[0]
 
 
-def _convert(gguf_file: Path, folder: Path) -> None:
-    """Writes the model to a temporary folder beside `folder`, then renames that, so that it is never incomplete."""
+def _convert(gguf_file: Path, folder: Path) -> Path:
+    """Writes the model to a folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -63,14 +61,6 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     model.hf_quantizer = model.quantization_method = None
     vars(model.config).pop("quantization_config", None)
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)  # it has no config.json, so it is not a model
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

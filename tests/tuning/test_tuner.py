@@ -10,14 +10,16 @@ from rotalabs_steer import ActivationInjector, MultiVectorInjector, SteeringVect
 from rotalabs_steer.datasets import ContrastPair, ContrastPairDataset, load_behavior, load_formality_pairs, save_jsonl
 from rotalabs_steer.errors import DatasetError, FileFormatError, OptionError
 from rotalabs_steer.evaluation import TunedSteering, tune
+from rotalabs_steer.extraction import extract_vectors
 from rotalabs_steer.files.records import to_json
 from rotalabs_steer.generation.continuation import generate_texts
 from rotalabs_steer.judging.scoring import judge_accuracy
 from rotalabs_steer.judging.text_judge import TextJudge
 from rotalabs_steer.measures.coherence import CoherenceProbe
 from rotalabs_steer.tuning.candidates import Answers, JudgedTexts
+from rotalabs_steer.tuning.options import TuningOptions
 from rotalabs_steer.tuning.split_measurer import SplitMeasurer
-from rotalabs_steer.tuning.tuner import Tuner, TuningOptions, _best_apart
+from rotalabs_steer.tuning.tuner import Tuner, _best_apart
 
 QUICK = {"candidates": 2, "prompts": 2, "max_new_tokens": 4, "judge_by": "words", "show_progress": False}
 TINY = QUICK | {"budget": 1e-3}  # what a random model can cost is little
@@ -334,3 +336,16 @@ def test_an_unknown_kind_of_judge_is_an_error():
 def test_the_older_name_of_candidates_is_taken(llama, words):
     options = {name: value for name, value in TINY.items() if name != "candidates"}
     assert len(tune(llama, words, wordy(15), finalists=1, **options).candidates) == 1
+
+
+@pytest.mark.real_model
+def test_answers_that_break_bound_the_strength(smollm, tokenizer):
+    """At a budget of 1 nat this model repeats itself with the formality vector, on both sides."""
+    vector = extract_vectors(smollm, tokenizer, list(load_formality_pairs("train"))[:16], [14], show_progress=False)[14]
+    pairs = list(load_formality_pairs("test"))[:6]
+    measurer = SplitMeasurer(smollm, tokenizer, CoherenceProbe(smollm, tokenizer), pairs, 6, 32)
+    found = measurer.safe_range(vector, 2.0, 1.0)
+    for bound in (found.minus, found.plus):
+        assert bound.holds == "answers"
+        assert bound.broken <= found.broken_unsteered + 0.05
+        assert bound.kl < 0.9

@@ -74,7 +74,8 @@ def tune(
     """
     from rotalabs_steer.extraction.methods import get_method
     from rotalabs_steer.extraction.readout import check_readout
-    from rotalabs_steer.tuning.tuner import Tuner, TuningOptions
+    from rotalabs_steer.tuning.options import TuningOptions
+    from rotalabs_steer.tuning.tuner import Tuner
 
     get_method(method)
     if position is not None:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rotalabs_steer.datasets import ContrastPairDataset
+    from rotalabs_steer.tuning.options import TuningOptions
     from rotalabs_steer.tuning.result import TunedSteering
-    from rotalabs_steer.tuning.tuner import Tuner, TuningOptions
+    from rotalabs_steer.tuning.tuner import Tuner
 
 
 def tune_side_by_side(

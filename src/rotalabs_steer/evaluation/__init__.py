@@ -28,8 +28,9 @@ from rotalabs_steer.measures.capability import CapabilityCheck, capability_check
 from rotalabs_steer.measures.detection import Detection, auroc, detection_auroc, project
 from rotalabs_steer.measures.projected_text import ProjectedText
 from rotalabs_steer.measures.text_statistics import TextMeasures, measure_texts
+from rotalabs_steer.tuning.options import TuningOptions
 from rotalabs_steer.tuning.result import TunedSteering
-from rotalabs_steer.tuning.tuner import Tuner, TuningOptions, tune
+from rotalabs_steer.tuning.tuner import Tuner, tune
 
 __all__ = [
     "BehaviorMetrics",

@@ -95,8 +95,9 @@ class CoherenceProbe:
         self._inputs, self._slots = batch.inputs, torch.cat(batch.slots)
         self._next = torch.tensor([token for text in texts for token in [*text[1:], _NO_NEXT_TOKEN]])
         with unsteered(model):
-            self._reference = self._logits().log_softmax(dim=-1)
-            self.unsteered = self.measure()
+            logits = self._logits()
+        self._reference = logits.log_softmax(dim=-1)
+        self.unsteered = self._cost_of(logits)
 
     def cost(self) -> float:
         """KL(unsteered ‖ model as it is steered now), in nats per token."""
@@ -108,9 +109,12 @@ class CoherenceProbe:
         Raises:
             ActivationError: the model's predictions are not finite.
         """
+        return self._cost_of(self._logits())
+
+    def _cost_of(self, steered: torch.Tensor) -> CoherenceCost:
         divergence, likelihood = 0.0, 0.0
         targets = self._next.to(self._reference.device)
-        parts = (torch.split(tensor, _ROWS_AT_ONCE) for tensor in (self._logits(), self._reference, targets))
+        parts = (torch.split(tensor, _ROWS_AT_ONCE) for tensor in (steered, self._reference, targets))
         for logits, reference, followed_by in zip(*parts, strict=True):
             log_probs = logits.log_softmax(dim=-1)
             divergence += float(kl_div(log_probs, reference, log_target=True, reduction="sum"))

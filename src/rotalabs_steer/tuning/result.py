@@ -137,6 +137,25 @@ class TunedSteering:
     def __repr__(self) -> str:
         return f"<TunedSteering: {self}>"
 
+    def with_evidence(self) -> Self:
+        """The same tuning, whose vector set also records what a user of the set alone has to know of it."""
+        effect, change, safe = self.curve.effect, self.answers.change, self.safe_range
+        assert safe is not None  # it is missing in files of earlier versions only
+        evidence = {
+            "calibration": {
+                "unit": "strengths -1 and 1 cost at most the budget and leave answers whole",
+                "budget_kl": self.budget,
+                "safe_range": [-safe.minus.strength, safe.plus.strength],
+                "bounds": [safe.minus.holds, safe.plus.holds],
+            },
+            "effect": {"nats_per_token": effect.mean, "low": effect.low, "high": effect.high},
+            "answers": {"change": change.mean, "low": change.low, "high": change.high},
+            "steers": None if self.undecided else self.steers,
+            "dataset_sha256": self.provenance["dataset_sha256"],
+        }
+        vectors = SteeringVectorSet(self.behavior, list(self.vectors), {**self.vectors.metadata, **evidence})
+        return dataclasses.replace(self, vectors=vectors)
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the vector set (as `SteeringVectorSet.save`) and, beside it, everything else as `tuning.json`."""
         self.vectors.save(directory)

@@ -19,7 +19,7 @@ from rotalabs_steer.tuning.curves import LayerCurve
 from rotalabs_steer.tuning.safe_range import MOST_MORE_BROKEN, Bound, SafeRange
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -93,11 +93,8 @@ class SplitMeasurer:
 
     def answers(self, vector: SteeringVector, strength: float, judge: Judge) -> Answers:
         """Greedy answers to the prompts at minus the calibrated strength, unsteered, and at plus that strength."""
-        count = len(self._prompts)
-        # Both signs go through the model in one batch, which takes little longer than one of them.
-        with ActivationInjector(self._model, [vector], [-strength] * count + [strength] * count):
-            steered = self._generate(self._prompts * 2)
-        texts = {-1.0: steered[:count], 0.0: self._unsteered_answers, 1.0: steered[count:]}
+        minus, plus = self._answer(vector, -strength, strength)
+        texts = {-1.0: minus, 0.0: self._unsteered_answers, 1.0: plus}
         rows = (JudgedTexts(sign, written, judge_texts(judge, written)) for sign, written in texts.items())
         return Answers(self._prompts, tuple(rows))
 
@@ -112,9 +109,11 @@ class SplitMeasurer:
         largest = {sign: self._probe.calibrate(injector, start, budget, (sign,)).strength for sign in (-1.0, 1.0)}
         before, shares = share_broken(self._unsteered_answers), dict.fromkeys(largest, 1.0)
         while True:
-            broken = self._broken(vector, {sign: shares[sign] * strength for sign, strength in largest.items()})
-            too_many = [sign for sign, share in broken.items() if share > before + MOST_MORE_BROKEN]
-            if not too_many or min(shares.values()) < _LEAST_SHARE:
+            answers = self._answer(vector, *(sign * shares[sign] * strength for sign, strength in largest.items()))
+            broken = dict(zip(largest, map(share_broken, answers), strict=True))
+            too_many = [sign for sign in largest if broken[sign] > before + MOST_MORE_BROKEN]
+            too_many = [sign for sign in too_many if shares[sign] >= _LEAST_SHARE]
+            if not too_many:
                 break
             for sign in too_many:
                 shares[sign] *= _REDUCTION
@@ -128,13 +127,12 @@ class SplitMeasurer:
 
         return SafeRange(bound(-1.0), bound(1.0), before)
 
-    def _broken(self, vector: SteeringVector, strengths: Mapping[float, float]) -> dict[float, float]:
-        """The share of broken answers at one strength of each sign."""
+    def _answer(self, vector: SteeringVector, minus: float, plus: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Greedy answers to the prompts at two strengths, in one batch, which takes little longer than one of them."""
         count = len(self._prompts)
-        rows = [sign * strength for sign, strength in strengths.items() for _ in range(count)]
-        with ActivationInjector(self._model, [vector], rows):
+        with ActivationInjector(self._model, [vector], [minus] * count + [plus] * count):
             texts = self._generate(self._prompts * 2)
-        return dict(zip(strengths, (share_broken(texts[:count]), share_broken(texts[count:])), strict=True))
+        return texts[:count], texts[count:]
 
     @cached_property
     def _unsteered_propensities(self) -> torch.Tensor:

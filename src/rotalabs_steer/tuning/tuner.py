@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -24,22 +23,18 @@ import torch
 from tqdm.auto import tqdm
 
 import rotalabs_steer
-from rotalabs_steer.arguments import as_integer, as_real
 from rotalabs_steer.chat.tokenizer import ChatTokenizer
 from rotalabs_steer.datasets.loading import pairs_from
 from rotalabs_steer.datasets.rendering import render_pair
 from rotalabs_steer.datasets.splits import split_pairs, spread
 from rotalabs_steer.errors import OptionError
 from rotalabs_steer.extraction.extract import read_statistics
-from rotalabs_steer.extraction.methods import DEFAULT_METHOD
 from rotalabs_steer.extraction.pair_texts import check_scorable, side_name, sides_of
-from rotalabs_steer.extraction.readout import readout_name
-from rotalabs_steer.files.records import to_json
 from rotalabs_steer.judging.embedding_judge import EmbeddingJudge, can_embed
 from rotalabs_steer.judging.identity import judge_identity
 from rotalabs_steer.judging.scoring import judge_accuracy, judge_name, judge_of, judge_texts
 from rotalabs_steer.judging.text_judge import TextJudge
-from rotalabs_steer.measures.coherence import DEFAULT_BUDGET, Calibration, CoherenceProbe
+from rotalabs_steer.measures.coherence import Calibration, CoherenceProbe
 from rotalabs_steer.model.decoder import decoder_layers, model_fingerprint, model_name
 from rotalabs_steer.model.digest import model_digest, tokenizer_digest
 from rotalabs_steer.steering.injection import ActivationInjector
@@ -48,6 +43,7 @@ from rotalabs_steer.tuning.candidates import Answers, LayerCandidate, Refinement
 from rotalabs_steer.tuning.checkpoint import Checkpoint
 from rotalabs_steer.tuning.curves import LayerCurve
 from rotalabs_steer.tuning.first_order import FirstOrder, NeutralCost
+from rotalabs_steer.tuning.options import TuningOptions
 from rotalabs_steer.tuning.refinement import tilt
 from rotalabs_steer.tuning.result import RECORD_FILE, TunedSteering
 from rotalabs_steer.tuning.safe_range import SafeRange
@@ -61,71 +57,18 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rotalabs_steer.datasets.pairs import ContrastPair, ContrastPairDataset
-    from rotalabs_steer.extraction.readout import Readout
     from rotalabs_steer.judging.scoring import Judge, LearningJudge
 
 _SEED = 0
 _ALGORITHM = 2
 """Raised whenever the steps change, so that no result mixes steps of two versions."""
 _POSITIONS = ("response", "last")
-_JUDGES = ("auto", "meaning", "words")
 _REFINING_PAIRS = 32
 _FRACTIONS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 _ENDS = (-1.0, 0.0, 1.0)
 """Without the strengths between, which would not change the decision."""
 _STEPS_FILE = "unfinished-tuning.json"
 _SUMS_FILE = "unfinished-extraction.safetensors"
-
-
-@dataclass(frozen=True)
-class TuningOptions:
-    """How tuning extracts vectors, and how much it measures.
-
-    Attributes:
-        method: how vectors are extracted; see `extract_vectors`.
-        token_position: where they are read. By default both the responses and their last tokens are tried.
-        refine: whether to try the chosen vector turned towards the model's gradient; see `tuning.refinement`.
-        judge_by: what the default judge goes by: "meaning" (an `EmbeddingJudge`), "words" (a `TextJudge`), or "auto",
-            which is "meaning" where sentence-transformers and all-mpnet-base-v2 are installed, else "words".
-        budget: the coherence budget: the most KL on neutral text, in nats per token, that strength 1 or −1 may cost.
-        candidates: how many candidate layers to steer before choosing one.
-        validation_pairs: how many validation pairs score the layers and the candidates. They are taken evenly from the
-            split.
-        prompts: how many prompts of each split the model answers.
-        max_new_tokens: the maximum number of new tokens in each answer.
-        template_options: options of the chat template, as in `{"enable_thinking": False}`.
-
-    Raises:
-        OptionError: a number is not above zero, or not an integer where it counts something.
-    """
-
-    method: str = DEFAULT_METHOD
-    token_position: Readout | None = None
-    refine: bool = True
-    judge_by: str = "auto"
-    budget: float = DEFAULT_BUDGET
-    candidates: int = field(default=3, metadata={"key": "finalists"})
-    validation_pairs: int = 8
-    prompts: int = 12
-    max_new_tokens: int = 32
-    template_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        for name in ("budget", "candidates", "validation_pairs", "prompts", "max_new_tokens"):
-            given = getattr(self, name)
-            number = as_real(given) if name == "budget" else as_integer(given)
-            if number is None or number <= 0:
-                kind = "a number" if name == "budget" else "an integer"
-                raise OptionError(f"{name} is {given!r}; it must be {kind} above zero.")
-            object.__setattr__(self, name, number)
-        if self.judge_by not in _JUDGES:
-            raise OptionError(f"judge_by is {self.judge_by!r:.80}; use one of: {', '.join(_JUDGES)}.")
-
-    def to_record(self) -> dict[str, Any]:
-        """The options as JSON values."""
-        position = self.token_position
-        record: dict[str, Any] = to_json(self)
-        return record | {"token_position": None if position is None else readout_name(position)}
 
 
 def tune(
@@ -287,24 +230,22 @@ class Tuner:
         vectors = _rescaled(extracted, candidates, vector, safe_range.strength, safe_range.strength / calibrated)
         steering = vectors[best.layer_index]
         answers = step("answers", lambda: test.answers(steering, 1.0, judge), Answers)
-        return _with_evidence(
-            TunedSteering(
-                behavior=vectors.behavior,
-                budget=self.options.budget,
-                vectors=vectors,
-                first_order_scores=dict(enumerate(scores[position])),
-                candidates=tuple(candidates),
-                curve=step("test", lambda: test.curve(steering, 1.0, _FRACTIONS), LayerCurve),
-                control=step("control", control, LayerCurve),
-                answers=answers,
-                judge_accuracy=step("judge accuracy", lambda: judge_accuracy(judge, test_pairs), float),
-                provenance=provenance,
-                safe_range=safe_range.scaled(safe_range.strength),
-                refinement=refinement,
-                refined=vector is not start,
-                second_opinion=None if second is None else _second_opinion(second, test_pairs, answers),
-            )
-        )
+        return TunedSteering(
+            behavior=vectors.behavior,
+            budget=self.options.budget,
+            vectors=vectors,
+            first_order_scores=dict(enumerate(scores[position])),
+            candidates=tuple(candidates),
+            curve=step("test", lambda: test.curve(steering, 1.0, _FRACTIONS), LayerCurve),
+            control=step("control", control, LayerCurve),
+            answers=answers,
+            judge_accuracy=step("judge accuracy", lambda: judge_accuracy(judge, test_pairs), float),
+            provenance=provenance,
+            safe_range=safe_range.scaled(safe_range.strength),
+            refinement=refinement,
+            refined=vector is not start,
+            second_opinion=None if second is None else _second_opinion(second, test_pairs, answers),
+        ).with_evidence()
 
     def _extract(self, train: ContrastPairDataset, folder: Path | None) -> dict[str, SteeringVectorSet]:
         """The vectors of all layers, by the name of their read-out. A stopped extraction is resumed from the folder."""
@@ -447,23 +388,3 @@ def _finished(folder: Path, work: str) -> TunedSteering:
             "adapters or chat template have changed is another). Choose another folder."
         )
     return tuned
-
-
-def _with_evidence(tuned: TunedSteering) -> TunedSteering:
-    """The tuning, whose vector set also records what a user of the set alone has to know of it."""
-    effect, change = tuned.curve.effect, tuned.answers.change
-    assert tuned.safe_range is not None  # it is missing in files of earlier versions only
-    evidence = {
-        "calibration": {
-            "unit": "strengths -1 and 1 cost at most the budget and leave answers whole",
-            "budget_kl": tuned.budget,
-            "safe_range": [-tuned.safe_range.minus.strength, tuned.safe_range.plus.strength],
-            "bounds": [tuned.safe_range.minus.holds, tuned.safe_range.plus.holds],
-        },
-        "effect": {"nats_per_token": effect.mean, "low": effect.low, "high": effect.high},
-        "answers": {"change": change.mean, "low": change.low, "high": change.high},
-        "steers": None if tuned.undecided else tuned.steers,
-        "dataset_sha256": tuned.provenance["dataset_sha256"],
-    }
-    vectors = SteeringVectorSet(tuned.behavior, list(tuned.vectors), {**tuned.vectors.metadata, **evidence})
-    return dataclasses.replace(tuned, vectors=vectors)
